@@ -1,0 +1,248 @@
+//! The tables a data worker reads: plain data, compiled once when a resource arrives.
+//!
+//! A worker takes an `Arc` of a cell when it accepts a connection and reads the current value of
+//! the cell with one atomic load per request; a change builds a new value off to the side and
+//! swaps it in. Nothing here takes a lock on a request's way.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use weft_api::identity::SpiffeId;
+pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
+
+use crate::balance::{EndpointHealth, SharedLimits};
+
+/// A new process-wide number, never used twice.
+pub fn fresh_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// What connections to one original destination are.
+#[derive(Debug)]
+pub struct Destination {
+    /// Unique to this compiled value; worker-local state hangs on it.
+    pub id: u64,
+    pub namespace: Arc<str>,
+    /// Service, or workload when it is addressed directly.
+    pub service: Arc<str>,
+    pub port: u16,
+    pub protocol: Protocol,
+    /// In order of precedence.
+    pub routes: Vec<Arc<Route>>,
+}
+
+#[derive(Debug)]
+pub struct Route {
+    pub id: u64,
+    /// "<kind>/<namespace>/<name>[/<rule>]", for people.
+    pub name: Arc<str>,
+    /// Any of them; none means every request.
+    pub matches: Vec<RouteMatch>,
+    /// Weight and backend; a weight of 0 takes no share.
+    pub backends: Vec<(u32, Arc<Backend>)>,
+    /// Sum of the weights.
+    pub total_weight: u32,
+    pub policy: RoutePolicy,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteMatch {
+    pub method: Option<Box<str>>,
+    pub path: Option<PathMatch>,
+    /// Lower-case name and exact value.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    Exact(Box<str>),
+    /// By whole path elements; without a trailing slash, except for "/" itself.
+    Prefix(Box<str>),
+}
+
+/// Where requests are sent.
+#[derive(Debug)]
+pub struct Backend {
+    /// Unique to this compiled value; worker-local balancers hang on it.
+    pub id: u64,
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    pub port: u16,
+    pub endpoints: Arc<EndpointsCell>,
+    pub policy: BackendPolicy,
+    /// Counters of the concurrency limits, shared by the workers; kept across recompilations of
+    /// the same backend.
+    pub limits: Arc<SharedLimits>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct RoutePolicy {
+    /// From the request's head to the end of the response.
+    pub request_timeout: Option<Duration>,
+    /// Each try, to the head of its response.
+    pub per_try_timeout: Option<Duration>,
+    /// No byte either way.
+    pub idle_timeout: Option<Duration>,
+    /// `None`: only what was never processed is tried again.
+    pub retry: Option<Arc<RetryPolicy>>,
+    pub fallback: Option<Arc<Fallback>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Tries after the first.
+    pub attempts: u32,
+    pub status_codes: Vec<u16>,
+    pub grpc_codes: Vec<u32>,
+    pub connect_failure: bool,
+    pub refused_stream: bool,
+    pub reset: bool,
+    pub timeout: bool,
+    /// Empty: the idempotent methods of RFC 9110 section 9.2.2.
+    pub methods: Vec<Box<str>>,
+    pub backoff_base: Duration,
+    pub backoff_max: Duration,
+    /// Bytes of a request's body kept for another try.
+    pub max_body: usize,
+    pub budget_percent: u32,
+    pub budget_min_per_second: u32,
+}
+
+#[derive(Debug)]
+pub enum Fallback {
+    Response {
+        status: u16,
+        headers: Vec<(Box<str>, Box<str>)>,
+        body: bytes::Bytes,
+    },
+    Backend(Arc<Backend>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackendPolicy {
+    pub algorithm: Algorithm,
+    pub hash_key: Option<HashKey>,
+    /// Percent 0-100: with fewer well endpoints than this, all are used.
+    pub panic_threshold: u32,
+    /// 0 is no limit.
+    pub max_connections: u32,
+    pub max_requests: u32,
+    pub max_pending_requests: u32,
+    pub outlier: Option<OutlierDetection>,
+    pub connect_timeout: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashKey {
+    /// Lower-case name.
+    Header(Box<str>),
+    Cookie(Box<str>),
+    SourceAddress,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutlierDetection {
+    /// 0 is off, here and below.
+    pub consecutive_gateway_errors: u32,
+    pub consecutive_5xx: u32,
+    /// Percent 0-100.
+    pub success_rate_threshold: u32,
+    pub success_rate_min_requests: u32,
+    pub interval: Duration,
+    pub base_ejection: Duration,
+    pub max_ejection: Duration,
+    /// Percent 0-100.
+    pub max_ejection_percent: u32,
+}
+
+/// The endpoints of one backend, as last told.
+#[derive(Debug, Default)]
+pub struct EndpointSet {
+    /// Grows with every change; worker-local state compares it.
+    pub generation: u64,
+    pub endpoints: Vec<Arc<EndpointInfo>>,
+}
+
+#[derive(Debug)]
+pub struct EndpointInfo {
+    pub address: SocketAddr,
+    /// The SPIFFE id that the peer must show; `None`: plaintext.
+    pub identity: Option<Arc<SpiffeId>>,
+    /// "<namespace>/<name>".
+    pub workload: Arc<str>,
+    pub zone: Arc<str>,
+    pub weight: u32,
+    /// As the control plane sees it.
+    pub state: Health,
+    /// Outlier state, shared by the workers and kept across updates of the same address.
+    pub health: Arc<EndpointHealth>,
+}
+
+/// Endpoints that change under those who hold the cell.
+#[derive(Debug, Default)]
+pub struct EndpointsCell {
+    pub name: Arc<str>,
+    pub current: ArcSwap<EndpointSet>,
+}
+
+/// What is known of an original destination.
+#[derive(Debug, Clone)]
+pub enum Known {
+    /// Asked for, not answered yet.
+    Pending,
+    /// Not part of the mesh: pass through to the original address.
+    Absent,
+    Present(Arc<Destination>),
+}
+
+/// The proxy's own workload.
+#[derive(Debug, Default)]
+pub struct Workload {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    pub display_name: Arc<str>,
+    pub service_account: Arc<str>,
+    pub zone: Arc<str>,
+    pub mtls: MtlsMode,
+    pub ports: Vec<WorkloadPort>,
+    /// 1/10000 of the requests that carry no decision.
+    pub sampling_per_myriad: u32,
+    pub access_log: AccessLog,
+    pub otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct WorkloadPort {
+    pub port: u16,
+    pub protocol: Protocol,
+    pub mtls: Option<MtlsMode>,
+}
+
+impl Workload {
+    /// Mode and declared protocol of one of the workload's ports.
+    pub fn port(&self, port: u16) -> (MtlsMode, Protocol) {
+        match self.ports.iter().find(|p| p.port == port) {
+            Some(p) => (p.mtls.unwrap_or(self.mtls), p.protocol),
+            None => (self.mtls, Protocol::Auto),
+        }
+    }
+}
+
+impl Default for BackendPolicy {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::PeakEwma,
+            hash_key: None,
+            panic_threshold: 50,
+            max_connections: 0,
+            max_requests: 0,
+            max_pending_requests: 0,
+            outlier: None,
+            connect_timeout: Duration::from_secs(5),
+        }
+    }
+}
