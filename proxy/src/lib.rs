@@ -4,7 +4,10 @@
 //! for the way from the mesh to the application.
 
 pub mod balance;
+pub mod capture;
 pub mod config;
+pub mod http;
+pub mod http1;
 pub mod identity;
 pub mod tables;
 pub mod telemetry;
