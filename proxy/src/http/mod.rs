@@ -7,6 +7,8 @@
 
 pub mod call;
 pub mod error;
+pub mod flow;
+pub mod observe;
 pub mod retry;
 pub mod route;
 

@@ -1,29 +1,22 @@
 //! A connection with the bytes that were read from it and not used yet, and a timer that costs
 //! nothing while it does not run out.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::time::Sleep;
 
+use crate::transport::scratch::poll_read_buf;
 use crate::transport::{Io, Stream};
 
-/// Bytes read at once while heads and small bodies pass.
-const SMALL_READ: usize = 4 * 1024;
+/// A body with more bytes than this to come is read straight into the connection's buffer.
+const LARGE_BODY: u64 = 16 * 1024;
 /// Bytes read at once while a large body passes.
 pub const LARGE_READ: usize = 64 * 1024;
-/// Bytes of the worker's scratch buffer, for connections that hold no buffer of their own.
-const SCRATCH: usize = 16 * 1024;
-
-thread_local! {
-    static SCRATCH_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into());
-}
-
 /// A connection and the bytes read from it that are not used yet.
 #[derive(Debug)]
 pub struct Conn {
@@ -52,32 +45,18 @@ impl Conn {
 
     /// Reads more; 0 is the end. `want` is how many bytes are known to come.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, want: u64) -> Poll<io::Result<usize>> {
-        if self.buf.is_empty() && want <= SMALL_READ as u64 {
-            return self.poll_fill_through_scratch(cx);
-        }
-        let size = if want > SMALL_READ as u64 { LARGE_READ } else { SMALL_READ };
-        if self.buf.capacity() - self.buf.len() < size / 4 {
-            self.buf.reserve(size);
-        }
-        let mut read = std::pin::pin!(self.io.read_buf(&mut self.buf));
-        let n = ready!(std::future::Future::poll(read.as_mut(), cx))?;
+        let n = if want > LARGE_BODY {
+            if self.buf.capacity() - self.buf.len() < LARGE_READ / 4 {
+                self.buf.reserve(LARGE_READ);
+            }
+            let mut read = std::pin::pin!(self.io.read_buf(&mut self.buf));
+            ready!(std::future::Future::poll(read.as_mut(), cx))?
+        } else {
+            // By way of the worker's buffer: a connection that waits holds no memory.
+            ready!(poll_read_buf(&mut self.io, cx, &mut self.buf))?
+        };
         self.eof |= n == 0;
         Poll::Ready(Ok(n))
-    }
-
-    /// Reads by way of the worker's buffer: a connection that waits holds no memory.
-    fn poll_fill_through_scratch(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        SCRATCH_BUFFER.with_borrow_mut(|scratch| {
-            let mut read = ReadBuf::new(scratch);
-            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
-            let bytes = read.filled();
-            if bytes.is_empty() {
-                self.eof = true;
-            } else {
-                self.buf.extend_from_slice(bytes);
-            }
-            Poll::Ready(Ok(bytes.len()))
-        })
     }
 
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
