@@ -5,7 +5,9 @@
 
 pub mod balance;
 pub mod config;
+pub mod detect;
 pub mod identity;
 pub mod tables;
+pub mod tcp;
 pub mod telemetry;
 pub mod transport;
