@@ -6,9 +6,11 @@
 pub mod balance;
 pub mod capture;
 pub mod config;
+pub mod detect;
 pub mod http;
 pub mod http1;
 pub mod identity;
 pub mod tables;
+pub mod tcp;
 pub mod telemetry;
 pub mod transport;

@@ -45,7 +45,7 @@ impl Io {
     /// everything is acknowledged, for a peer that had `close_notify` before.
     pub async fn abort_delivered(mut self) {
         let _ = timeout(
-            DELIVERY_STALL,
+            DELIVERY_LIMIT,
             poll_fn(|cx| Pin::new(&mut self).poll_flush(cx)),
         )
         .await;

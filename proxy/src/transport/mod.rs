@@ -26,6 +26,10 @@ pub mod connect;
 pub mod ending;
 pub mod scratch;
 pub mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use connect::{
     CONNECT_TIMEOUT, ConnectError, HANDSHAKE_TIMEOUT, Options, TlsError, accept_tls, connect_plain,

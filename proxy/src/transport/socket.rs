@@ -28,6 +28,11 @@ impl Socket {
         Self { tcp, ahead }
     }
 
+    /// Bytes read from TCP that TLS has not taken yet.
+    pub fn ahead(&self) -> usize {
+        self.ahead.len()
+    }
+
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
