@@ -5,6 +5,7 @@
 
 pub mod balance;
 pub mod config;
+pub mod discovery;
 pub mod identity;
 pub mod tables;
 pub mod telemetry;
