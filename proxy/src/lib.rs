@@ -7,6 +7,7 @@ pub mod balance;
 pub mod capture;
 pub mod config;
 pub mod detect;
+pub mod discovery;
 pub mod http;
 pub mod http1;
 pub mod identity;
