@@ -93,7 +93,7 @@ pub enum CredentialsError {
     #[error("the issued certificate names no workload: {0}")]
     Identity(#[from] PeerError),
     #[error("the issued certificate is for {shown}, not of the trust domain '{ours}'")]
-    ForeignTrustDomain { shown: SpiffeId, ours: String },
+    ForeignTrustDomain { shown: Box<SpiffeId>, ours: String },
     #[error("the issued certificate does not hold with the roots that are trusted: {0}")]
     Chain(String),
     #[error("the issued certificate and the key do not go together: {0}")]
@@ -199,7 +199,7 @@ impl Credentials {
         let id = peer_identity(&key.cert)?;
         if id.trust_domain != trust.domain() {
             return Err(CredentialsError::ForeignTrustDomain {
-                shown: id,
+                shown: Box::new(id),
                 ours: trust.domain().to_owned(),
             });
         }
@@ -307,6 +307,11 @@ impl Credentials {
     /// Where our own chain ends.
     pub fn issuer(&self) -> Issuer {
         self.issuer
+    }
+
+    /// Whether our certificate hangs on a root that is trusted now.
+    pub fn is_trusted(&self) -> bool {
+        self.issuer != Issuer::Unknown
     }
 
     /// Life left; zero once expired.

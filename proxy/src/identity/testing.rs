@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    KeyUsagePurpose, PublicKeyData, SanType,
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
@@ -43,13 +43,9 @@ impl Authority {
     pub(crate) fn sign(
         &self,
         params: &CertificateParams,
-        key: &KeyPair,
+        key: &impl PublicKeyData,
     ) -> CertificateDer<'static> {
         params.signed_by(key, &self.issuer).unwrap().der().clone()
-    }
-
-    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
-        &self.issuer
     }
 
     /// Credentials of `id`, trusting `trusted`.

@@ -36,9 +36,12 @@ pub enum PeerError {
     #[error("the peer's certificate does not name a workload: {0}")]
     NotWorkload(#[from] InvalidSpiffeId),
     #[error("the endpoint showed {shown} but {expected} was expected")]
-    WrongIdentity { shown: SpiffeId, expected: SpiffeId },
+    WrongIdentity {
+        shown: Box<SpiffeId>,
+        expected: Arc<SpiffeId>,
+    },
     #[error("the peer showed {shown}, which is not of the trust domain '{ours}'")]
-    ForeignTrustDomain { shown: SpiffeId, ours: String },
+    ForeignTrustDomain { shown: Box<SpiffeId>, ours: String },
     #[error("the peer's certificate is for another use than {0}")]
     WrongUse(&'static str),
     #[error("the peer's certificate does not hold: {0}")]
@@ -176,14 +179,14 @@ impl SpiffeVerifier {
             && shown != **expected
         {
             return Err(refusal(PeerError::WrongIdentity {
-                shown,
-                expected: SpiffeId::clone(expected),
+                shown: Box::new(shown),
+                expected: expected.clone(),
             }));
         }
         // Also with an expected identity: the roots speak for one trust domain only.
         if shown.trust_domain != self.trust.domain() {
             return Err(refusal(PeerError::ForeignTrustDomain {
-                shown,
+                shown: Box::new(shown),
                 ours: self.trust.domain().to_owned(),
             }));
         }
