@@ -90,23 +90,23 @@ async fn a_handshake_ends_in_time_and_says_what_failed() {
     assert!(matches!(error, TlsError::Protocol(_)), "{error}");
 
     // A certificate of somebody else's.
+    let options = Options::default();
     let (_, other) = tls_configs();
     let (accepted, connected) = tokio::join!(
         async {
             let (tcp, _) = listener.accept().await.unwrap();
             accept_tls(tcp.into(), other, HANDSHAKE_TIMEOUT).await
         },
-        connect_tls(addr, &Options::default(), client),
+        connect_tls(addr, &options, client),
     );
     let (accepted, connected) = (accepted.unwrap_err(), connected.unwrap_err());
     assert_eq!(connected.proxy_status(), "tls_certificate_error");
     assert!(matches!(accepted, TlsError::Alert(_)), "{accepted}");
 
     // A peer that goes away.
-    let (gone, _) = tokio::join!(
-        connect_tls(addr, &Options::default(), tls_configs().0),
-        async { drop(listener.accept().await) }
-    );
+    let (gone, _) = tokio::join!(connect_tls(addr, &options, tls_configs().0), async {
+        drop(listener.accept().await)
+    });
     assert_eq!(gone.unwrap_err().proxy_status(), "connection_terminated");
 }
 
