@@ -34,6 +34,12 @@ fn main() -> ExitCode {
             all(None);
             if nix::unistd::geteuid().is_root() {
                 all(Some(NOBODY));
+                let shared = start(None, "shared").wait_with_output().unwrap();
+                assert!(
+                    matches!(shared.status.code(), Some(0 | SKIPPED)),
+                    "shared network"
+                );
+                println!("shared network: {}", shared.status);
             }
         }
     }
@@ -107,6 +113,7 @@ fn nothing_outlives(user: Option<u32>, signal: Signal, depth: usize, code: Optio
 fn scenario(words: &[&str]) {
     match words {
         ["hosts"] => hosts(),
+        ["shared"] => shared(),
         ["exit"] => {
             enter();
             std::process::exit(7);
@@ -123,6 +130,7 @@ fn scenario(words: &[&str]) {
             std::io::stdout().flush().unwrap();
             sleep_forever();
         }
+        #[expect(clippy::zombie_processes, reason = "an orphan is what is wanted")]
         ["linger-inside"] => {
             let exe = std::env::current_exe().unwrap();
             Command::new(exe)
@@ -185,6 +193,46 @@ fn prints(host: &Host, launch: &Launch, words: &[&str]) -> String {
         .unwrap();
     assert!(output.status.success(), "{words:?} in {}", host.name());
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// On a network that others share, a fabric is joined by the next, hosts have different addresses,
+/// and the last to go takes the bridge away.
+fn shared() {
+    // Not the machine's own: one that stands for it.
+    if let Err(errno) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
+        println!("{errno}");
+        std::process::exit(SKIPPED);
+    }
+    if let Err(refused) = isolate(Network::Shared) {
+        println!("{refused}");
+        std::process::exit(SKIPPED);
+    }
+    let bridge = || {
+        std::fs::read_to_string("/proc/self/net/dev")
+            .unwrap()
+            .contains("weft0")
+    };
+    let options = FabricOptions {
+        refuse_unknown: false,
+        ..FabricOptions::default()
+    };
+    let first = Fabric::new(options.clone()).unwrap();
+    let second = Fabric::new(options).unwrap();
+    let (cart, shop) = (
+        first.add_host("cart").unwrap(),
+        second.add_host("shop").unwrap(),
+    );
+    assert_ne!(cart.v4(), shop.v4());
+    let target = SocketAddr::new(shop.v4().into(), 80);
+    let listener = shop.within(|| TcpListener::bind(target)).unwrap();
+    let server = std::thread::spawn(move || listener.accept().unwrap().0.write_all(b"shop"));
+    let said = prints(&cart, &Launch::default(), &["dial", &target.to_string()]);
+    assert_eq!(said, format!("{} says shop", shop.v4()));
+    server.join().unwrap().unwrap();
+    drop((cart, first));
+    assert!(bridge(), "the bridge went while a host was joined to it");
+    drop((shop, second));
+    assert!(!bridge(), "the bridge stayed behind");
 }
 
 /// Two hosts reach each other and this process by both families, see their own /etc/hosts, and are

@@ -41,19 +41,36 @@ impl Default for FabricOptions {
 }
 
 /// A bridge in the namespace of this process, which has the first address of its networks.
+///
+/// Deleted when dropped, unless a host is still joined to it.
 #[derive(Debug)]
 pub struct Fabric {
     options: FabricOptions,
     has_v6: bool,
 }
 
-/// A network namespace on the fabric. It lives as long as this value or a process in it.
+/// A network namespace on the fabric. It lives as long as a clone of this value or a process in it;
+/// with the last clone it is cut off from the bridge.
 #[derive(Clone, Debug)]
 pub struct Host {
     name: String,
     v4: Ipv4Addr,
     v6: Option<Ipv6Addr>,
     namespace: Arc<OwnedFd>,
+    /// Dropped with the last clone.
+    _cable: Arc<Cable>,
+}
+
+/// The near end of a host's veth pair, by name.
+#[derive(Debug)]
+struct Cable(String);
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        // The kernel does it too, some time after the last process in the namespace has gone; a
+        // bridge on the machine's own network should be free of it at once.
+        let _ = links::cut(&self.0);
+    }
 }
 
 impl Fabric {
@@ -100,18 +117,16 @@ impl Fabric {
         let namespace = links::new_namespace().map_err(failed)?;
         // The near end's name carries the host's number: taking the name takes the addresses.
         let mut number = 2;
-        while !links::join(
-            &self.options.name,
-            &format!("{}-{number}", self.options.name),
-            namespace.as_fd(),
-        )
-        .map_err(failed)?
-        {
+        let cable = loop {
+            let near = format!("{}-{number}", self.options.name);
+            if links::join(&self.options.name, &near, namespace.as_fd()).map_err(failed)? {
+                break Cable(near);
+            }
             number += 1;
             if number > MOST_HOSTS {
                 return Err(Error::Full(MOST_HOSTS));
             }
-        }
+        };
         let v4 = nth_v4(self.options.v4, number);
         let v6 = self.has_v6.then(|| nth_v6(self.options.v6, number));
         let mut addresses: Vec<links::Address> = vec![(v4.into(), 16)];
@@ -124,6 +139,7 @@ impl Fabric {
             v4,
             v6,
             namespace: Arc::new(namespace),
+            _cable: Arc::new(cable),
         })
     }
 
@@ -141,7 +157,7 @@ impl Fabric {
 impl Drop for Fabric {
     fn drop(&mut self) {
         // In a network of our own it would vanish anyway; on the machine's it stays while others
-        // are joined to it.
+        // (of another `weft run`) are joined to it.
         let _ = links::take_up_bridge(&self.options.name);
     }
 }

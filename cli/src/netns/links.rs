@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use futures_util::TryStreamExt as _;
 use nix::sched::{CloneFlags, setns, unshare};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags};
+use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 /// An address and the length of its network's prefix.
@@ -69,14 +70,26 @@ pub(super) fn lay_bridge(name: &str, addresses: &[Address]) -> io::Result<()> {
     })
 }
 
+/// Deletes a host's near device, and with it the far one.
+pub(super) fn cut(near: &str) -> io::Result<()> {
+    talk(async |handle| {
+        let index = index_of(&handle, near).await?;
+        handle.link().del(index).execute().await.map_err(to_io)
+    })
+}
+
 /// Deletes a bridge unless something is still joined to it.
 pub(super) fn take_up_bridge(name: &str) -> io::Result<()> {
-    let joined = std::fs::read_dir(format!("/sys/class/net/{name}/brif"))?.count();
-    if joined > 0 {
-        return Ok(());
-    }
     talk(async |handle| {
         let index = index_of(&handle, name).await?;
+        let mut links = handle.link().get().execute();
+        let mut joined = false;
+        while let Some(link) = links.try_next().await.map_err(to_io)? {
+            joined |= link.attributes.contains(&LinkAttribute::Controller(index));
+        }
+        if joined {
+            return Ok(());
+        }
         handle.link().del(index).execute().await.map_err(to_io)
     })
 }
