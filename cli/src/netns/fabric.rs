@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::error::Error;
 use super::launch::Launch;
-use super::{PROXY_ID, links};
+use super::{PROXY_ID, PROXY_MARK, links};
 
 /// The number of addresses we hand out: the last two bytes of each, less the network's own.
 const MOST_HOSTS: u16 = u16::MAX - 2;
@@ -143,14 +143,60 @@ impl Fabric {
         })
     }
 
-    /// Whether processes here can run as the proxy's own user ([`PROXY_ID`]). In a user namespace
-    /// without newuidmap there is one user only; then the proxy is told apart by
-    /// [`super::PROXY_MARK`].
+    /// How capture can tell the proxy's connections from the application's here: by user where
+    /// users can be switched, else (a user namespace without newuidmap has one user only) by mark.
     #[must_use]
-    pub fn can_switch_users(&self) -> bool {
-        ["/proc/self/uid_map", "/proc/self/gid_map"]
+    pub fn exemption(&self) -> Exemption {
+        let switchable = ["/proc/self/uid_map", "/proc/self/gid_map"]
             .iter()
-            .all(|map| std::fs::read_to_string(map).is_ok_and(|text| id_is_mapped(PROXY_ID, &text)))
+            .all(|map| {
+                std::fs::read_to_string(map).is_ok_and(|text| id_is_mapped(PROXY_ID, &text))
+            });
+        if switchable {
+            Exemption::User(PROXY_ID)
+        } else {
+            Exemption::Mark(PROXY_MARK)
+        }
+    }
+}
+
+/// What exempts a proxy's own connections from capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exemption {
+    /// It runs as this user and group, which nobody else does.
+    User(u32),
+    /// It sets this mark on its sockets (`SO_MARK`, which takes CAP_NET_ADMIN).
+    Mark(u32),
+}
+
+impl Exemption {
+    /// What `weft-proxy init` is told.
+    #[must_use]
+    pub fn init_arguments(self) -> Vec<String> {
+        match self {
+            Self::User(id) => {
+                vec![format!("--proxy-uid={id}"), format!("--proxy-gid={id}")]
+            }
+            Self::Mark(mark) => vec![format!("--proxy-mark={mark:#x}")],
+        }
+    }
+
+    /// The mark the proxy has to set on its connections, if it has to.
+    #[must_use]
+    pub fn mark(self) -> Option<u32> {
+        match self {
+            Self::User(_) => None,
+            Self::Mark(mark) => Some(mark),
+        }
+    }
+
+    /// How the proxy is launched.
+    #[must_use]
+    pub fn launch(self) -> Launch {
+        match self {
+            Self::User(id) => Launch::default().user(id, id),
+            Self::Mark(_) => Launch::default(),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ mod launch;
 mod links;
 
 pub use error::{Error, Refused};
-pub use fabric::{Fabric, FabricOptions, Host};
+pub use fabric::{Exemption, Fabric, FabricOptions, Host};
 pub use isolate::{Network, isolate};
 pub use launch::{Launch, hosts_file};
 
