@@ -26,6 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs `body` in a process that is root in new user and network namespaces.
 fn in_namespaces(test: &str, body: impl FnOnce()) {
+    isolated(test, true, body);
+}
+
+/// Runs `body` in a process with a new network namespace; as this user, or as the only user of a
+/// new user namespace.
+fn isolated(test: &str, new_users: bool, body: impl FnOnce()) {
     if std::env::var_os(CHILD).is_some() {
         body();
         return;
@@ -41,6 +47,9 @@ fn in_namespaces(test: &str, body: impl FnOnce()) {
     // SAFETY: between fork and exec there are only system calls on data prepared here.
     unsafe {
         child.pre_exec(move || {
+            if !new_users {
+                return Ok(unshare(CloneFlags::CLONE_NEWNET)?);
+            }
             unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
             maps.iter()
                 .try_for_each(|(path, text)| std::fs::write(path, text))
@@ -48,7 +57,7 @@ fn in_namespaces(test: &str, body: impl FnOnce()) {
     }
     match child.status() {
         Ok(status) => assert!(status.success(), "{test} failed in its namespaces"),
-        Err(error) => eprintln!("skipped {test}: no user namespaces here ({error})"),
+        Err(error) => eprintln!("skipped {test}: no namespaces here ({error})"),
     }
 }
 
@@ -423,5 +432,56 @@ fn iptables_captures_once_and_is_removed() {
             );
         }
         captured_no_more(&far);
+    });
+}
+
+/// Only root has more than one user to try.
+#[test]
+fn the_proxys_user_and_group_are_left_alone() {
+    const TEST: &str = "the_proxys_user_and_group_are_left_alone";
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped {TEST}: it takes root");
+        return;
+    }
+    isolated(TEST, false, || {
+        let far = two_hosts();
+        let (there, outbound) = (
+            within(&far, || listen("[::]:80")),
+            listen("127.0.0.1:15001"),
+        );
+        let config = Config {
+            ipv4_only: true,
+            ..Config::default()
+        };
+        // The rules see the file-system ids a socket was made with; those are a thread's own.
+        let dial_as = |set_ids: fn()| {
+            let dialled = std::thread::spawn(move || {
+                set_ids();
+                dial(addr("10.77.0.2:80"), None)
+            });
+            dialled.join().unwrap()
+        };
+        let mut backends = vec![Backend::Nftables];
+        if Command::new("iptables-restore")
+            .arg("--version")
+            .output()
+            .is_ok()
+        {
+            backends.push(Backend::Iptables);
+        }
+        for backend in backends {
+            // Rules for IPv6 that stand go when IPv6 is not wanted.
+            capture::apply(&Config::default(), backend).unwrap();
+            assert!(capture::check(&config, backend).unwrap().is_some());
+            capture::apply(&config, backend).unwrap();
+            assert_eq!(capture::check(&config, backend).unwrap(), None);
+            converse(&there, dial_as(|| _ = nix::unistd::setfsuid(1337.into())));
+            converse(&there, dial_as(|| _ = nix::unistd::setfsgid(1337.into())));
+            converse(
+                &outbound,
+                dial_as(|| _ = nix::unistd::setfsuid(1338.into())),
+            );
+            reaches(&there, "[fd77::2]:80");
+        }
     });
 }

@@ -12,8 +12,8 @@ use super::{Backend, apply, check, families, iptables, remove, rules};
 
 /// Hand this network namespace's TCP connections to the proxy.
 ///
-/// Replaces rules set earlier, so it may be run any number of times. UDP, and whatever goes over
-/// loopback, is left alone.
+/// Replaces rules set earlier, so it may be run any number of times. UDP, DNS and whatever goes
+/// over loopback are left alone.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Remove the rules instead of setting them.
@@ -41,13 +41,13 @@ pub struct Args {
     #[arg(long, value_parser = parse_mark, value_name = "MARK")]
     pub proxy_mark: Option<u32>,
     /// The port that outbound connections are handed to.
-    #[arg(long, default_value_t = DEFAULT_OUTBOUND_PORT, value_name = "PORT")]
+    #[arg(long, default_value_t = DEFAULT_OUTBOUND_PORT, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
     pub outbound_port: u16,
     /// The port that inbound connections are handed to.
-    #[arg(long, default_value_t = DEFAULT_INBOUND_PORT, value_name = "PORT")]
+    #[arg(long, default_value_t = DEFAULT_INBOUND_PORT, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
     pub inbound_port: u16,
     /// The proxy's admin port, reachable from outside as it is.
-    #[arg(long, default_value_t = DEFAULT_ADMIN_PORT, value_name = "PORT")]
+    #[arg(long, default_value_t = DEFAULT_ADMIN_PORT, value_parser = clap::value_parser!(u16).range(1..), value_name = "PORT")]
     pub admin_port: u16,
     /// Outbound ports to leave alone, such as 3306,9000-9100.
     #[arg(long, value_delimiter = ',', value_name = "PORTS")]
@@ -146,6 +146,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         return std::io::stdout()
             .write_all(text.as_bytes())
             .context("cannot print the rules");
+    }
+    if args.proxy_uid == 0 || args.proxy_gid == 0 {
+        tracing::warn!("whatever runs as root is exempt from capture, the application too");
     }
     let backend = apply(&config, args.backend).context("the capture rules could not be set")?;
     let version = if families(&config).len() == 2 {

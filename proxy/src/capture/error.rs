@@ -21,7 +21,7 @@ pub enum Error {
     #[error(
         "the kernel refused nftables while {step}: {errno}. It probably lacks a module: \
          try `modprobe -a nf_tables nft_chain_nat nft_redir nft_fib_ipv4 nft_fib_ipv6` on the \
-         node, or use --backend iptables"
+         node, or use --backend iptables; where only IPv6 is missing, --ipv4-only leaves it alone"
     )]
     NftablesUnsupported {
         /// What was being done.

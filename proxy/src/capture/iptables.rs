@@ -47,7 +47,9 @@ pub fn apply(tables: &[Table]) -> Result<(), Error> {
     with_flavour(tables, |table, flavour| {
         let standing = standing_jumps(&save(table.family, flavour)?);
         restore(table.family, flavour, &restore_text(table, standing))
-    })
+    })?;
+    // A family that was wanted once and is no longer.
+    Family::missing_from(tables).try_for_each(remove_family)
 }
 
 /// Deletes our chains and jumps, in every flavour that is installed and holds them.
@@ -55,18 +57,20 @@ pub fn apply(tables: &[Table]) -> Result<(), Error> {
 /// # Errors
 /// When a program that holds them refuses.
 pub fn remove() -> Result<(), Error> {
-    for family in [Family::V4, Family::V6] {
-        for flavour in FLAVOURS {
-            if !may_hold_rules(family, flavour) {
-                continue;
-            }
-            let saved = save(family, flavour)?;
-            if saved.contains("WEFT_") {
-                restore(family, flavour, &remove_text(&saved))?;
-            }
+    Family::ALL.into_iter().try_for_each(remove_family)
+}
+
+fn remove_family(family: Family) -> Result<(), Error> {
+    for flavour in FLAVOURS {
+        if holds_rules(family, flavour)? {
+            restore(family, flavour, &remove_text(&save(family, flavour)?))?;
         }
     }
     Ok(())
+}
+
+fn holds_rules(family: Family, flavour: &str) -> Result<bool, Error> {
+    Ok(may_hold_rules(family, flavour) && save(family, flavour)?.contains("WEFT_"))
 }
 
 /// Compares what stands with `tables`: `None` when it is the same, otherwise the first difference.
@@ -110,6 +114,12 @@ pub fn check(tables: &[Table]) -> Result<Option<String>, Error> {
         }
         Ok(())
     })?;
+    for family in Family::missing_from(tables) {
+        if difference.is_none() && holds_rules(family, "")? {
+            let name = program(family, "", "");
+            difference = Some(format!("{name} has chains of ours that are not wanted"));
+        }
+    }
     Ok(difference)
 }
 

@@ -10,7 +10,7 @@
 //! # What is captured
 //!
 //! Outbound (nat OUTPUT), TCP only, to port 15001, unless the connection is the proxy's own
-//! (user, group or socket mark), leaves by `lo`, or is excluded. Inbound (nat PREROUTING), TCP
+//! (user, group or socket mark), leaves by `lo`, is DNS over TCP, or is excluded. Inbound (nat PREROUTING), TCP
 //! only, to port 15006, when the destination is an address of this network namespace and the port
 //! is neither the proxy's own nor excluded. A nat chain sees only the first packet of a
 //! connection, so replies and established connections are never touched. UDP is never touched.

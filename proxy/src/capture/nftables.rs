@@ -70,7 +70,10 @@ fn number(family: Family) -> u8 {
 /// [`Error::NotPermitted`], or what the kernel lacks.
 pub fn apply(tables: &[Table]) -> Result<(), Error> {
     let (batch, steps) = apply_batch(tables);
-    commit(&batch, &steps)
+    commit(&batch, &steps)?;
+    // A family that was wanted once and is no longer; not in the batch, which a machine without
+    // IPv6 would refuse.
+    Family::missing_from(tables).try_for_each(remove_if_supported)
 }
 
 /// Deletes our tables in both families; it is no error when they are not there.
@@ -80,7 +83,11 @@ pub fn apply(tables: &[Table]) -> Result<(), Error> {
 pub fn remove() -> Result<(), Error> {
     // One batch each: on a machine without IPv6 the second is refused, which leaves nothing to do.
     remove_family(Family::V4)?;
-    match remove_family(Family::V6) {
+    remove_if_supported(Family::V6)
+}
+
+fn remove_if_supported(family: Family) -> Result<(), Error> {
+    match remove_family(family) {
         Err(error) if error.is_unsupported() => Ok(()),
         other => other,
     }
@@ -134,6 +141,19 @@ pub fn check(tables: &[Table]) -> Result<Option<String>, Error> {
                     )));
                 }
             }
+        }
+    }
+    for family in Family::missing_from(tables) {
+        let ours = |chain: &Vec<u8>| text(chain, attr::CHAIN_TABLE) == Some(TABLE.as_bytes());
+        match dump(&socket, GET_CHAIN, NEW_CHAIN, family, |_| {}) {
+            Ok(chains) if chains.iter().any(ours) => {
+                let family = family.nft_name();
+                return Ok(Some(format!(
+                    "the table `{family} {TABLE}` stands and is not wanted"
+                )));
+            }
+            Err(error) if !error.is_unsupported() => return Err(error),
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(None)

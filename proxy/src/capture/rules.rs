@@ -12,6 +12,9 @@ pub const TABLE: &str = "weft";
 /// namespace has translated it.
 pub const PRIORITY: i32 = -105;
 
+/// Names must resolve even while the proxy is starting or draining, over TCP as over UDP.
+const DNS_PORT: u16 = 53;
+
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -22,6 +25,16 @@ pub enum Family {
 }
 
 impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// Those for which `tables` has nothing.
+    pub(super) fn missing_from(tables: &[Table]) -> impl Iterator<Item = Self> {
+        Self::ALL
+            .into_iter()
+            .filter(|family| tables.iter().all(|table| table.family != *family))
+    }
+
     /// nftables' name of the family.
     #[must_use]
     pub fn nft_name(self) -> &'static str {
@@ -178,6 +191,13 @@ fn outbound(config: &Config, family: Family) -> Vec<Rule> {
             "the proxy's own, by mark",
         ));
     }
+    rules.push(leave_alone(
+        vec![
+            Match::Tcp,
+            Match::DestinationPort(PortRange::single(DNS_PORT)),
+        ],
+        "DNS over TCP, like DNS over UDP",
+    ));
     for &ports in &config.exclude_outbound_ports {
         rules.push(leave_alone(
             vec![Match::Tcp, Match::DestinationPort(ports)],

@@ -1,8 +1,10 @@
 //! Configuration in, rules out, in each of the three languages.
 
+use nix::errno::Errno;
+
 use super::netlink::{Answer, answers, attributes, find};
 use super::rules::{Family, nft_text, tables};
-use super::{Config, iptables, nftables};
+use super::{Config, Error, iptables, nftables};
 
 fn config() -> Config {
     Config {
@@ -27,6 +29,7 @@ table ip weft {
 		meta skuid 1337 return comment "the proxy's own, by user"
 		meta skgid 1337 return comment "the proxy's own, by group"
 		meta mark 0x539 return comment "the proxy's own, by mark"
+		tcp dport 53 return comment "DNS over TCP, like DNS over UDP"
 		tcp dport 3306 return comment "excluded outbound port"
 		tcp dport 9000-9100 return comment "excluded outbound port"
 		ip daddr 10.5.0.0/17 return comment "excluded outbound network"
@@ -66,6 +69,7 @@ fn iptables_text_of_one_family() {
 -A WEFT_OUTBOUND -o lo -j RETURN
 -A WEFT_OUTBOUND -m owner --uid-owner 1337 -j RETURN
 -A WEFT_OUTBOUND -m owner --gid-owner 1337 -j RETURN
+-A WEFT_OUTBOUND -p tcp --dport 53:53 -j RETURN
 -A WEFT_OUTBOUND -p tcp -j REDIRECT --to-ports 15001
 -I OUTPUT -p tcp -j WEFT_OUTBOUND
 -A WEFT_INBOUND -i lo -j RETURN
@@ -98,7 +102,7 @@ fn the_netlink_batch_is_one_transaction() {
     let kinds: Vec<u16> = messages.iter().map(|(kind, _)| *kind).collect();
     let (table, delete, chain, rule) = (0xa00, 0xa02, 0xa03, 0xa06);
     let mut family = vec![table, delete, table, chain];
-    family.extend([rule; 4]);
+    family.extend([rule; 5]);
     family.push(chain);
     family.extend([rule; 5]);
     let expected = [vec![0x10], family.clone(), family, vec![0x11]].concat();
@@ -131,5 +135,54 @@ fn cut_off_answers_are_no_answers() {
     let whole = answers(&batch).len();
     for length in 0..batch.len() {
         assert!(answers(&batch[..length]).len() < whole);
+    }
+}
+
+/// A kernel without a part of nf_tables makes way for iptables; missing rights do not, because
+/// iptables needs them too.
+#[test]
+fn refusals_are_told_apart() {
+    for errno in [
+        Errno::EOPNOTSUPP,
+        Errno::EPROTONOSUPPORT,
+        Errno::ENOENT,
+        Errno::EAFNOSUPPORT,
+    ] {
+        let error = Error::from_errno("adding the ip6 nat chain output", errno);
+        assert!(error.is_unsupported());
+        assert!(error.to_string().contains("modprobe"), "{error}");
+    }
+    let error = Error::from_errno("adding the table", Errno::EPERM);
+    assert!(!error.is_unsupported());
+    assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    assert!(!Error::from_errno("adding the table", Errno::ENOMEM).is_unsupported());
+}
+
+#[test]
+fn arguments_make_a_configuration() {
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: super::command::Args,
+    }
+    let parse = |line: &str| {
+        let words = ["init"].into_iter().chain(line.split_whitespace());
+        <Cli as clap::Parser>::try_parse_from(words).map(|cli| cli.args.config())
+    };
+    assert_eq!(parse("").unwrap(), Config::default());
+    let line = "--proxy-mark 0x539 --exclude-outbound-ports 3306,9000-9100 \
+                --exclude-outbound-cidrs 10.5.0.0/17,fd05::/16 --include-outbound-cidrs 10.0.0.0/8 \
+                --include-outbound-ports 80,443 --exclude-inbound-ports 22";
+    assert_eq!(parse(line).unwrap(), config());
+    for wrong in [
+        "--proxy-mark 0",
+        "--proxy-mark x",
+        "--outbound-port 0",
+        "--exclude-outbound-ports 0",
+        "--exclude-outbound-cidrs 10.0.0.0/40",
+        "--remove --check",
+        "--check --dry-run",
+    ] {
+        assert!(parse(wrong).is_err(), "{wrong}");
     }
 }
