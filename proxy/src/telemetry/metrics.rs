@@ -376,3 +376,6 @@ fn sums<K: Labels + Ord, C: Default, S>(
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests;

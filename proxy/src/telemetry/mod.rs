@@ -2,7 +2,7 @@
 //!
 //! - [`metrics`]: counters and histograms. A worker resolves a handle once (when it learns of an
 //!   endpoint, or accepts a connection) and then only writes memory of its own; the sums are made
-//!   when somebody asks.
+//!   when somebody asks ([`exposition`] for Prometheus, [`stats`] as JSON).
 //! - [`trace`]: trace context in and out, sampling, and the compact record of a span that a worker
 //!   sends away.
 //! - [`access_log`]: one JSON line a request, written by the control thread.
@@ -12,9 +12,12 @@
 
 pub mod access_log;
 pub mod cells;
+pub mod exposition;
 pub mod labels;
 pub mod metrics;
 pub mod names;
+pub mod process;
+pub mod stats;
 pub mod trace;
 
 pub use access_log::{AccessLogSink, AccessRecord};

@@ -186,7 +186,7 @@ pub enum Counter {
     OutlierEjections,
     /// Labels: result ("ack", "nack").
     DiscoveryUpdates,
-    /// Labels: reason ("queue_full", "export_failed").
+    /// Labels: reason ("queue_full", "export_failed", "no_endpoint").
     SpansDropped,
     SpansExported,
     AccessLogDropped,
