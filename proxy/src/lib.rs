@@ -15,6 +15,7 @@ pub mod identity;
 pub mod inbound;
 pub mod listen;
 pub mod outbound;
+pub mod run;
 pub mod tables;
 pub mod tcp;
 pub mod telemetry;
