@@ -10,8 +10,8 @@ use super::{ErrorCode, ProxyError, RequestView, route};
 use crate::balance::{
     Balancer, LimitReached, Outcome, Picked, RequestPermit, RetryBudget, Unavailable, hash_bytes,
 };
-use crate::telemetry::Counter;
 use crate::tables::{Backend, Destination, Fallback, HashKey, Route};
+use crate::telemetry::Counter;
 use crate::worker::{Pools, Worker};
 
 /// A request that has a route, a backend and a permit.
@@ -69,7 +69,7 @@ impl Call {
         })?;
         let backend = choose_backend(worker, route)?;
         let balancer = worker.balancer(backend);
-        let retry = route.policy.retry.as_deref();
+        let retry = route.policy.retry.as_ref();
         let mut call = Self {
             route: route.clone(),
             started: now,
@@ -203,7 +203,10 @@ impl Call {
             return None;
         }
         let pause = retry::backoff(policy, failure, self.tries, retry_after, worker.random());
-        if self.deadline.is_some_and(|deadline| now + pause >= deadline) {
+        if self
+            .deadline
+            .is_some_and(|deadline| now + pause >= deadline)
+        {
             return None;
         }
         // What was never processed cost the endpoint nothing: it does not draw on the budget.
@@ -239,7 +242,10 @@ impl Call {
 }
 
 /// Chooses among a route's backends by weight.
-pub fn choose_backend<'r>(worker: &Worker, route: &'r Arc<Route>) -> Result<&'r Arc<Backend>, ProxyError> {
+pub fn choose_backend<'r>(
+    worker: &Worker,
+    route: &'r Arc<Route>,
+) -> Result<&'r Arc<Backend>, ProxyError> {
     if let [(weight, only)] = &route.backends[..]
         && *weight > 0
     {
@@ -256,7 +262,10 @@ pub fn choose_backend<'r>(worker: &Worker, route: &'r Arc<Route>) -> Result<&'r 
     }
     Err(ProxyError::new(
         ErrorCode::NoEndpoint,
-        format!("route {}: it has no backend with a weight above 0", route.name),
+        format!(
+            "route {}: it has no backend with a weight above 0",
+            route.name
+        ),
     ))
 }
 

@@ -19,4 +19,4 @@ pub mod head;
 pub mod pool;
 mod serve;
 
-pub use serve::serve;
+pub use serve::{HEAD_TIMEOUT, serve};

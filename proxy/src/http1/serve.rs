@@ -145,12 +145,7 @@ impl crate::http::RequestView for Unreadable {
 }
 
 /// Waits for the next request's head.
-async fn next_head(
-    worker: &Worker,
-    flow: &Flow,
-    client: &mut Conn,
-    scratch: &mut Scratch,
-) -> Next {
+async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mut Scratch) -> Next {
     let since = Instant::now();
     let mut begun = None;
     let mut settled = false;
@@ -307,7 +302,12 @@ async fn request(
         framing::hop_by_hop(&client.buf, &scratch.head, &mut scratch.edits);
     }
     if let Some(traceparent) = propagate {
-        trace_edit(&scratch.head, &client.buf, &traceparent.to_bytes(), &mut scratch.edits);
+        trace_edit(
+            &scratch.head,
+            &client.buf,
+            &traceparent.to_bytes(),
+            &mut scratch.edits,
+        );
     }
     scratch.out.clear();
     scratch.to_client.clear();
@@ -525,7 +525,13 @@ impl Exchange<'_> {
             };
             let tried = self
                 .one_try(
-                    call, client, &mut server, &mut picked, scratch, &mut replay, reused,
+                    call,
+                    client,
+                    &mut server,
+                    &mut picked,
+                    scratch,
+                    &mut replay,
+                    reused,
                 )
                 .await;
             match tried {
@@ -654,15 +660,7 @@ impl Exchange<'_> {
         let mut passed = false;
         // Until the final head.
         let framing = loop {
-            let driven = drive(
-                &mut duplex,
-                response,
-                &self.method,
-                timer,
-                deadline,
-                idle,
-            )
-            .await;
+            let driven = drive(&mut duplex, response, &self.method, timer, deadline, idle).await;
             let untouched = duplex.sent == 0 && duplex.body_sent == 0;
             let replayable = !passed && (duplex.replay.is_some() || untouched);
             let heard = duplex.heard;
@@ -802,8 +800,8 @@ impl Exchange<'_> {
             Driven::Event(Event::Done) => {
                 let delimited = framing.body != Body::UntilClose;
                 let old = response.minor == 0 && !framing.keep_alive;
-                let server_stays = mesh
-                    || !(framing.close || old || self.framing.close || !self.persistent);
+                let server_stays =
+                    mesh || !(framing.close || old || self.framing.close || !self.persistent);
                 let client_stays = delimited
                     && complete
                     && (self.flow.from_mesh
