@@ -113,8 +113,8 @@ impl Registry {
     pub(super) fn snapshot_at(&self, now: Instant) -> Snapshot {
         let gauge = |g: Gauge| f64::from_bits(self.gauges[g as usize].load(Ordering::Relaxed));
         Snapshot {
-            requests: sums(&self.requests, now, |cells| RequestSum::of(cells)),
-            connections: sums(&self.connections, now, |cells| ConnectionSum::of(cells)),
+            requests: sums(&self.requests, now, RequestSum::of),
+            connections: sums(&self.connections, now, ConnectionSum::of),
             counters: sums(&self.counters, now, |cells| {
                 cells.iter().map(|c| c.count.get()).sum()
             }),
