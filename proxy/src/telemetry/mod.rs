@@ -16,6 +16,7 @@ pub mod cells;
 pub mod export;
 pub mod exposition;
 pub mod labels;
+pub mod log;
 pub mod metrics;
 pub mod names;
 pub mod process;
