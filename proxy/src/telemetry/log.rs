@@ -46,7 +46,10 @@ pub fn init(filter: &str) -> Result<LogControl, LogError> {
 }
 
 impl LogControl {
-    /// A control that belongs to `subscriber`, not to the process; for tests.
+    /// A layer and its control, for a subscriber of the caller's own instead of the process's.
+    ///
+    /// # Errors
+    /// When the filter cannot be read.
     pub fn with_layer(
         filter: &str,
     ) -> Result<(reload::Layer<EnvFilter, Registry>, Self), LogError> {
