@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::cells::BUCKETS;
+use super::super::cells::{BUCKET_LABELS, BUCKETS};
 use super::super::labels::{Direction, FlowProtocol, OTHER};
 use super::*;
 
@@ -141,6 +141,20 @@ fn a_series_nobody_holds_is_forgotten_in_time() {
         .record(200, None, Duration::ZERO);
     assert_eq!(names(start + FORGET_AFTER), ["kept", "left"]);
     drop(kept);
+}
+
+#[test]
+fn a_bound_belongs_to_its_bucket_and_has_its_label() {
+    let registry = Registry::new();
+    let worker = registry.worker();
+    let series = worker.histogram(Histogram::TlsHandshake, &["inbound"]);
+    for (bound, label) in BUCKETS.into_iter().zip(BUCKET_LABELS) {
+        series.record(Duration::from_nanos(bound));
+        assert_eq!(bound as f64 / 1e9, label.parse::<f64>().unwrap());
+    }
+    series.record(Duration::from_nanos(BUCKETS[BUCKETS.len() - 1] + 1));
+    let sum = registry.snapshot().histograms[0].1.clone();
+    assert_eq!(sum.buckets, [1; BUCKETS.len() + 1]);
 }
 
 proptest! {
