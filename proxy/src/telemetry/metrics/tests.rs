@@ -63,6 +63,18 @@ fn the_same_labels_are_the_same_handle() {
 }
 
 #[test]
+fn what_is_never_forgotten_is_resolved_once() {
+    let worker = Registry::new().worker();
+    worker.count(Counter::TlsHandshakes, &["inbound", "ok"]);
+    let handle = worker.counter(Counter::TlsHandshakes, &["inbound", "ok"]);
+    assert_eq!(Rc::strong_count(&handle), 2, "the worker keeps one");
+    let labels = ["cart", "shop"];
+    worker.count(Counter::RetryBudgetExhausted, &labels);
+    let handle = worker.counter(Counter::RetryBudgetExhausted, &labels);
+    assert_eq!(Rc::strong_count(&handle), 1);
+}
+
+#[test]
 fn in_flight_and_grpc() {
     let registry = Registry::new();
     let worker = registry.worker();
