@@ -183,6 +183,9 @@ fn race<A: Send + 'static, B>(
                 spin_until(&|| given.load(Ordering::SeqCst) == round);
                 let mine = slot.lock().unwrap().take().expect("given");
                 begun.store(round, Ordering::SeqCst);
+                for _ in 0..round / 32 % 64 {
+                    std::hint::spin_loop();
+                }
                 there(mine);
                 done.store(round, Ordering::SeqCst);
             }
@@ -195,7 +198,7 @@ fn race<A: Send + 'static, B>(
         *slot.lock().unwrap() = Some(a);
         given.store(round, Ordering::SeqCst);
         spin_until(&|| begun.load(Ordering::SeqCst) == round);
-        for _ in 0..round % 64 {
+        for _ in 0..round % 32 {
             std::hint::spin_loop();
         }
         here(b);
