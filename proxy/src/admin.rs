@@ -15,10 +15,10 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::service::service_fn;
@@ -46,57 +46,26 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the rest of the proxy tells of itself.
 pub trait Introspect: Send + Sync {
-    /// Everything known now: workload, destinations, routes, versions. Without secrets.
-    fn config(&self) -> serde_json::Value;
-    /// All endpoints of all known backends, with their states.
-    fn endpoints(&self) -> Vec<EndpointView>;
-}
-
-/// What has to be in place before traffic is welcome. Set by those who put it in place.
-#[derive(Debug, Default)]
-pub struct Readiness {
-    pub workload: AtomicBool,
-    pub trust: AtomicBool,
-    pub certificate: AtomicBool,
-    pub draining: AtomicBool,
-}
-
-impl Readiness {
-    /// `Err`: a sentence saying what is missing.
+    /// Whether traffic is welcome: tables and certificate are in place and it is not draining.
     ///
     /// # Errors
-    /// When traffic is not welcome.
-    pub fn check(&self) -> Result<(), String> {
-        if self.draining.load(Ordering::Relaxed) {
-            return Err("draining: no new work is taken".to_owned());
-        }
-        let missing: Vec<&str> = [
-            (&self.workload, "the workload's table"),
-            (&self.trust, "the trusted roots"),
-            (&self.certificate, "a certificate"),
-        ]
-        .into_iter()
-        .filter(|(there, _)| !there.load(Ordering::Relaxed))
-        .map(|(_, what)| what)
-        .collect();
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let missing = missing.join(", ");
-        Err(format!("waiting for the control plane to send {missing}"))
-    }
+    /// A sentence saying what is missing.
+    fn ready(&self) -> Result<(), String>;
+    /// Everything known now: workload, destinations, routes, versions. Without secrets.
+    fn config(&self) -> BoxFuture<'_, serde_json::Value>;
+    /// All endpoints of all known backends, with their states.
+    fn endpoints(&self) -> Vec<EndpointView>;
+    /// Begins draining; nothing happens the second time.
+    fn drain(&self);
 }
 
 /// The parts the admin port shows and moves.
 #[derive(Clone)]
 pub struct AdminState {
     pub registry: Arc<Registry>,
-    pub readiness: Arc<Readiness>,
     pub introspect: Arc<dyn Introspect>,
     /// `None`: the log cannot be changed.
     pub log: Option<LogControl>,
-    /// Begins draining; called once, after [`Readiness::draining`] is set.
-    pub drain: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// Serves until dropped. Runs on a runtime with time and I/O.
@@ -127,8 +96,8 @@ async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>)
     // Where it is not supported, the lifetime still ends the connection.
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT));
     let service = service_fn(move |request| {
-        let response = respond(&state, peer, &request);
-        async move { Ok::<_, std::convert::Infallible>(response) }
+        let state = state.clone();
+        async move { Ok::<_, std::convert::Infallible>(respond(&state, peer, &request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -140,7 +109,11 @@ async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>)
 }
 
 /// Bodies of requests are not read: nothing here takes one.
-fn respond<B>(state: &AdminState, peer: SocketAddr, request: &Request<B>) -> Response<Full<Bytes>> {
+async fn respond<B>(
+    state: &AdminState,
+    peer: SocketAddr,
+    request: &Request<B>,
+) -> Response<Full<Bytes>> {
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     let writing = matches!(*request.method(), Method::POST | Method::PUT);
     match request.uri().path() {
@@ -154,7 +127,7 @@ fn respond<B>(state: &AdminState, peer: SocketAddr, request: &Request<B>) -> Res
             "this can only be done from the proxy's own loopback address",
         ),
         "/healthz" => text(StatusCode::OK, "ok"),
-        "/readyz" => match state.readiness.check() {
+        "/readyz" => match state.introspect.ready() {
             Ok(()) => text(StatusCode::OK, "ready"),
             Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
         },
@@ -168,11 +141,9 @@ fn respond<B>(state: &AdminState, peer: SocketAddr, request: &Request<B>) -> Res
             let endpoints = state.introspect.endpoints();
             json(&stats::stats(&state.registry.snapshot(), &endpoints))
         }
-        "/config" => json(&state.introspect.config()),
+        "/config" => json(&state.introspect.config().await),
         "/drain" => {
-            if !state.readiness.draining.swap(true, Ordering::Relaxed) {
-                (state.drain)();
-            }
+            state.introspect.drain();
             text(StatusCode::OK, "draining")
         }
         "/log" if reading => show_log(state),

@@ -14,6 +14,7 @@ pub mod http1;
 pub mod http2;
 pub mod identity;
 pub mod inbound;
+pub mod introspect;
 pub mod listen;
 pub mod outbound;
 pub mod run;

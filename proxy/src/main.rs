@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use weft_proxy::config::Config;
+use weft_proxy::telemetry::log;
 use weft_proxy::{capture, run};
 
 /// Weft's transparent proxy: runs beside a workload and carries its connections.
@@ -23,11 +24,8 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(config) => {
-            tracing_subscriber::fmt()
-                .with_env_filter(config.log.clone())
-                .with_writer(std::io::stderr)
-                .init();
-            run::run(*config)
+            let log = log::init(&config.log)?;
+            run::run(*config, log)
         }
         Command::Init(args) => capture::command::run(&args),
     }

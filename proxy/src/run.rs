@@ -8,10 +8,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+use crate::admin::{self, AdminState};
 use crate::config::Config;
+use crate::introspect::Introspection;
 use crate::listen::{self, Listener};
+use crate::telemetry::export::{self, ExportConfig};
+use crate::telemetry::log::LogControl;
 use crate::telemetry::{Registry, access_log, trace::span_channel};
 use crate::worker::{Shared, Worker};
 use crate::{discovery, identity};
@@ -33,17 +38,17 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// When it cannot start: an address is taken, a file of its identity is missing.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(config: Config, log: LogControl) -> anyhow::Result<()> {
     let config = Arc::new(config);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("weft-control")
         .build()
         .context("the control runtime could not be started")?;
-    runtime.block_on(control(config))
+    runtime.block_on(control(config, log))
 }
 
-async fn control(config: Arc<Config>) -> anyhow::Result<()> {
+async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
     let registry = Registry::new();
     let (spans, span_source) = span_channel(registry.clone());
     let (access_log, access_log_source) = access_log::channel(registry.clone());
@@ -79,7 +84,25 @@ async fn control(config: Arc<Config>) -> anyhow::Result<()> {
     tokio::spawn(identity::renewal::run(identity_settings, handle));
     tokio::spawn(client.run());
     tokio::spawn(access_log_source.run(tokio::io::stdout()));
-    drop(span_source);
+    let (export, exporting) = watch::channel(ExportConfig::default());
+    tokio::spawn(export::run(
+        span_source,
+        exporting,
+        export::marked(config.mark),
+    ));
+    let introspection = Arc::new(Introspection::new(&shared, stage.clone()));
+    tokio::spawn(introspection.clone().watch(export));
+    let admin = TcpListener::bind(config.admin)
+        .await
+        .with_context(|| format!("the admin port cannot listen on {}", config.admin))?;
+    tokio::spawn(admin::serve(
+        admin,
+        AdminState {
+            registry: shared.registry.clone(),
+            introspect: introspection,
+            log: Some(log),
+        },
+    ));
     tracing::info!(
         workload = config.workload,
         outbound = config.outbound_port,
@@ -89,7 +112,11 @@ async fn control(config: Arc<Config>) -> anyhow::Result<()> {
         env!("CARGO_PKG_VERSION"),
     );
 
-    terminated().await?;
+    let mut told = watching;
+    tokio::select! {
+        ended = terminated() => ended?,
+        _ = told.wait_for(|stage| *stage >= Stage::Draining) => {}
+    }
     let began = Instant::now();
     tracing::info!("draining for at most {} s", config.drain_seconds);
     let _ = stage.send(Stage::Draining);

@@ -1,4 +1,5 @@
-use std::sync::atomic::AtomicUsize;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -6,11 +7,22 @@ use super::*;
 use crate::telemetry::labels::{Direction, FlowLabels, FlowProtocol};
 use crate::telemetry::stats::EndpointState;
 
-struct Known;
+struct Known {
+    missing: Arc<Mutex<Option<String>>>,
+    drained: Arc<AtomicUsize>,
+}
 
 impl Introspect for Known {
-    fn config(&self) -> serde_json::Value {
-        serde_json::json!({ "workload": "shop/front" })
+    fn ready(&self) -> Result<(), String> {
+        self.missing.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn config(&self) -> BoxFuture<'_, serde_json::Value> {
+        Box::pin(async { serde_json::json!({ "workload": "shop/front" }) })
+    }
+
+    fn drain(&self) {
+        self.drained.fetch_add(1, Ordering::Relaxed);
     }
 
     fn endpoints(&self) -> Vec<EndpointView> {
@@ -26,19 +38,21 @@ impl Introspect for Known {
     }
 }
 
-fn state() -> (AdminState, Arc<AtomicUsize>) {
+type Missing = Arc<Mutex<Option<String>>>;
+
+fn state() -> (AdminState, Missing, Arc<AtomicUsize>) {
     let drained = Arc::new(AtomicUsize::new(0));
-    let count = drained.clone();
+    let missing = Missing::default();
+    let known = Known {
+        missing: missing.clone(),
+        drained: drained.clone(),
+    };
     let state = AdminState {
         registry: Registry::new(),
-        readiness: Arc::default(),
-        introspect: Arc::new(Known),
+        introspect: Arc::new(known),
         log: None,
-        drain: Arc::new(move || {
-            count.fetch_add(1, Ordering::Relaxed);
-        }),
     };
-    (state, drained)
+    (state, missing, drained)
 }
 
 const NEAR: &str = "127.0.0.1:1000";
@@ -46,7 +60,7 @@ const FAR: &str = "10.0.0.9:1000";
 
 async fn ask(state: &AdminState, peer: &str, method: &str, target: &str) -> (u16, String) {
     let request = Request::builder().method(method).uri(target).body(());
-    let response = respond(state, peer.parse().unwrap(), &request.unwrap());
+    let response = respond(state, peer.parse().unwrap(), &request.unwrap()).await;
     let status = response.status().as_u16();
     let body = http_body_util::BodyExt::collect(response.into_body()).await;
     let text = String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap();
@@ -54,42 +68,26 @@ async fn ask(state: &AdminState, peer: &str, method: &str, target: &str) -> (u16
 }
 
 #[tokio::test]
-async fn ready_when_all_is_in_place_and_not_draining() {
-    let (state, drained) = state();
-    let ready = &state.readiness;
+async fn ready_says_why_not_and_drain_is_for_the_host_itself() {
+    let (state, missing, drained) = state();
+    *missing.lock().unwrap() = Some("waiting for a certificate".to_owned());
     let (status, why) = ask(&state, FAR, "GET", "/readyz").await;
-    assert_eq!(status, 503);
-    assert_eq!(
-        why,
-        "waiting for the control plane to send the workload's table, the trusted roots, a certificate\n"
-    );
-    ready.workload.store(true, Ordering::Relaxed);
-    ready.trust.store(true, Ordering::Relaxed);
-    let (status, why) = ask(&state, FAR, "GET", "/readyz").await;
-    assert_eq!((status, why.contains("certificate")), (503, true));
-    assert!(!why.contains("roots"));
-    ready.certificate.store(true, Ordering::Relaxed);
+    assert_eq!((status, &*why), (503, "waiting for a certificate\n"));
+    *missing.lock().unwrap() = None;
     assert_eq!(ask(&state, FAR, "GET", "/readyz").await.0, 200);
 
     assert_eq!(ask(&state, NEAR, "GET", "/drain").await.0, 405);
     assert_eq!(ask(&state, FAR, "POST", "/drain").await.0, 403);
     assert_eq!(drained.load(Ordering::Relaxed), 0);
-    assert_eq!(
-        ask(&state, "[::ffff:127.0.0.1]:9", "POST", "/drain")
-            .await
-            .0,
-        200
-    );
-    assert_eq!(ask(&state, NEAR, "POST", "/drain").await.0, 200);
-    assert_eq!(drained.load(Ordering::Relaxed), 1, "begun once");
-    let (status, why) = ask(&state, FAR, "GET", "/readyz").await;
-    assert_eq!((status, why.contains("draining")), (503, true));
+    let mapped = "[::ffff:127.0.0.1]:9";
+    assert_eq!(ask(&state, mapped, "POST", "/drain").await.0, 200);
+    assert_eq!(drained.load(Ordering::Relaxed), 1);
     assert_eq!(ask(&state, FAR, "GET", "/healthz").await.0, 200);
 }
 
 #[tokio::test]
 async fn shows_what_it_knows() {
-    let (state, _) = state();
+    let (state, _, _) = state();
     let worker = state.registry.worker();
     let series = worker.requests(&FlowLabels {
         direction: Direction::Outbound,
@@ -127,7 +125,7 @@ async fn shows_what_it_knows() {
 #[tokio::test]
 async fn the_log_filter_changes_while_it_runs() {
     use tracing_subscriber::layer::SubscriberExt;
-    let (mut state, _) = state();
+    let (mut state, _, _) = state();
     assert_eq!(ask(&state, NEAR, "GET", "/log").await.0, 404);
     let (layer, log) = LogControl::with_layer("info").unwrap();
     let subscriber = tracing_subscriber::registry().with(layer);
@@ -173,7 +171,7 @@ async fn exchange(stream: &mut TcpStream, request: &[u8]) -> String {
 async fn slow_and_oversized_clients_are_shown_out() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let (state, _) = state();
+    let (state, _, _) = state();
     let server = tokio::spawn(serve(listener, state));
 
     let mut client = TcpStream::connect(address).await.unwrap();

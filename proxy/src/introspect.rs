@@ -1,0 +1,345 @@
+//! What the proxy tells of itself: readiness, the tables it knows, its endpoints; and what it
+//! notices by looking at them now and then (ejections, the certificate's remaining life).
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::BoxFuture;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::admin::Introspect;
+use crate::balance::HealthState;
+use crate::config::Config;
+use crate::discovery::{Directory, LinkState};
+use crate::identity;
+use crate::run::Stage;
+use crate::tables::{
+    Backend, Destination, EndpointInfo, Fallback, HashKey, Health, Known, PathMatch, Route,
+};
+use crate::telemetry::export::ExportConfig;
+use crate::telemetry::stats::{EndpointState, EndpointView};
+use crate::telemetry::{Counter, Gauge, Registry};
+use crate::worker::Shared;
+
+/// How often the states are looked at.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// See the module.
+pub struct Introspection {
+    config: Arc<Config>,
+    directory: Arc<Directory>,
+    identity: identity::Handle,
+    registry: Arc<Registry>,
+    stage: watch::Sender<Stage>,
+}
+
+impl Introspection {
+    pub fn new(shared: &Shared, stage: watch::Sender<Stage>) -> Self {
+        Self {
+            config: shared.config.clone(),
+            directory: shared.directory.clone(),
+            identity: shared.identity.clone(),
+            registry: shared.registry.clone(),
+            stage,
+        }
+    }
+
+    fn destinations(&self) -> Vec<(SocketAddr, Arc<Destination>)> {
+        let cells = self.directory.destinations();
+        let present = cells.iter().filter_map(|cell| match cell.known() {
+            Known::Present(destination) => Some((cell.address, destination)),
+            Known::Pending | Known::Absent => None,
+        });
+        present.collect()
+    }
+
+    /// Every backend once.
+    fn backends(&self) -> Vec<Arc<Backend>> {
+        let mut seen = HashSet::new();
+        let mut all = Vec::new();
+        for (_, destination) in self.destinations() {
+            for route in &destination.routes {
+                let fallback = match route.policy.fallback.as_deref() {
+                    Some(Fallback::Backend(backend)) => Some(backend),
+                    _ => None,
+                };
+                for backend in route.backends.iter().map(|(_, b)| b).chain(fallback) {
+                    if seen.insert(Arc::as_ptr(&backend.endpoints)) {
+                        all.push(backend.clone());
+                    }
+                }
+            }
+        }
+        all
+    }
+
+    /// Looks at the states for as long as the proxy runs.
+    pub async fn watch(self: Arc<Self>, export: watch::Sender<ExportConfig>) {
+        let mut seen: HashMap<(Arc<str>, SocketAddr), (u64, u64)> = HashMap::new();
+        loop {
+            self.gauges();
+            self.ejections(&mut seen);
+            let wanted = self.export_config();
+            export.send_if_modified(|now| {
+                let changed = *now != wanted;
+                *now = wanted;
+                changed
+            });
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    fn gauges(&self) {
+        let connected = self.directory.link() == LinkState::Connected;
+        self.registry
+            .set(Gauge::DiscoveryConnected, f64::from(u8::from(connected)));
+        if let Some(credentials) = self.identity.get()
+            && let Ok(since) = credentials.expires.duration_since(std::time::UNIX_EPOCH)
+        {
+            self.registry
+                .set(Gauge::CertificateExpiry, since.as_secs_f64());
+        }
+    }
+
+    /// Counts and logs endpoints that were taken out or came back.
+    fn ejections(&self, seen: &mut HashMap<(Arc<str>, SocketAddr), (u64, u64)>) {
+        let mut now = HashMap::new();
+        for backend in self.backends() {
+            for info in &backend.endpoints.current.load().endpoints {
+                let key = (backend.endpoints.name.clone(), info.address);
+                let counts = (info.health.ejections(), info.health.returns());
+                let (ejected, returned) = seen.get(&key).copied().unwrap_or_default();
+                let service = format!("{}/{}:{}", backend.namespace, backend.service, backend.port);
+                if counts.0 > ejected {
+                    let labels = [&*backend.service, &*backend.namespace];
+                    let n = counts.0 - ejected;
+                    self.registry.count(Counter::OutlierEjections, &labels, n);
+                    tracing::warn!(service, endpoint = %info.address, workload = %info.workload,
+                        "endpoint ejected after failures{}", until(info));
+                }
+                if counts.1 > returned {
+                    tracing::info!(service, endpoint = %info.address, workload = %info.workload,
+                        "endpoint is back after a successful probe");
+                }
+                now.insert(key, counts);
+            }
+        }
+        *seen = now;
+    }
+
+    fn export_config(&self) -> ExportConfig {
+        let workload = self.directory.workload();
+        let (service_name, service_namespace) = workload.source();
+        ExportConfig {
+            endpoint: self
+                .config
+                .otlp_endpoint
+                .clone()
+                .or_else(|| workload.otlp_endpoint.clone()),
+            service_name: service_name.to_string(),
+            service_namespace: service_namespace.to_string(),
+            instance_id: self.config.workload.clone(),
+        }
+    }
+}
+
+fn until(info: &EndpointInfo) -> String {
+    match info.health.state() {
+        HealthState::Ejected { until, times } => format!(
+            ", for {} ms (ejection {times})",
+            until.saturating_duration_since(Instant::now()).as_millis()
+        ),
+        HealthState::Closed | HealthState::HalfOpen => String::new(),
+    }
+}
+
+impl Introspect for Introspection {
+    fn ready(&self) -> Result<(), String> {
+        if *self.stage.borrow() != Stage::Running {
+            return Err("draining: no new work is taken".to_owned());
+        }
+        let ready = self.directory.ready();
+        let missing: Vec<&str> = [
+            (ready.workload, "the workload's table"),
+            (ready.trust, "the trusted roots"),
+            (ready.certificate, "a certificate"),
+        ]
+        .into_iter()
+        .filter(|(there, _)| !there)
+        .map(|(_, what)| what)
+        .collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(format!(
+            "waiting for the control plane at {} to send {}",
+            self.config.control_plane,
+            missing.join(", ")
+        ))
+    }
+
+    fn config(&self) -> BoxFuture<'_, Value> {
+        Box::pin(async {
+            let discovery = self.directory.status().await;
+            let workload = self.directory.workload();
+            let identity = self.identity.get().map(|credentials| {
+                json!({
+                    "id": credentials.id.to_string(),
+                    "expires_in_seconds": credentials.remaining().as_secs(),
+                    "generation": credentials.generation,
+                })
+            });
+            json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "workload": {
+                    "namespace": &*workload.namespace,
+                    "name": &*workload.name,
+                    "display_name": &*workload.display_name,
+                    "service_account": &*workload.service_account,
+                    "zone": &*workload.zone,
+                    "mtls": workload.mtls.as_str_name(),
+                    "ports": workload.ports.iter().map(|port| json!({
+                        "port": port.port,
+                        "protocol": port.protocol.as_str_name(),
+                        "mtls": port.mtls.map(|m| m.as_str_name()),
+                    })).collect::<Vec<_>>(),
+                    "sampling_percent": f64::from(workload.sampling_per_myriad) / 100.0,
+                    "access_log": workload.access_log.as_str_name(),
+                },
+                "identity": identity,
+                "discovery": discovery,
+                "destinations": self.destinations().iter()
+                    .map(|(address, destination)| show_destination(*address, destination))
+                    .collect::<Vec<_>>(),
+            })
+        })
+    }
+
+    fn endpoints(&self) -> Vec<EndpointView> {
+        let mut all = Vec::new();
+        for backend in self.backends() {
+            for info in &backend.endpoints.current.load().endpoints {
+                all.push(EndpointView {
+                    service: backend.service.to_string(),
+                    namespace: backend.namespace.to_string(),
+                    port: backend.port,
+                    address: info.address.to_string(),
+                    workload: info.workload.to_string(),
+                    zone: info.zone.to_string(),
+                    state: state_of(info),
+                });
+            }
+        }
+        all
+    }
+
+    fn drain(&self) {
+        self.stage.send_if_modified(|stage| {
+            let first = *stage == Stage::Running;
+            *stage = (*stage).max(Stage::Draining);
+            first
+        });
+    }
+}
+
+fn state_of(info: &EndpointInfo) -> EndpointState {
+    match (info.state, info.health.state()) {
+        (Health::Draining, _) => EndpointState::Draining,
+        (Health::NotReady, _) => EndpointState::NotReady,
+        (Health::Ready, HealthState::Closed) => EndpointState::Ready,
+        (Health::Ready, _) => EndpointState::Ejected,
+    }
+}
+
+fn show_destination(address: SocketAddr, destination: &Destination) -> Value {
+    json!({
+        "address": address.to_string(),
+        "namespace": &*destination.namespace,
+        "service": &*destination.service,
+        "port": destination.port,
+        "protocol": destination.protocol.as_str_name(),
+        "routes": destination.routes.iter().map(|route| show_route(route)).collect::<Vec<_>>(),
+    })
+}
+
+fn show_route(route: &Route) -> Value {
+    let policy = &route.policy;
+    json!({
+        "name": &*route.name,
+        "matches": route.matches.iter().map(|m| json!({
+            "method": m.method,
+            "path": m.path.as_ref().map(|path| match path {
+                PathMatch::Exact(path) => json!({ "exact": path }),
+                PathMatch::Prefix(path) => json!({ "prefix": path }),
+            }),
+            "headers": m.headers.iter().map(|(n, v)| json!({ "name": n, "value": v })).collect::<Vec<_>>(),
+        })).collect::<Vec<_>>(),
+        "backends": route.backends.iter().map(|(weight, backend)| {
+            let mut shown = show_backend(backend);
+            shown["weight"] = json!(weight);
+            shown
+        }).collect::<Vec<_>>(),
+        "request_timeout_ms": policy.request_timeout.map(millis),
+        "per_try_timeout_ms": policy.per_try_timeout.map(millis),
+        "idle_timeout_ms": policy.idle_timeout.map(millis),
+        "retry": policy.retry.as_ref().map(|retry| json!({
+            "attempts": retry.attempts,
+            "status_codes": retry.status_codes,
+            "grpc_codes": retry.grpc_codes,
+            "connect_failure": retry.connect_failure,
+            "refused_stream": retry.refused_stream,
+            "reset": retry.reset,
+            "timeout": retry.timeout,
+            "methods": retry.methods,
+            "budget_percent": retry.budget_percent,
+            "budget_min_per_second": retry.budget_min_per_second,
+        })),
+        "fallback": policy.fallback.as_deref().map(|fallback| match fallback {
+            Fallback::Response { status, .. } => json!({ "response": { "status": status } }),
+            Fallback::Backend(backend) => json!({ "backend": show_backend(backend) }),
+        }),
+    })
+}
+
+fn show_backend(backend: &Backend) -> Value {
+    let policy = &backend.policy;
+    json!({
+        "namespace": &*backend.namespace,
+        "service": &*backend.service,
+        "port": backend.port,
+        "algorithm": policy.algorithm.as_str_name(),
+        "hash_key": policy.hash_key.as_ref().map(|key| match key {
+            HashKey::Header(name) => json!({ "header": name }),
+            HashKey::Cookie(name) => json!({ "cookie": name }),
+            HashKey::SourceAddress => json!("source_address"),
+        }),
+        "connect_timeout_ms": millis(policy.connect_timeout),
+        "limits": {
+            "max_connections": policy.max_connections,
+            "max_requests": policy.max_requests,
+            "max_pending_requests": policy.max_pending_requests,
+        },
+        "outlier_detection": policy.outlier.as_ref().map(|outlier| json!({
+            "consecutive_gateway_errors": outlier.consecutive_gateway_errors,
+            "consecutive_5xx": outlier.consecutive_5xx,
+            "success_rate_threshold_percent": outlier.success_rate_threshold,
+            "base_ejection_ms": millis(outlier.base_ejection),
+            "max_ejection_percent": outlier.max_ejection_percent,
+        })),
+        "endpoints": backend.endpoints.current.load().endpoints.iter().map(|info| json!({
+            "address": info.address.to_string(),
+            "workload": &*info.workload,
+            "identity": info.identity.as_ref().map(|id| id.to_string()),
+            "zone": &*info.zone,
+            "weight": info.weight,
+            "state": state_of(info).as_str(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
