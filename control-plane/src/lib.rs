@@ -7,6 +7,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod compile;
 pub mod finding;
 pub mod model;
+pub mod sources;
