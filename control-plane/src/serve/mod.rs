@@ -1,0 +1,3 @@
+//! What others reach the control plane by.
+
+pub mod ca;
