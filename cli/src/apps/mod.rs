@@ -42,6 +42,12 @@ pub enum App {
     Ledger(ledger::Ledger),
     /// Load at a fixed rate.
     Visitor(visitor::Visitor),
+    /// Hands spans to a collector outside the demo's network.
+    Relay {
+        /// http://HOST:PORT
+        #[arg(long)]
+        endpoint: String,
+    },
 }
 
 /// What the servers have in common.
@@ -66,6 +72,7 @@ pub async fn run(app: App) -> anyhow::Result<()> {
         App::Pricing(a) => pricing::run(a).await,
         App::Ledger(a) => ledger::run(a).await,
         App::Visitor(a) => visitor::run(a).await,
+        App::Relay { endpoint } => crate::demo::relay::run(endpoint).await,
     }
 }
 

@@ -29,7 +29,7 @@ const MAX_SAID: usize = 400;
 #[derive(Debug, Clone, Args)]
 pub struct Visitor {
     /// Base URL of the front.
-    #[arg(long, default_value = "http://front:8080")]
+    #[arg(long, default_value = "http://front")]
     pub front: String,
     /// Requests a second.
     #[arg(long, default_value_t = 200)]
