@@ -1,0 +1,138 @@
+//! What a connection to one original destination, or to one host name, is.
+
+use std::net::SocketAddr;
+
+use weft_api::proto::{Backend, Destination, Fallback, Protocol, Route, WeightedBackend, fallback};
+
+use super::{endpoints, policy};
+use crate::model::{Name, Service, ServicePort, Workload, World};
+
+/// Compiles "<address>:<port>" or "<host>:<port>"; `None` when nothing is known there.
+pub(super) fn destination(world: &World, key: &str) -> Option<Destination> {
+    if let Ok(address) = key.parse::<SocketAddr>() {
+        if let Some((service, port)) = service_at(world, address) {
+            return Some(to_service(world, service, port));
+        }
+        // Routes of Services do not apply to a workload addressed directly (the Gateway API's rule
+        // for Pod addresses), but mutual TLS does.
+        return world
+            .workload_at(address.ip())
+            .map(|workload| to_workload(world, workload, address.port()));
+    }
+    let (host, port) = key.rsplit_once(':')?;
+    let port: u16 = port.parse().ok()?;
+    let service = world.service(&service_name(host)?)?;
+    let port = service.ports.iter().find(|known| known.port == port)?;
+    Some(to_service(world, service, port))
+}
+
+/// The Service at a virtual address; of several with the same address and port the first by name.
+fn service_at(world: &World, address: SocketAddr) -> Option<(&Service, &ServicePort)> {
+    world
+        .vips
+        .get(&address.ip())
+        .filter_map(|name| world.service(name))
+        .find_map(|service| {
+            let port = service
+                .ports
+                .iter()
+                .find(|port| port.port == address.port())?;
+            Some((service, port))
+        })
+}
+
+/// Reads "cart.shop", "cart.shop.svc" or "cart.shop.svc.<cluster domain>".
+fn service_name(host: &str) -> Option<Name> {
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    let mut labels = host.split('.');
+    let (service, namespace) = (labels.next()?, labels.next()?);
+    match labels.next() {
+        None | Some("svc") => Some(Name::new(namespace, service)),
+        Some(_) => None,
+    }
+}
+
+fn to_service(world: &World, service: &Service, port: &ServicePort) -> Destination {
+    let effective = policy::effective(world, service, port);
+    let backend = backend(world, service, port);
+    let mut route_policy = effective.route;
+    if let Some(target) = effective.fallback_backend {
+        route_policy.fallback = Some(Fallback {
+            action: Some(fallback::Action::Backend(fallback_backend(
+                world,
+                &target.service,
+                target.port,
+            ))),
+        });
+    }
+    Destination {
+        namespace: service.name.namespace.clone(),
+        service: service.name.name.clone(),
+        port: u32::from(port.port),
+        port_name: port.name.clone(),
+        protocol: port.protocol.into(),
+        routes: vec![Route {
+            name: format!("Service/{}", service.name),
+            matches: Vec::new(),
+            backends: vec![WeightedBackend {
+                weight: 1,
+                backend: Some(backend),
+            }],
+            policy: Some(route_policy),
+        }],
+    }
+}
+
+fn backend(world: &World, service: &Service, port: &ServicePort) -> Backend {
+    Backend {
+        namespace: service.name.namespace.clone(),
+        service: service.name.name.clone(),
+        port: u32::from(port.port),
+        endpoints: endpoints::name_of(&service.name, port.port),
+        policy: Some(policy::effective(world, service, port).backend),
+    }
+}
+
+/// A backend by name; when there is no such Service its endpoints are absent and callers are told
+/// so.
+fn fallback_backend(world: &World, name: &Name, number: u16) -> Backend {
+    let found = world.service(name).and_then(|service| {
+        let port = service.ports.iter().find(|port| port.port == number)?;
+        Some(backend(world, service, port))
+    });
+    found.unwrap_or_else(|| Backend {
+        namespace: name.namespace.clone(),
+        service: name.name.clone(),
+        port: u32::from(number),
+        endpoints: endpoints::name_of(name, number),
+        policy: Some(policy::default_backend()),
+    })
+}
+
+fn to_workload(world: &World, workload: &Workload, number: u16) -> Destination {
+    let port = workload.ports.iter().find(|port| port.port == number);
+    Destination {
+        namespace: workload.name.namespace.clone(),
+        service: workload.name.name.clone(),
+        port: u32::from(number),
+        port_name: port.map_or(String::new(), |port| port.name.clone()),
+        protocol: super::workload::protocol_of(world, workload, number)
+            .unwrap_or(Protocol::Auto)
+            .into(),
+        routes: vec![Route {
+            name: format!("Workload/{}", workload.name),
+            matches: Vec::new(),
+            backends: vec![WeightedBackend {
+                weight: 1,
+                backend: Some(Backend {
+                    namespace: workload.name.namespace.clone(),
+                    service: workload.name.name.clone(),
+                    port: u32::from(number),
+                    endpoints: endpoints::name_of_workload(&workload.name, number),
+                    policy: Some(policy::direct_backend()),
+                }),
+            }],
+            policy: Some(policy::default_route()),
+        }],
+    }
+}

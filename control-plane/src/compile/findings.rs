@@ -1,0 +1,353 @@
+//! What in the model cannot work, or most likely is not meant, as sentences.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use weft_api::policy::traffic::Fallback;
+
+use super::endpoints::target_port;
+use super::policy::{Level, is_port, winner};
+use crate::finding::Severity;
+use crate::model::{Kind, Name, ObjectRef, TargetPort, World};
+
+/// Something wrong with an object.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    pub object: ObjectRef,
+    /// Field names from the object's root; list items by their index.
+    pub path: Vec<String>,
+    pub severity: Severity,
+    /// A sentence without a full stop.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+}
+
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(
+        &mut self,
+        (kind, name): (Kind, &Name),
+        path: &str,
+        severity: Severity,
+        message: String,
+        help: impl Into<String>,
+    ) {
+        self.0.push(Problem {
+            object: ObjectRef {
+                kind,
+                name: name.clone(),
+            },
+            path: path.split('.').map(str::to_owned).collect(),
+            severity,
+            message,
+            help: help.into(),
+        });
+    }
+}
+
+/// Everything wrong between the objects, in the objects' order.
+pub fn problems(world: &World) -> Vec<Problem> {
+    let mut found = Problems(Vec::new());
+    services(world, &mut found);
+    addresses(world, &mut found);
+    slices(world, &mut found);
+    traffic(world, &mut found);
+    selectors(world, &mut found);
+    found.0.sort();
+    found.0
+}
+
+fn services(world: &World, found: &mut Problems) {
+    for (name, service) in &world.services {
+        let at = (Kind::Service, name);
+        let sliced = world.slices_of.get(name).next().is_some();
+        if service.selector.is_empty() {
+            if !sliced {
+                found.add(
+                    at,
+                    "spec",
+                    Severity::Warning,
+                    format!("Service {name} has no selector and no EndpointSlice names it, so it has no endpoints"),
+                    "add spec.selector, or an EndpointSlice with the label kubernetes.io/service-name",
+                );
+            }
+            continue;
+        }
+        if sliced {
+            continue;
+        }
+        if world.selected(service).next().is_none() {
+            let labels = service
+                .selector
+                .iter()
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect::<Vec<_>>()
+                .join(",");
+            found.add(
+                at,
+                "spec.selector",
+                Severity::Warning,
+                format!(
+                    "no Workload in namespace {} has the labels {labels}",
+                    name.namespace
+                ),
+                "correct the selector, or the labels in the Workloads' metadata",
+            );
+            continue;
+        }
+        for (index, port) in service.ports.iter().enumerate() {
+            let serves = world.selected(service).any(|workload| {
+                let Some(number) = target_port(workload, port) else {
+                    return false;
+                };
+                workload.ports.is_empty() || workload.ports.iter().any(|known| known.port == number)
+            });
+            if !serves {
+                let target = match &port.target {
+                    TargetPort::Number(number) => number.to_string(),
+                    TargetPort::Name(name) => format!("'{name}'"),
+                };
+                found.add(
+                    at,
+                    &format!("spec.ports.{index}"),
+                    Severity::Warning,
+                    format!("port {} of Service {name} leads to port {target}, which none of its Workloads has", port.port),
+                    "correct targetPort, or add the port to the Workloads",
+                );
+            }
+        }
+    }
+}
+
+fn addresses(world: &World, found: &mut Problems) {
+    for (address, names) in world.vips.iter() {
+        let mut first: BTreeMap<u16, &Name> = BTreeMap::new();
+        for service in names.iter().filter_map(|name| world.service(name)) {
+            for port in &service.ports {
+                if let Some(winner) = first.get(&port.port) {
+                    found.add(
+                        (Kind::Service, &service.name),
+                        "spec.clusterIP",
+                        Severity::Error,
+                        format!("{address}:{} is also Service {winner}, which is used; {} is not reached there", port.port, service.name),
+                        "give each Service an address of its own",
+                    );
+                } else {
+                    first.insert(port.port, &service.name);
+                }
+            }
+        }
+    }
+    for (address, names) in world.addresses.iter() {
+        let mut names = names.iter();
+        let Some(winner) = names.next() else { continue };
+        for name in names {
+            found.add(
+                (Kind::Workload, name),
+                "spec.addresses",
+                Severity::Error,
+                format!("{address} is also Workload {winner}, which is used when it is addressed directly"),
+                "give each Workload an address of its own",
+            );
+        }
+    }
+}
+
+fn slices(world: &World, found: &mut Problems) {
+    for (name, slice) in &world.slices {
+        let service = Name::new(name.namespace.clone(), slice.service.clone());
+        let at = (Kind::EndpointSlice, name);
+        let Some(service) = world.service(&service) else {
+            found.add(
+                at,
+                "metadata.labels",
+                Severity::Warning,
+                if slice.service.is_empty() {
+                    format!("EndpointSlice {name} names no Service")
+                } else {
+                    format!("there is no Service {service}")
+                },
+                "set the label kubernetes.io/service-name to the name of a Service of the same namespace",
+            );
+            continue;
+        };
+        for port in &service.ports {
+            let served = world
+                .slices_of
+                .get(&service.name)
+                .filter_map(|slice| world.slices.get(slice))
+                .any(|slice| slice.ports.iter().any(|known| known.name == port.name));
+            if !served {
+                found.add(
+                    (Kind::Service, &service.name),
+                    "spec.ports",
+                    Severity::Warning,
+                    format!(
+                        "no EndpointSlice of Service {} has a port named '{}'",
+                        service.name, port.name
+                    ),
+                    "name the port in an EndpointSlice as it is named in the Service",
+                );
+            }
+        }
+    }
+    // A Service with several slices was looked at once for each.
+    found.0.sort();
+    found.0.dedup();
+}
+
+fn traffic(world: &World, found: &mut Problems) {
+    for (name, policy) in &world.traffic {
+        let at = (Kind::TrafficPolicy, name);
+        let mut seen = BTreeSet::new();
+        for (index, target) in policy.spec.target_refs.iter().enumerate() {
+            let path = format!("spec.targetRefs.{index}");
+            if !seen.insert(target) {
+                found.add(
+                    at,
+                    &path,
+                    Severity::Warning,
+                    format!("Service '{}' is named twice", target.name),
+                    "remove one of the two targetRefs",
+                );
+            }
+            let Some(service) = world.service(&Name::new(name.namespace.clone(), &target.name))
+            else {
+                found.add(
+                    at,
+                    &format!("{path}.name"),
+                    Severity::Warning,
+                    format!("there is no Service {}/{}", name.namespace, target.name),
+                    "correct the name; a policy's targets are Services of its own namespace",
+                );
+                continue;
+            };
+            let mut ports = service.ports.iter().peekable();
+            let wanted = match &target.section_name {
+                None => Level::Service,
+                Some(section) => {
+                    if !service.ports.iter().any(|port| is_port(section, port)) {
+                        found.add(
+                            at,
+                            &format!("{path}.sectionName"),
+                            Severity::Warning,
+                            format!("Service {} has no port '{section}'", service.name),
+                            "write the name or the number of one of its ports",
+                        );
+                    }
+                    ports = service.ports.iter().peekable();
+                    Level::Port
+                }
+            };
+            let conflict = ports
+                .filter(|port| {
+                    wanted == Level::Service
+                        || target
+                            .section_name
+                            .as_deref()
+                            .is_some_and(|section| is_port(section, port))
+                })
+                .filter_map(|port| winner(world, service, port, wanted))
+                .find(|winner| winner.name != *name);
+            if let Some(winner) = conflict {
+                found.add(
+                    at,
+                    &path,
+                    Severity::Error,
+                    format!("TrafficPolicy {} already says what holds for this target and is used; this one is not", winner.name),
+                    "merge the two policies, or name different targets",
+                );
+            }
+        }
+        if policy.spec.target_refs.is_empty() {
+            let default = crate::model::in_namespace(&world.traffic, &name.namespace)
+                .filter(|other| other.spec.target_refs.is_empty())
+                .min_by(|a, b| a.precedence().cmp(&b.precedence()));
+            if let Some(winner) = default.filter(|winner| winner.name != *name) {
+                found.add(
+                    at,
+                    "spec",
+                    Severity::Error,
+                    format!("TrafficPolicy {} is already the default of namespace {} and is used; this one is not", winner.name, name.namespace),
+                    "merge the two policies, or add targetRefs to one",
+                );
+            }
+        }
+        let breaker = policy.spec.circuit_breaker.as_ref();
+        if let Some(Fallback::Backend(backend)) =
+            breaker.and_then(|breaker| breaker.fallback.as_ref())
+        {
+            let target = Name::new(
+                backend.namespace.as_ref().unwrap_or(&name.namespace),
+                &backend.name,
+            );
+            let known = world
+                .service(&target)
+                .is_some_and(|service| service.ports.iter().any(|port| port.port == backend.port));
+            if !known {
+                found.add(
+                    at,
+                    "spec.circuitBreaker.fallback.backend",
+                    Severity::Warning,
+                    format!("there is no Service {target} with port {}", backend.port),
+                    "correct name, namespace or port of the fallback backend",
+                );
+            }
+        }
+    }
+}
+
+fn selectors(world: &World, found: &mut Problems) {
+    let selectors = world
+        .peer_authentication
+        .values()
+        .map(|policy| {
+            (
+                Kind::PeerAuthentication,
+                &policy.name,
+                &policy.spec.selector,
+            )
+        })
+        .chain(
+            world
+                .telemetry
+                .values()
+                .map(|policy| (Kind::Telemetry, &policy.name, &policy.spec.selector)),
+        );
+    let mut defaults: BTreeMap<(Kind, &str), &Name> = BTreeMap::new();
+    for (kind, name, selector) in selectors {
+        match selector {
+            Some(selector) => {
+                let matched = world
+                    .workloads_in(&name.namespace)
+                    .any(|workload| selector.matches(&workload.labels));
+                if !matched {
+                    found.add(
+                        (kind, name),
+                        "spec.selector",
+                        Severity::Warning,
+                        format!(
+                            "the selector matches no Workload in namespace {}",
+                            name.namespace
+                        ),
+                        "correct matchLabels, or the labels in the Workloads' metadata",
+                    );
+                }
+            }
+            None => {
+                if let Some(first) = defaults.get(&(kind, name.namespace.as_str())) {
+                    found.add(
+                        (kind, name),
+                        "spec",
+                        Severity::Error,
+                        format!("namespace {} already has {kind:?} {first} without a selector; only the older one, else the first by name, is used", name.namespace),
+                        "merge the two, or add a selector to one",
+                    );
+                } else {
+                    defaults.insert((kind, &name.namespace), name);
+                }
+            }
+        }
+    }
+}

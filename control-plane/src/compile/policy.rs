@@ -1,0 +1,341 @@
+//! The most specific policy wins, field by field.
+
+use weft_api::policy::traffic::{
+    Algorithm, Backoff, CircuitBreaker, Fallback, FallbackBackend, HashKey, Limits, LoadBalancer,
+    OutlierDetection, Retries, RetryBudget, RetryCondition, TargetRef, Timeouts, TrafficPolicySpec,
+};
+use weft_api::policy::{Duration, Percent};
+use weft_api::proto;
+
+use crate::model::{Name, Policy, Service, ServicePort, World, in_namespace};
+
+/// Fewer well endpoints than this share: all are used. Percent.
+const PANIC_THRESHOLD_PERCENT: u32 = 50;
+/// Gateway errors in a row that take an endpoint out.
+const CONSECUTIVE_GATEWAY_ERRORS: u32 = 5;
+const OUTLIER_INTERVAL_MS: u64 = 10_000;
+const BASE_EJECTION_MS: u64 = 30_000;
+const MAX_EJECTION_MS: u64 = 300_000;
+const MAX_EJECTION_PERCENT: u32 = 50;
+const CONNECT_TIMEOUT_MS: u64 = 5_000;
+const RETRY_ATTEMPTS: u32 = 2;
+const BACKOFF_BASE_MS: u64 = 25;
+const BACKOFF_MAX_MS: u64 = 250;
+const RETRY_BODY_BYTES: u64 = 64 << 10;
+const BUDGET_PERCENT: u32 = 20;
+const BUDGET_MIN_PER_SECOND: u32 = 10;
+
+/// What holds for a Service port.
+pub(super) struct Effective {
+    pub(super) route: proto::RoutePolicy,
+    pub(super) backend: proto::BackendPolicy,
+    /// A fallback backend, which the caller compiles; `route.fallback` is then unset.
+    pub(super) fallback_backend: Option<FallbackTarget>,
+}
+
+pub(super) struct FallbackTarget {
+    pub(super) service: Name,
+    pub(super) port: u16,
+}
+
+/// How specific a policy is about a Service port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Level {
+    Namespace,
+    Service,
+    Port,
+}
+
+impl Level {
+    /// Most specific first.
+    pub(super) const ALL: [Self; 3] = [Self::Port, Self::Service, Self::Namespace];
+}
+
+/// Whether a target is this port, and how specifically.
+pub(super) fn level(target: &TargetRef, service: &Service, port: &ServicePort) -> Option<Level> {
+    if target.name != service.name.name {
+        return None;
+    }
+    match &target.section_name {
+        None => Some(Level::Service),
+        Some(section) => is_port(section, port).then_some(Level::Port),
+    }
+}
+
+/// Whether a `sectionName` means this port, by name or number.
+pub(super) fn is_port(section: &str, port: &ServicePort) -> bool {
+    section == port.name || section.parse() == Ok(port.port)
+}
+
+/// The policy that holds for a port on one level: of several the oldest, then the first by name.
+pub(super) fn winner<'a>(
+    world: &'a World,
+    service: &'a Service,
+    port: &ServicePort,
+    wanted: Level,
+) -> Option<&'a Policy<TrafficPolicySpec>> {
+    in_namespace(&world.traffic, &service.name.namespace)
+        .filter(|policy| {
+            let targets = &policy.spec.target_refs;
+            if wanted == Level::Namespace {
+                return targets.is_empty();
+            }
+            targets
+                .iter()
+                .any(|target| level(target, service, port) == Some(wanted))
+        })
+        .min_by(|a, b| a.precedence().cmp(&b.precedence()))
+}
+
+/// Merges the policies of a port, most specific first.
+pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) -> Effective {
+    let mut merged = TrafficPolicySpec::default();
+    for level in Level::ALL {
+        if let Some(policy) = winner(world, service, port, level) {
+            merged.inherit(&policy.spec);
+        }
+    }
+    let breaker = merged.circuit_breaker.clone().unwrap_or_default();
+    let mut route = route(&merged);
+    let mut fallback_backend = None;
+    match breaker.fallback {
+        Some(Fallback::Response(response)) => {
+            let action = proto::fallback::Action::Response(proto::FallbackResponse {
+                status: u32::from(response.status),
+                headers: response
+                    .headers
+                    .into_iter()
+                    .map(|header| proto::Header {
+                        name: header.name,
+                        value: header.value,
+                    })
+                    .collect(),
+                body: response.body.into_bytes(),
+            });
+            route.fallback = Some(proto::Fallback {
+                action: Some(action),
+            });
+        }
+        Some(Fallback::Backend(FallbackBackend {
+            name,
+            namespace,
+            port,
+        })) => {
+            let namespace = namespace.unwrap_or_else(|| service.name.namespace.clone());
+            fallback_backend = Some(FallbackTarget {
+                service: Name::new(namespace, name),
+                port,
+            });
+        }
+        None => {}
+    }
+    Effective {
+        route,
+        backend: backend(&merged),
+        fallback_backend,
+    }
+}
+
+/// What holds for requests when no policy says anything.
+pub(super) fn default_route() -> proto::RoutePolicy {
+    route(&TrafficPolicySpec::default())
+}
+
+/// What holds for a backend when no policy says anything.
+pub(super) fn default_backend() -> proto::BackendPolicy {
+    backend(&TrafficPolicySpec::default())
+}
+
+/// What holds for one workload addressed directly: there is nothing to choose from, so nothing is
+/// ejected.
+pub(super) fn direct_backend() -> proto::BackendPolicy {
+    proto::BackendPolicy {
+        outlier_detection: None,
+        ..default_backend()
+    }
+}
+
+fn millis(given: Option<Duration>) -> u64 {
+    given.map_or(0, Duration::as_millis)
+}
+
+fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
+    let timeouts = spec.timeouts.unwrap_or_default();
+    proto::RoutePolicy {
+        request_timeout_ms: millis(timeouts.request),
+        per_try_timeout_ms: millis(timeouts.per_try),
+        idle_timeout_ms: millis(timeouts.idle),
+        retry: spec.retries.as_ref().map(retry),
+        fallback: None,
+    }
+}
+
+fn retry(retries: &Retries) -> proto::RetryPolicy {
+    let default_on = [
+        RetryCondition::ConnectFailure,
+        RetryCondition::RefusedStream,
+        RetryCondition::Reset,
+    ];
+    let on = retries.on.as_deref().unwrap_or(&default_on);
+    let backoff = retries.backoff.unwrap_or_default();
+    let budget = retries.budget.unwrap_or_default();
+    let base = backoff.base.map_or(BACKOFF_BASE_MS, Duration::as_millis);
+    proto::RetryPolicy {
+        attempts: retries.attempts.unwrap_or(RETRY_ATTEMPTS),
+        status_codes: retries
+            .codes
+            .iter()
+            .flatten()
+            .map(|code| u32::from(*code))
+            .collect(),
+        grpc_codes: retries
+            .grpc_codes
+            .iter()
+            .flatten()
+            .map(|code| *code as u32)
+            .collect(),
+        connect_failure: on.contains(&RetryCondition::ConnectFailure),
+        refused_stream: on.contains(&RetryCondition::RefusedStream),
+        reset: on.contains(&RetryCondition::Reset),
+        timeout: on.contains(&RetryCondition::Timeout),
+        methods: retries.methods.clone().unwrap_or_default(),
+        backoff_base_ms: base,
+        // A base written alone may be above the default maximum.
+        backoff_max_ms: backoff
+            .max
+            .map_or(BACKOFF_MAX_MS, Duration::as_millis)
+            .max(base),
+        max_body_bytes: retries.max_body_bytes.unwrap_or(RETRY_BODY_BYTES),
+        budget_percent: budget.percent.map_or(BUDGET_PERCENT, Percent::get),
+        budget_min_per_second: budget.min_per_second.unwrap_or(BUDGET_MIN_PER_SECOND),
+    }
+}
+
+fn backend(spec: &TrafficPolicySpec) -> proto::BackendPolicy {
+    let breaker = spec.circuit_breaker.clone().unwrap_or_default();
+    let limits = breaker.limits.unwrap_or_default();
+    proto::BackendPolicy {
+        load_balancer: Some(load_balancer(
+            &spec.load_balancer.clone().unwrap_or_default(),
+        )),
+        limits: Some(proto::Limits {
+            max_connections: limits.max_connections.unwrap_or(0),
+            max_requests: limits.max_requests.unwrap_or(0),
+            max_pending_requests: limits.max_pending_requests.unwrap_or(0),
+        }),
+        outlier_detection: Some(outlier(&breaker.outlier_detection.unwrap_or_default())),
+        connect_timeout_ms: spec
+            .timeouts
+            .and_then(|timeouts| timeouts.connect)
+            .map_or(CONNECT_TIMEOUT_MS, Duration::as_millis),
+    }
+}
+
+fn load_balancer(given: &LoadBalancer) -> proto::LoadBalancer {
+    use proto::load_balancer::HashKey as Key;
+    let algorithm = match given.algorithm {
+        None | Some(Algorithm::PeakEwma) => proto::Algorithm::PeakEwma,
+        Some(Algorithm::LeastRequest) => proto::Algorithm::LeastRequest,
+        Some(Algorithm::RoundRobin) => proto::Algorithm::RoundRobin,
+        Some(Algorithm::Random) => proto::Algorithm::Random,
+        Some(Algorithm::RingHash) => proto::Algorithm::RingHash,
+        Some(Algorithm::Maglev) => proto::Algorithm::Maglev,
+    };
+    let hashed = matches!(
+        algorithm,
+        proto::Algorithm::RingHash | proto::Algorithm::Maglev
+    );
+    let key = match &given.hash_key {
+        Some(HashKey::Header(name)) => Key::Header(name.clone()),
+        Some(HashKey::Cookie(name)) => Key::Cookie(name.clone()),
+        Some(HashKey::SourceAddress(_)) | None => Key::SourceAddress(true),
+    };
+    proto::LoadBalancer {
+        algorithm: algorithm.into(),
+        hash_key: hashed.then_some(key),
+        panic_threshold_percent: given
+            .panic_threshold
+            .map_or(PANIC_THRESHOLD_PERCENT, Percent::get),
+    }
+}
+
+fn outlier(given: &OutlierDetection) -> proto::OutlierDetection {
+    let or = |value: Option<Duration>, default| value.map_or(default, Duration::as_millis);
+    let base = or(given.base_ejection_time, BASE_EJECTION_MS);
+    proto::OutlierDetection {
+        consecutive_gateway_errors: given
+            .consecutive_gateway_errors
+            .unwrap_or(CONSECUTIVE_GATEWAY_ERRORS),
+        consecutive_5xx: given.consecutive_5xx_errors.unwrap_or(0),
+        success_rate_threshold_percent: given.success_rate.map_or(0, |rate| rate.threshold.get()),
+        success_rate_min_requests: given.success_rate.map_or(0, |rate| rate.min_requests),
+        interval_ms: or(given.interval, OUTLIER_INTERVAL_MS),
+        base_ejection_ms: base,
+        max_ejection_ms: or(given.max_ejection_time, MAX_EJECTION_MS).max(base),
+        max_ejection_percent: given
+            .max_ejection_percent
+            .map_or(MAX_EJECTION_PERCENT, Percent::get),
+    }
+}
+
+/// Fills what is not set from a less specific one.
+trait Inherit {
+    fn inherit(&mut self, from: &Self);
+}
+
+impl<T: Inherit + Clone> Inherit for Option<T> {
+    fn inherit(&mut self, from: &Self) {
+        match (self.as_mut(), from) {
+            (Some(own), Some(from)) => own.inherit(from),
+            (None, Some(from)) => *self = Some(from.clone()),
+            (_, None) => {}
+        }
+    }
+}
+
+/// Field by field: a field is taken over whole when it is not set, or, for those behind `deep`,
+/// field by field in turn.
+macro_rules! inherit {
+    ($type:ty { $($leaf:ident),* } $(deep { $($deep:ident),* })?) => {
+        impl Inherit for $type {
+            fn inherit(&mut self, from: &Self) {
+                $(if self.$leaf.is_none() { self.$leaf.clone_from(&from.$leaf); })*
+                $($(self.$deep.inherit(&from.$deep);)*)?
+            }
+        }
+    };
+}
+
+inherit!(TrafficPolicySpec {} deep { load_balancer, circuit_breaker, retries, timeouts });
+inherit!(LoadBalancer {
+    algorithm,
+    hash_key,
+    panic_threshold
+});
+inherit!(CircuitBreaker { fallback } deep { limits, outlier_detection });
+inherit!(Limits {
+    max_connections,
+    max_requests,
+    max_pending_requests
+});
+inherit!(OutlierDetection {
+    consecutive_gateway_errors,
+    consecutive_5xx_errors,
+    success_rate,
+    interval,
+    base_ejection_time,
+    max_ejection_time,
+    max_ejection_percent
+});
+inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes } deep { backoff, budget });
+inherit!(Backoff { base, max });
+inherit!(RetryBudget {
+    percent,
+    min_per_second
+});
+inherit!(Timeouts {
+    connect,
+    request,
+    per_try,
+    idle
+});

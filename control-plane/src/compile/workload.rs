@@ -1,0 +1,168 @@
+//! What a proxy needs to know about the workload it stands beside.
+
+use std::collections::BTreeMap;
+
+use weft_api::names::CONTROL_PLANE_NAMESPACE;
+use weft_api::policy::meta::LabelSelector;
+use weft_api::policy::{AccessLogMode, MtlsMode, PeerAuthenticationSpec, TelemetrySpec};
+use weft_api::proto;
+use weft_api::proto::Protocol;
+
+use super::endpoints::target_port;
+use crate::model::{Name, Policy, Workload, World, is_selected};
+
+/// Sampled when nothing else is said: 1 percent.
+const DEFAULT_SAMPLING_PERCENT: f64 = 1.0;
+
+/// Compiles a workload's own table; `None` when there is no such workload.
+pub(super) fn workload(world: &World, name: &Name) -> Option<proto::Workload> {
+    let workload = world.workload(name)?;
+    let mut ports: BTreeMap<u16, Protocol> = BTreeMap::new();
+    for service in world.services_in(&name.namespace) {
+        if is_selected(service, workload) {
+            for port in &service.ports {
+                if let Some(number) = target_port(workload, port) {
+                    let known = ports.entry(number).or_insert(port.protocol);
+                    // Of several Services the first by name that says something.
+                    if *known == Protocol::Auto {
+                        *known = port.protocol;
+                    }
+                }
+            }
+        }
+    }
+    for port in &workload.ports {
+        let known = ports.entry(port.port).or_insert(port.protocol);
+        if port.protocol != Protocol::Auto {
+            *known = port.protocol;
+        }
+    }
+    let modes = modes(world, workload);
+    for port in modes.ports.keys() {
+        ports.entry(*port).or_insert(Protocol::Auto);
+    }
+    Some(proto::Workload {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        service_account: workload.service_account.clone(),
+        zone: workload.zone.clone(),
+        labels: workload.labels.clone(),
+        mtls: modes.all.into(),
+        ports: ports
+            .into_iter()
+            .map(|(port, protocol)| proto::WorkloadPort {
+                port: u32::from(port),
+                protocol: protocol.into(),
+                mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
+            })
+            .collect(),
+        telemetry: Some(telemetry(world, workload)),
+        display_name: display_name(workload),
+    })
+}
+
+/// The protocol of a workload's port: what it says itself, else what a Service says that leads
+/// there.
+pub(super) fn protocol_of(world: &World, workload: &Workload, number: u16) -> Option<Protocol> {
+    let own = workload
+        .ports
+        .iter()
+        .find(|port| port.port == number)
+        .map(|port| port.protocol)
+        .filter(|protocol| *protocol != Protocol::Auto);
+    own.or_else(|| {
+        world
+            .services_in(&workload.name.namespace)
+            .filter(|service| is_selected(service, workload))
+            .flat_map(|service| &service.ports)
+            .find(|port| {
+                target_port(workload, port) == Some(number) && port.protocol != Protocol::Auto
+            })
+            .map(|port| port.protocol)
+    })
+}
+
+fn display_name(workload: &Workload) -> String {
+    ["app.kubernetes.io/name", "app"]
+        .iter()
+        .find_map(|label| workload.labels.get(*label))
+        .unwrap_or(&workload.name.name)
+        .clone()
+}
+
+struct Modes {
+    all: proto::MtlsMode,
+    ports: BTreeMap<u16, proto::MtlsMode>,
+}
+
+fn modes(world: &World, workload: &Workload) -> Modes {
+    let layers = layers(&world.peer_authentication, workload, |spec| &spec.selector);
+    let of = |mode: MtlsMode| match mode {
+        MtlsMode::Unset => None,
+        MtlsMode::Permissive => Some(proto::MtlsMode::Permissive),
+        MtlsMode::Strict => Some(proto::MtlsMode::Strict),
+        MtlsMode::Disable => Some(proto::MtlsMode::Disable),
+    };
+    let all = layers
+        .iter()
+        .find_map(|spec: &&PeerAuthenticationSpec| of(spec.mtls?.mode))
+        .unwrap_or(proto::MtlsMode::Permissive);
+    let ports = layers
+        .iter()
+        .filter(|spec| spec.selector.is_some())
+        .flat_map(|spec| &spec.port_level_mtls)
+        .filter_map(|(port, mtls)| Some((*port, of(mtls.mode)?)))
+        .collect();
+    Modes { all, ports }
+}
+
+fn telemetry(world: &World, workload: &Workload) -> proto::Telemetry {
+    let layers: Vec<&TelemetrySpec> = layers(&world.telemetry, workload, |spec| &spec.selector);
+    let percent = layers
+        .iter()
+        .find_map(|spec| spec.tracing.sampling_percent)
+        .unwrap_or(DEFAULT_SAMPLING_PERCENT);
+    let mode = layers.iter().find_map(|spec| spec.access_log.mode);
+    let endpoint = layers
+        .iter()
+        .find_map(|spec| spec.tracing.otlp_endpoint.clone());
+    proto::Telemetry {
+        // Checked to be 0 to 100 when it was read.
+        sampling_per_myriad: (percent.clamp(0.0, 100.0) * 100.0).round() as u32,
+        access_log: match mode {
+            None | Some(AccessLogMode::Off) => proto::AccessLog::Off,
+            Some(AccessLogMode::Errors) => proto::AccessLog::Errors,
+            Some(AccessLogMode::All) => proto::AccessLog::All,
+        }
+        .into(),
+        otlp_endpoint: endpoint.unwrap_or_default(),
+    }
+}
+
+/// The policies that apply to a workload, most specific first: with a selector, the namespace's,
+/// the whole mesh's; at most one each.
+fn layers<'a, T>(
+    policies: &'a BTreeMap<Name, Policy<T>>,
+    workload: &Workload,
+    selector: impl Fn(&T) -> &Option<LabelSelector>,
+) -> Vec<&'a T> {
+    let first = |namespace: &str, wanted: &dyn Fn(&Option<LabelSelector>) -> bool| {
+        policies
+            .iter()
+            .filter(|(name, policy)| name.namespace == namespace && wanted(selector(&policy.spec)))
+            .map(|(_, policy)| policy)
+            .min_by(|a, b| a.precedence().cmp(&b.precedence()))
+            .map(|policy| &policy.spec)
+    };
+    let namespace = workload.name.namespace.as_str();
+    let own = first(namespace, &|selector| {
+        selector
+            .as_ref()
+            .is_some_and(|selector| selector.matches(&workload.labels))
+    });
+    let all = first(namespace, &Option::is_none);
+    let mesh = (namespace != CONTROL_PLANE_NAMESPACE)
+        .then(|| first(CONTROL_PLANE_NAMESPACE, &Option::is_none))
+        .flatten();
+    own.into_iter().chain(all).chain(mesh).collect()
+}

@@ -1,0 +1,236 @@
+//! Services, workloads, endpoints and policies as the mesh sees them: plain data, the same whether
+//! it came from a folder or from Kubernetes.
+//!
+//! [`Object`] is what a source reports; [`World`] is all of them, with the indexes the compiler
+//! needs; [`World::apply`] takes one change and says what it may have changed for proxies.
+
+mod validate;
+mod world;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
+use weft_api::proto::{Health, Protocol};
+
+pub use validate::{Invalid, validate};
+pub use world::{Dirty, World};
+pub(crate) use world::{in_namespace, is_selected};
+
+/// Namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl Name {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+
+    /// Reads "namespace/name".
+    pub fn parse(given: &str) -> Option<Self> {
+        let (namespace, name) = given.split_once('/')?;
+        (!namespace.is_empty() && !name.is_empty() && !name.contains('/'))
+            .then(|| Self::new(namespace, name))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+    Workload,
+    TrafficPolicy,
+    PeerAuthentication,
+    Telemetry,
+}
+
+/// Which object: unique among all that a source reports.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectRef {
+    pub kind: Kind,
+    pub name: Name,
+}
+
+impl fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.kind, self.name)
+    }
+}
+
+/// Anything a source can report.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Workload(Workload),
+    TrafficPolicy(Policy<TrafficPolicySpec>),
+    PeerAuthentication(Policy<PeerAuthenticationSpec>),
+    Telemetry(Policy<TelemetrySpec>),
+}
+
+impl Object {
+    pub fn reference(&self) -> ObjectRef {
+        let (kind, name) = match self {
+            Self::Service(service) => (Kind::Service, &service.name),
+            Self::EndpointSlice(slice) => (Kind::EndpointSlice, &slice.name),
+            Self::Workload(workload) => (Kind::Workload, &workload.name),
+            Self::TrafficPolicy(policy) => (Kind::TrafficPolicy, &policy.name),
+            Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
+            Self::Telemetry(policy) => (Kind::Telemetry, &policy.name),
+        };
+        ObjectRef {
+            kind,
+            name: name.clone(),
+        }
+    }
+}
+
+/// One change to the world.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// The object is there, or is now this.
+    Set(Box<Object>),
+    Remove(ObjectRef),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    pub name: Name,
+    /// Labels of the workloads behind it; empty: none are chosen, EndpointSlices name them.
+    pub selector: BTreeMap<String, String>,
+    /// Virtual addresses; none when headless.
+    pub vips: Vec<IpAddr>,
+    pub headless: bool,
+    /// Endpoints that are not ready count as ready.
+    pub publish_not_ready: bool,
+    /// TCP ports.
+    pub ports: Vec<ServicePort>,
+}
+
+impl Default for Name {
+    fn default() -> Self {
+        Self::new("default", "")
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// May be empty when it is the only port.
+    pub name: String,
+    pub port: u16,
+    pub target: TargetPort,
+    pub protocol: Protocol,
+}
+
+/// Where a Service port leads on a workload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPort {
+    Number(u16),
+    /// A port name of the workload.
+    Name(String),
+}
+
+/// Endpoints of a Service that somebody else keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub name: Name,
+    /// Name of the Service, of the same namespace; empty when it names none.
+    pub service: String,
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    /// Name of the Service port.
+    pub name: String,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    pub addresses: Vec<IpAddr>,
+    pub health: Health,
+    pub zone: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    pub name: Name,
+    pub labels: BTreeMap<String, String>,
+    pub service_account: String,
+    pub zone: String,
+    /// At least one; the first is used in endpoints.
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<WorkloadPort>,
+    pub weight: u32,
+    pub health: Health,
+    /// A proxy that takes mutual TLS stands before it.
+    pub sidecar: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadPort {
+    pub name: String,
+    pub port: u16,
+    pub protocol: Protocol,
+}
+
+/// A policy object.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy<T> {
+    pub name: Name,
+    /// RFC 3339; empty when not known.
+    pub created: String,
+    pub spec: T,
+}
+
+impl<T> Policy<T> {
+    /// Orders policies for the same target: the one to use first (GEP-713: the oldest, then by
+    /// name; those without a time last).
+    pub fn precedence(&self) -> (bool, &str, &Name) {
+        (self.created.is_empty(), &self.created, &self.name)
+    }
+}
+
+/// What is spoken on a port, from `appProtocol` or else the port name's prefix; AUTO when neither
+/// says.
+pub fn protocol(app_protocol: Option<&str>, port_name: &str) -> Protocol {
+    match app_protocol {
+        Some(given) => known_protocol(given).unwrap_or(Protocol::Auto),
+        None => port_name
+            .split('-')
+            .next()
+            .and_then(known_protocol)
+            .unwrap_or(Protocol::Auto),
+    }
+}
+
+fn known_protocol(given: &str) -> Option<Protocol> {
+    Some(match given.to_ascii_lowercase().as_str() {
+        "http" | "http1" | "kubernetes.io/ws" => Protocol::Http,
+        "http2" | "h2c" | "kubernetes.io/h2c" => Protocol::Http2,
+        "grpc" => Protocol::Grpc,
+        "tcp" => Protocol::Tcp,
+        "tls" | "https" | "kubernetes.io/wss" => Protocol::Tls,
+        _ => return None,
+    })
+}
+
+/// Whether `appProtocol` is one we know.
+pub fn is_known_protocol(given: &str) -> bool {
+    known_protocol(given).is_some()
+}

@@ -1,0 +1,231 @@
+//! One file's text -> objects, or what is wrong with it.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use weft_api::policy::{
+    API_VERSION, Metadata, PeerAuthentication, Telemetry, TrafficPolicy, Workload,
+};
+
+use super::kubernetes;
+use super::yaml;
+use crate::finding::{Finding, Severity};
+use crate::model::{self, Object, Policy, WorkloadPort, is_known_protocol, protocol, validate};
+
+/// An object and where it begins.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parsed {
+    pub object: Object,
+    /// Line of the first line of its document, from 1.
+    pub line: u32,
+}
+
+/// A whole file: its objects, and what is worth a word. Errors: what keeps the file from being
+/// used.
+pub fn parse(file: &Path, text: &str) -> Result<(Vec<Parsed>, Vec<Finding>), Vec<Finding>> {
+    let mut parsed = Vec::new();
+    let mut findings = Vec::new();
+    for document in yaml::documents(text) {
+        let mut context = Context {
+            file,
+            document,
+            findings: &mut findings,
+        };
+        if let Some(object) = context.read() {
+            parsed.push(Parsed {
+                object,
+                line: document.line,
+            });
+        }
+    }
+    if findings
+        .iter()
+        .any(|found| found.severity == Severity::Error)
+    {
+        return Err(findings);
+    }
+    Ok((parsed, findings))
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TypeMeta {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+}
+
+struct Context<'a> {
+    file: &'a Path,
+    document: yaml::Document<'a>,
+    findings: &'a mut Vec<Finding>,
+}
+
+const KINDS: &str = "Workload, TrafficPolicy, PeerAuthentication and Telemetry of \
+     policy.weft.dev/v1alpha1, Service of v1 and EndpointSlice of discovery.k8s.io/v1";
+
+impl Context<'_> {
+    fn report(
+        &mut self,
+        severity: Severity,
+        line: Option<u32>,
+        object: Option<String>,
+        message: String,
+        help: &str,
+    ) {
+        self.findings.push(Finding {
+            file: Some(self.file.to_owned()),
+            line: line.or(Some(self.document.line)),
+            severity,
+            object,
+            message,
+            help: help.to_owned(),
+        });
+    }
+
+    /// Reads a document as `T`; reports why it is none.
+    fn typed<T: DeserializeOwned>(&mut self) -> Option<T> {
+        match self.document.read() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.report(
+                    Severity::Error,
+                    error.line,
+                    None,
+                    error.message,
+                    "correct it; docs/reference/policies.md has every field with an example",
+                );
+                None
+            }
+        }
+    }
+
+    fn read(&mut self) -> Option<Object> {
+        let types: TypeMeta = self.typed()?;
+        let object = match (types.api_version.as_str(), types.kind.as_str()) {
+            ("v1", "Service") => self.typed::<kubernetes::Service>()?.into_model(),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.typed::<kubernetes::EndpointSlice>()?.into_model()
+            }
+            (API_VERSION, "Workload") => {
+                self.typed::<Workload>().map(|given| self.workload(given))?
+            }
+            (API_VERSION, "TrafficPolicy") => {
+                let given: TrafficPolicy = self.typed()?;
+                Object::TrafficPolicy(policy(given.metadata, given.spec))
+            }
+            (API_VERSION, "PeerAuthentication") => {
+                let given: PeerAuthentication = self.typed()?;
+                Object::PeerAuthentication(policy(given.metadata, given.spec))
+            }
+            (API_VERSION, "Telemetry") => {
+                let given: Telemetry = self.typed()?;
+                Object::Telemetry(policy(given.metadata, given.spec))
+            }
+            ("", _) | (_, "") => {
+                self.report(
+                    Severity::Error,
+                    None,
+                    None,
+                    "the document has no apiVersion or no kind".to_owned(),
+                    &format!("write both; known are {KINDS}"),
+                );
+                return None;
+            }
+            (version, kind) => {
+                // A Deployment lying beside the Services is no mistake; our own kinds misspelt are.
+                let ours = version.contains("weft.dev")
+                    || matches!(
+                        kind,
+                        "Service"
+                            | "EndpointSlice"
+                            | "Workload"
+                            | "TrafficPolicy"
+                            | "PeerAuthentication"
+                            | "Telemetry"
+                    );
+                let severity = if ours {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                };
+                self.report(
+                    severity,
+                    None,
+                    None,
+                    format!("'{kind}' of '{version}' is not known and not used"),
+                    &format!("known are {KINDS}"),
+                );
+                return None;
+            }
+        };
+        let reference = object.reference().to_string();
+        let invalid = validate(&object);
+        if invalid.is_empty() {
+            return Some(object);
+        }
+        for found in invalid {
+            let line = self.document.line_of(&found.path);
+            self.report(
+                Severity::Error,
+                line,
+                Some(reference.clone()),
+                found.message,
+                &found.help,
+            );
+        }
+        None
+    }
+
+    fn workload(&mut self, given: Workload) -> Object {
+        let name = model::Name::new(given.metadata.namespace, given.metadata.name);
+        let mut ports = Vec::new();
+        for (index, port) in given.spec.ports.into_iter().enumerate() {
+            if let Some(unknown) = port
+                .app_protocol
+                .as_deref()
+                .filter(|given| !is_known_protocol(given))
+            {
+                let path = ["spec", "ports", &index.to_string(), "appProtocol"].map(str::to_owned);
+                let line = self.document.line_of(&path);
+                self.report(
+                    Severity::Warning,
+                    line,
+                    Some(format!("Workload {name}")),
+                    format!("appProtocol '{unknown}' is not known; the protocol is found out from each connection's first bytes"),
+                    "use http, http2, grpc, tcp or tls, or leave it out",
+                );
+            }
+            ports.push(WorkloadPort {
+                protocol: protocol(port.app_protocol.as_deref(), &port.name),
+                name: port.name,
+                port: port.port,
+            });
+        }
+        Object::Workload(model::Workload {
+            name,
+            labels: given.metadata.labels,
+            service_account: given.spec.service_account,
+            zone: given.spec.zone,
+            addresses: given.spec.addresses,
+            ports,
+            weight: given.spec.weight,
+            health: match given.spec.health {
+                weft_api::policy::workload::Health::Ready => weft_api::proto::Health::Ready,
+                weft_api::policy::workload::Health::NotReady => weft_api::proto::Health::NotReady,
+                weft_api::policy::workload::Health::Draining => weft_api::proto::Health::Draining,
+            },
+            sidecar: given.spec.sidecar,
+        })
+    }
+}
+
+fn policy<T>(metadata: Metadata, spec: T) -> Policy<T> {
+    Policy {
+        name: model::Name::new(metadata.namespace, metadata.name),
+        created: metadata.creation_timestamp.unwrap_or_default(),
+        spec,
+    }
+}
