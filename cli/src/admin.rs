@@ -21,7 +21,7 @@ pub enum Error {
     Url(String),
     #[error("nothing answers at {url}: {source}. Is it running, and is that its admin port?")]
     Unreachable { url: String, source: std::io::Error },
-    #[error("{0} did not answer within {} s", DEADLINE.as_secs())]
+    #[error("{0} did not answer within five seconds")]
     Deadline(String),
     #[error("{url} does not speak HTTP as expected: {reason}")]
     Protocol { url: String, reason: String },
@@ -102,17 +102,15 @@ impl Admin {
             url: url.clone(),
             reason: e.to_string(),
         };
-        let stream =
-            TcpStream::connect(&self.authority)
-                .await
-                .map_err(|source| Error::Unreachable {
-                    url: url.clone(),
-                    source,
-                })?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream))
-                .await
-                .map_err(|e| protocol(&e))?;
+        let stream = TcpStream::connect(&self.authority)
+            .await
+            .map_err(|source| Error::Unreachable {
+                url: url.clone(),
+                source,
+            })?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| protocol(&e))?;
         let connection = tokio::spawn(connection);
         let request = Request::builder()
             .method(method)
@@ -151,7 +149,13 @@ mod tests {
         for good in ["http://127.0.0.1:15014", "localhost:15014", "[::1]:15014"] {
             assert!(Admin::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "https://127.0.0.1:15014", "localhost", "http://", "a b:1"] {
+        for bad in [
+            "",
+            "https://127.0.0.1:15014",
+            "localhost",
+            "http://",
+            "a b:1",
+        ] {
             assert!(Admin::new(bad).is_err(), "{bad}");
         }
     }
@@ -175,8 +179,14 @@ mod tests {
         let admin = Admin::new(&address.to_string()).unwrap();
         assert_eq!(admin.json::<Vec<u8>>("/x").await.unwrap(), [1, 2, 3]);
         let error = admin.text("/readyz").await.unwrap_err().to_string();
-        assert!(error.ends_with("/readyz answered 503 Service Unavailable: not ready"), "{error}");
+        assert!(
+            error.ends_with("/readyz answered 503 Service Unavailable: not ready"),
+            "{error}"
+        );
         assert!(matches!(admin.text("/").await, Err(Error::Protocol { .. })));
-        assert!(matches!(admin.text("/").await, Err(Error::Unreachable { .. })));
+        assert!(matches!(
+            admin.text("/").await,
+            Err(Error::Unreachable { .. })
+        ));
     }
 }

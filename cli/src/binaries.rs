@@ -12,7 +12,11 @@ pub fn find(program: &str) -> anyhow::Result<PathBuf> {
     let own = own()?;
     let path = std::env::var_os("PATH").unwrap_or_default();
     let beside = own.parent().map(Path::to_path_buf);
-    find_in(program, beside.into_iter().chain(std::env::split_paths(&path))).with_context(|| {
+    find_in(
+        program,
+        beside.into_iter().chain(std::env::split_paths(&path)),
+    )
+    .with_context(|| {
         format!(
             "{program} is neither beside {} nor on PATH. In a clone, `cargo build --release` makes \
              all three programs; an installation has them in one folder",

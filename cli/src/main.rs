@@ -18,20 +18,24 @@ mod demo;
 #[allow(unsafe_code)]
 mod netns;
 mod output;
-mod prometheus;
 mod status;
 
 /// A service mesh of sidecar proxies: mutual TLS, retries, circuit breaking, balancing and tracing
 /// for every connection, with nothing changed in the applications.
 #[derive(Debug, Parser)]
-#[command(name = "weft", version, propagate_version = false, after_help = "\
+#[command(
+    name = "weft",
+    version,
+    propagate_version = false,
+    after_help = "\
 Examples:
   weft demo                              a mesh on this machine, driven through failures
   weft check examples/demo               what is wrong with a folder of manifests
   weft status                            which proxies have the latest tables
   weft completions bash > /etc/bash_completion.d/weft
 
-Exit codes: 0 is well; 1, the thing asked about is not; 2, it could not be done.")]
+Exit codes: 0 is well; 1, the thing asked about is not; 2, it could not be done."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -82,12 +86,12 @@ fn duration(given: &str) -> Result<Duration, String> {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log(&cli.command);
-    let (outcome, cannot): (anyhow::Result<ExitCode>, fn(&anyhow::Error) -> u8) =
-        match cli.command {
-            // These enter namespaces, which must be done before there are threads.
-            Command::Demo(args) => (demo::run(args), demo::exit_code),
-            other => (on_runtime(other), |_| Bad::CANNOT),
-        };
+    let (outcome, cannot): (anyhow::Result<ExitCode>, fn(&anyhow::Error) -> u8) = match cli.command
+    {
+        // These enter namespaces, which must be done before there are threads.
+        Command::Demo(args) => (demo::run(args), demo::exit_code),
+        other => (on_runtime(other), |_| Bad::CANNOT),
+    };
     outcome.unwrap_or_else(|e| {
         eprintln!("weft: {e:#}");
         ExitCode::from(cannot(&e))

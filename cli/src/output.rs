@@ -155,7 +155,11 @@ mod tests {
     #[test]
     fn columns_line_up_with_and_without_colours() {
         let rows = vec![
-            vec![Cell::from("shop/front"), Cell::new(Tone::Good, "ready"), "1".into()],
+            vec![
+                Cell::from("shop/front"),
+                Cell::new(Tone::Good, "ready"),
+                "1".into(),
+            ],
             vec!["a".into(), Cell::new(Tone::Bad, "gone"), "".into()],
         ];
         assert_eq!(
@@ -163,8 +167,14 @@ mod tests {
             "NAME        STATE  N\nshop/front  ready  1\na           gone\n"
         );
         let coloured = table(&["NAME", "STATE", "N"], &rows, Paint::ALWAYS);
-        assert!(coloured.contains("shop/front  \x1b[32mready\x1b[0m  1"), "{coloured:?}");
-        assert!(coloured.contains("a           \x1b[31mgone\x1b[0m"), "{coloured:?}");
+        assert!(
+            coloured.contains("shop/front  \x1b[32mready\x1b[0m  1"),
+            "{coloured:?}"
+        );
+        assert!(
+            coloured.contains("a           \x1b[31mgone\x1b[0m"),
+            "{coloured:?}"
+        );
     }
 
     #[test]

@@ -177,7 +177,13 @@ fn render(status: &Status, now: f64, paint: Paint) -> String {
         }
     }
     let mut out = table(
-        &["WORKLOAD", "VERSION", "CERTIFICATE", "ACKNOWLEDGED", "STATE"],
+        &[
+            "WORKLOAD",
+            "VERSION",
+            "CERTIFICATE",
+            "ACKNOWLEDGED",
+            "STATE",
+        ],
         &rows,
         paint,
     );
@@ -211,7 +217,11 @@ mod tests {
         };
         let status = Status {
             proxies: vec![
-                proxy("shop/front-1", 86_400, vec![resource(State::Acknowledged, None); 3]),
+                proxy(
+                    "shop/front-1",
+                    86_400,
+                    vec![resource(State::Acknowledged, None); 3],
+                ),
                 proxy(
                     "shop/catalog-1",
                     5,

@@ -143,13 +143,11 @@ impl Board {
     pub fn share(&self, service: &str, workload: &str, from: f64, to: f64) -> Option<f64> {
         let (before, after) = (self.front_at(from)?, self.front_at(to)?);
         let (mut all, mut one) = (0, 0);
-        for ((s, w), n) in &after.by_endpoint {
-            if s == service {
-                let grown = n.saturating_sub(before.sent_to(s, w));
-                all += grown;
-                if w == workload {
-                    one += grown;
-                }
+        for (w, n) in after.by_endpoint.get(service)? {
+            let grown = n.saturating_sub(before.sent_to(service, w));
+            all += grown;
+            if w == workload {
+                one += grown;
             }
         }
         (all > 0).then(|| one as f64 * 100.0 / all as f64)
@@ -176,12 +174,15 @@ mod tests {
     use super::*;
 
     fn view(one: u64, two: u64, ejections: u64) -> ProxyView {
-        let to = |w: &str| ("catalog".to_owned(), w.to_owned());
+        let counts =
+            |pairs: &[(&str, u64)]| pairs.iter().map(|(w, n)| ((*w).to_owned(), *n)).collect();
         ProxyView {
             by_endpoint: [
-                (to("catalog-1"), one),
-                (to("catalog-2"), two),
-                (("pricing".to_owned(), "pricing-1".to_owned()), 9 * one),
+                (
+                    "catalog".to_owned(),
+                    counts(&[("catalog-1", one), ("catalog-2", two)]),
+                ),
+                ("pricing".to_owned(), counts(&[("pricing-1", 9 * one)])),
             ]
             .into(),
             ejections: [("catalog".to_owned(), ejections)].into(),

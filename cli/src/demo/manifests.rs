@@ -17,7 +17,10 @@ const FILES: [(&str, &str); 5] = [
         "traffic.yaml",
         include_str!("../../../examples/demo/traffic.yaml"),
     ),
-    ("mtls.yaml", include_str!("../../../examples/demo/mtls.yaml")),
+    (
+        "mtls.yaml",
+        include_str!("../../../examples/demo/mtls.yaml"),
+    ),
     (
         "telemetry.yaml",
         include_str!("../../../examples/demo/telemetry.yaml"),
@@ -26,8 +29,7 @@ const FILES: [(&str, &str); 5] = [
 
 /// Writes them into `folder`, which is made if need be.
 pub fn write(folder: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder)
-        .with_context(|| format!("cannot make {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for (name, contents) in FILES {
         let path = folder.join(name);
         std::fs::write(&path, contents)
@@ -47,7 +49,9 @@ mod tests {
         for member in &MEMBERS {
             let object = all
                 .split("---\n")
-                .find(|o| o.contains("kind: Workload") && o.contains(&format!("name: {}\n", member.name)))
+                .find(|o| {
+                    o.contains("kind: Workload") && o.contains(&format!("name: {}\n", member.name))
+                })
                 .unwrap_or_else(|| panic!("{} is not in the manifests", member.name));
             for line in [
                 format!("addresses: [\"{}\"]", member.address),
@@ -57,7 +61,11 @@ mod tests {
                 assert!(object.contains(&line), "{}: no '{line}'", member.name);
             }
             if let Some(port) = member.port {
-                assert!(object.contains(&format!("port: {port}\n")), "{}", member.name);
+                assert!(
+                    object.contains(&format!("port: {port}\n")),
+                    "{}",
+                    member.name
+                );
             }
         }
         assert_eq!(all.matches("kind: Workload").count(), MEMBERS.len());
@@ -69,7 +77,11 @@ mod tests {
 
     #[test]
     fn the_policy_that_the_script_changes_is_there_once() {
-        let mtls = FILES.iter().find(|(name, _)| *name == "mtls.yaml").unwrap().1;
+        let mtls = FILES
+            .iter()
+            .find(|(name, _)| *name == "mtls.yaml")
+            .unwrap()
+            .1;
         assert_eq!(mtls.matches("mode: PERMISSIVE").count(), 1);
     }
 }

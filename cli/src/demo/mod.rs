@@ -36,7 +36,6 @@ mod topology;
 mod trace;
 mod view;
 
-
 use board::{ControlView, Shared};
 use collector::{Collector, Traces};
 use observe::ProxyView;
@@ -104,7 +103,11 @@ pub fn run(args: Demo) -> anyhow::Result<ExitCode> {
     for program in [crate::binaries::PROXY, crate::binaries::CONTROL_PLANE] {
         crate::binaries::find(program)?;
     }
-    let relay = args.otlp_endpoint.as_deref().map(Relay::start).transpose()?;
+    let relay = args
+        .otlp_endpoint
+        .as_deref()
+        .map(Relay::start)
+        .transpose()?;
     netns::isolate(netns::Network::Private)?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -267,9 +270,9 @@ async fn read_reports(reports: ChildStdout, board: Shared) -> anyhow::Result<()>
     Ok(())
 }
 
-/// Metrics of one proxy; nothing while it is not there.
-async fn metrics(admin: &Admin) -> Option<ProxyView> {
-    Some(ProxyView::read(&admin.text("/metrics").await.ok()?))
+/// What one proxy says; nothing while it is not there.
+async fn ask(admin: &Admin) -> Option<ProxyView> {
+    ProxyView::read(&admin.text("/stats.json").await.ok()?).ok()
 }
 
 async fn observe_front(board: &Shared) {
@@ -283,7 +286,7 @@ async fn observe_front(board: &Shared) {
     due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         due.tick().await;
-        if let Some(view) = metrics(&admin).await {
+        if let Some(view) = ask(&admin).await {
             let mut board = board.lock();
             let now = board.now();
             board.proxies.insert("front-1", view.clone());
@@ -308,7 +311,7 @@ async fn observe_all(board: &Shared, traces: &Mutex<Traces>) {
 async fn observe_once(board: &Shared) {
     for member in &MEMBERS {
         if let Ok(admin) = Admin::new(&Stage::proxy_admin(member))
-            && let Some(view) = metrics(&admin).await
+            && let Some(view) = ask(&admin).await
         {
             board.lock().proxies.insert(member.name, view);
         }
@@ -397,7 +400,10 @@ impl Screen {
                     if line.elapsed() >= LINE {
                         line = std::time::Instant::now();
                         let now = board.now();
-                        print!("{now:>5.1} s  {}", view::headline(&board, now, Paint::NEVER));
+                        print!(
+                            "{now:>5.1} s  {}",
+                            view::headline(&board, now, Paint::NEVER)
+                        );
                     }
                 }
             }
@@ -418,7 +424,11 @@ impl Screen {
                 }
             }
             Self::Lines => {
-                if let Some(act) = board.acts.last().filter(|a| a.ended.is_some_and(|at| at > total - 0.3)) {
+                if let Some(act) = board
+                    .acts
+                    .last()
+                    .filter(|a| a.ended.is_some_and(|at| at > total - 0.3))
+                {
                     print!("{}", view::story(act, 100, Paint::NEVER));
                 }
             }
@@ -434,5 +444,9 @@ fn size() -> (usize, usize) {
 
 /// The exit code of an error of the demo.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<Interrupted>() { 130 } else { Bad::CANNOT }
+    if error.is::<Interrupted>() {
+        130
+    } else {
+        Bad::CANNOT
+    }
 }

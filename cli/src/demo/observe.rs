@@ -1,12 +1,10 @@
-//! What the proxies and the control plane say of themselves, gathered again and again.
+//! What a proxy says of itself at /stats.json, in the terms of the demo.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::prometheus::{self, Sample};
-
-/// One proxy's metrics at one moment, in the terms of the demo. Counters count from its start.
+/// One proxy at one moment. Counters count from its start.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProxyView {
@@ -19,90 +17,105 @@ pub struct ProxyView {
     pub plaintext_refused: u64,
     /// By service.
     pub ejections: BTreeMap<String, u64>,
-    /// Endpoints by service and state ("ready", "ejected", …).
-    pub endpoints: BTreeMap<String, BTreeMap<String, u64>>,
+    /// State ("ready", "ejected", …) by service and workload.
+    pub endpoints: BTreeMap<String, BTreeMap<String, String>>,
     /// Requests and connections sent, by service and workload.
-    pub by_endpoint: BTreeMap<(String, String), u64>,
+    pub by_endpoint: BTreeMap<String, BTreeMap<String, u64>>,
     /// Seconds since the Unix epoch; 0 when there is none.
-    pub certificate_expires: f64,
+    pub certificate_expires: u64,
 }
 
-fn whole(value: f64) -> u64 {
-    value.max(0.0) as u64
+/// The part of the document that is used here.
+#[derive(Debug, Deserialize)]
+struct Stats {
+    destinations: Vec<Destination>,
+    #[serde(default)]
+    plaintext_refused: u64,
+    certificate_expiry: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Destination {
+    direction: String,
+    service: String,
+    requests: u64,
+    connections_opened: u64,
+    /// Share (0-1) of the requests, or of the connections when there are no requests.
+    mtls: Option<f64>,
+    retries: u64,
+    limits_rejected: u64,
+    outlier_ejections: u64,
+    workloads: BTreeMap<String, u64>,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    workload: String,
+    state: String,
+}
+
+/// "shop/front-1" and "front-1" are the same to the demo.
+fn short(workload: &str) -> &str {
+    workload.rsplit('/').next().unwrap_or(workload)
 }
 
 impl ProxyView {
-    /// Reads an exposition.
-    pub fn read(text: &str) -> Self {
-        let mut view = Self::default();
-        for sample in prometheus::parse(text) {
-            view.take(&sample);
+    /// Reads the document.
+    pub fn read(json: &str) -> Result<Self, serde_json::Error> {
+        let stats: Stats = serde_json::from_str(json)?;
+        let mut view = Self {
+            plaintext_refused: stats.plaintext_refused,
+            certificate_expires: stats.certificate_expiry.unwrap_or_default(),
+            ..Self::default()
+        };
+        for destination in &stats.destinations {
+            // Without a service it is not of the mesh: passed through.
+            if destination.direction == "outbound" && !destination.service.is_empty() {
+                view.take(destination);
+            }
         }
-        view
+        Ok(view)
     }
 
-    fn take(&mut self, sample: &Sample) {
-        let n = whole(sample.value);
-        let service = sample.label("destination_service");
-        match sample.name.as_str() {
-            "weft_requests_total" if sample.label("direction") == "outbound" => {
-                self.flow(sample, n);
+    fn take(&mut self, destination: &Destination) {
+        let service = &destination.service;
+        let sent = match destination.requests {
+            0 => destination.connections_opened,
+            n => n,
+        };
+        self.sent += sent;
+        self.sent_mtls += (sent as f64 * destination.mtls.unwrap_or_default()).round() as u64;
+        self.retries += destination.retries;
+        self.limits_rejected += destination.limits_rejected;
+        *self.ejections.entry(service.clone()).or_default() += destination.outlier_ejections;
+        let counts = self.by_endpoint.entry(service.clone()).or_default();
+        for (workload, n) in &destination.workloads {
+            if !workload.is_empty() {
+                *counts.entry(short(workload).to_owned()).or_default() += n;
             }
-            "weft_tcp_connections_opened_total"
-                if sample.label("direction") == "outbound"
-                    && matches!(sample.label("protocol"), "tcp" | "tls") =>
-            {
-                self.flow(sample, n);
-            }
-            "weft_retries_total" => self.retries += n,
-            "weft_limits_rejected_total" => self.limits_rejected += n,
-            "weft_plaintext_refused_total" => self.plaintext_refused += n,
-            "weft_outlier_ejections_total" => {
-                *self.ejections.entry(service.to_owned()).or_default() += n;
-            }
-            "weft_endpoints" => {
-                *self
-                    .endpoints
-                    .entry(service.to_owned())
-                    .or_default()
-                    .entry(sample.label("state").to_owned())
-                    .or_default() += n;
-            }
-            "weft_certificate_expiry_seconds" => self.certificate_expires = sample.value,
-            _ => {}
         }
-    }
-
-    fn flow(&mut self, sample: &Sample, n: u64) {
-        let service = sample.label("destination_service");
-        if service.is_empty() {
-            // Not of the mesh: passed through.
-            return;
-        }
-        self.sent += n;
-        if sample.label("mtls") == "true" {
-            self.sent_mtls += n;
-        }
-        let workload = sample.label("destination_workload");
-        if !workload.is_empty() {
-            let key = (service.to_owned(), workload.to_owned());
-            *self.by_endpoint.entry(key).or_default() += n;
+        let states = self.endpoints.entry(service.clone()).or_default();
+        for endpoint in &destination.endpoints {
+            states.insert(short(&endpoint.workload).to_owned(), endpoint.state.clone());
         }
     }
 
-    /// Endpoints of a service that are ejected now.
-    pub fn ejected(&self, service: &str) -> u64 {
+    /// Whether an endpoint is ejected now.
+    pub fn is_ejected(&self, service: &str, workload: &str) -> bool {
         let states = self.endpoints.get(service);
         states
-            .and_then(|s| s.get("ejected"))
-            .copied()
-            .unwrap_or_default()
+            .and_then(|s| s.get(workload))
+            .is_some_and(|state| state == "ejected")
     }
 
     /// What was sent to one endpoint of a service.
     pub fn sent_to(&self, service: &str, workload: &str) -> u64 {
-        let key = (service.to_owned(), workload.to_owned());
-        self.by_endpoint.get(&key).copied().unwrap_or_default()
+        let counts = self.by_endpoint.get(service);
+        counts
+            .and_then(|c| c.get(workload))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -111,30 +124,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_exposition_in_the_demos_terms() {
-        let view = ProxyView::read(
-            r#"
-weft_requests_total{direction="outbound",destination_service="catalog",destination_workload="catalog-1",protocol="http1",mtls="true",response_class="2xx"} 100
-weft_requests_total{direction="outbound",destination_service="catalog",destination_workload="catalog-1",protocol="http1",mtls="true",response_class="5xx"} 5
-weft_requests_total{direction="outbound",destination_service="catalog",destination_workload="catalog-2",protocol="http1",mtls="false",response_class="2xx"} 10
-weft_requests_total{direction="inbound",destination_service="front",destination_workload="front-1",protocol="http1",mtls="true",response_class="2xx"} 7
-weft_tcp_connections_opened_total{direction="outbound",destination_service="ledger",destination_workload="ledger-1",protocol="tcp",mtls="true"} 3
-weft_tcp_connections_opened_total{direction="outbound",destination_service="catalog",destination_workload="catalog-1",protocol="http1",mtls="true"} 9
-weft_tcp_connections_opened_total{direction="outbound",protocol="tcp",mtls="false"} 9
-weft_retries_total{reason="status",destination_service="catalog"} 4
-weft_retries_total{reason="reset",destination_service="pricing"} 2
-weft_outlier_ejections_total{destination_service="catalog"} 1
-weft_endpoints{destination_service="catalog",state="ready"} 2
-weft_endpoints{destination_service="catalog",state="ejected"} 1
-weft_certificate_expiry_seconds 1700000000
-"#,
-        );
-        assert_eq!((view.sent, view.sent_mtls, view.retries), (118, 108, 6));
-        assert_eq!(view.sent_to("catalog", "catalog-1"), 105);
-        assert_eq!(view.sent_to("ledger", "ledger-1"), 3);
-        assert_eq!(view.ejected("catalog"), 1);
-        assert_eq!(view.ejected("ledger"), 0);
+    fn a_document_in_the_demos_terms() {
+        let destination = |direction: &str, service: &str, requests: u64, connections: u64| {
+            serde_json::json!({
+                "direction": direction, "namespace": "shop", "service": service, "port": 80,
+                "protocols": ["http1"], "requests": requests, "connections_opened": connections,
+                "mtls": 0.9, "retries": 2, "limits_rejected": 1, "outlier_ejections": 1,
+                "workloads": {"catalog-1": 80, "catalog-2": 20},
+                "endpoints": [
+                    {"service": "catalog", "address": "10.77.0.5:8080", "workload": "shop/catalog-1", "state": "ready"},
+                    {"service": "catalog", "address": "10.77.0.6:8080", "workload": "shop/catalog-2", "state": "ejected"},
+                ],
+            })
+        };
+        let document = serde_json::json!({
+            "destinations": [
+                destination("outbound", "catalog", 100, 7),
+                destination("outbound", "", 1000, 7),
+                destination("inbound", "front", 1000, 7),
+                destination("outbound", "ledger", 0, 10),
+            ],
+            "plaintext_refused": 3,
+            "certificate_expiry": 1_700_000_000,
+            "added_later": {},
+        });
+        let view = ProxyView::read(&document.to_string()).unwrap();
+        assert_eq!((view.sent, view.sent_mtls), (110, 99));
+        assert_eq!((view.retries, view.limits_rejected), (4, 2));
+        assert_eq!(view.sent_to("catalog", "catalog-2"), 20);
+        assert_eq!(view.sent_to("pricing", "catalog-2"), 0);
+        assert!(view.is_ejected("catalog", "catalog-2"));
+        assert!(!view.is_ejected("catalog", "catalog-1"));
         assert_eq!(view.ejections["catalog"], 1);
-        assert_eq!(view.certificate_expires, 1.7e9);
+        assert_eq!(view.plaintext_refused, 3);
+        assert_eq!(view.certificate_expires, 1_700_000_000);
+        assert!(ProxyView::read("[]").is_err());
     }
 }

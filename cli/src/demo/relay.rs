@@ -81,7 +81,10 @@ async fn serve(mut socket: tokio::net::UnixStream, endpoint: String) -> anyhow::
     let (sender, batches) = mpsc::channel(QUEUE);
     let exporting = tokio::spawn(super::collector::relay(endpoint, batches));
     while let Ok(length) = socket.read_u32().await {
-        anyhow::ensure!(length <= MAX_BATCH, "a batch of {length} bytes is too large");
+        anyhow::ensure!(
+            length <= MAX_BATCH,
+            "a batch of {length} bytes is too large"
+        );
         let mut bytes = vec![0; usize::try_from(length)?];
         socket.read_exact(&mut bytes).await?;
         sender

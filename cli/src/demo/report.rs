@@ -123,6 +123,9 @@ mod tests {
         let summary = summary(&shared.lock(), vec![]);
         assert!(!summary.held);
         let text = render(&summary, Paint::NEVER);
-        assert!(text.contains("Not as expected: overall: there is traffic."), "{text}");
+        assert!(
+            text.contains("Not as expected: overall: there is traffic."),
+            "{text}"
+        );
     }
 }

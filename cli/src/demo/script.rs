@@ -133,7 +133,10 @@ impl Director<'_> {
             of(during.failed, during.requests),
         );
         let expected = vec![
-            expect(after < before / 2.0, "the slow endpoint's share falls below half"),
+            expect(
+                after < before / 2.0,
+                "the slow endpoint's share falls below half",
+            ),
             expect(during.failed == 0, "no request fails"),
         ];
         let figures = json!({

@@ -14,7 +14,7 @@ use super::topology::{HUB, MEMBERS, Member, NAMESPACE, NETWORK, OTLP_PORT, SERVI
 use crate::admin::Admin;
 use crate::apps::knobs::{Order, order};
 use crate::binaries;
-use crate::netns::{Fabric, FabricOptions, Host, Launch, PROXY_ID, PROXY_MARK, hosts_file};
+use crate::netns::{Exemption, Fabric, FabricOptions, Host, Launch, hosts_file};
 
 /// How long everything may take to stand.
 const SETUP: Duration = Duration::from_secs(20);
@@ -220,7 +220,10 @@ impl Stage {
             );
         for (log, child) in all.filter(|(log, _)| log != but) {
             if let Ok(Some(status)) = child.try_wait() {
-                return Some(format!("{log} ended ({status}):\n{}", self.last_words(&log)));
+                return Some(format!(
+                    "{log} ended ({status}):\n{}",
+                    self.last_words(&log)
+                ));
             }
         }
         None
@@ -313,8 +316,8 @@ impl Stage {
         std::fs::write(path, contents)
             .with_context(|| format!("cannot write {}", path.display()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-        if self.fabric.can_switch_users() {
-            std::os::unix::fs::chown(path, Some(PROXY_ID), Some(PROXY_ID))?;
+        if let Exemption::User(id) = self.fabric.exemption() {
+            std::os::unix::fs::chown(path, Some(id), Some(id))?;
         }
         Ok(())
     }
@@ -323,9 +326,7 @@ impl Stage {
     async fn capture(&self, member: &Member) -> anyhow::Result<()> {
         let mut command = self.host(member)?.command(&self.programs.proxy)?;
         command.arg("init");
-        if !self.fabric.can_switch_users() {
-            command.args(["--proxy-mark", &PROXY_MARK.to_string()]);
-        }
+        command.args(self.fabric.exemption().init_arguments());
         let output = Command::from(command).output().await?;
         ensure!(
             output.status.success(),
@@ -355,15 +356,10 @@ impl Stage {
     }
 
     fn start_proxy(&mut self, member: &'static Member) -> anyhow::Result<()> {
-        let switch = self.fabric.can_switch_users();
-        let launch = if switch {
-            Launch::default().user(PROXY_ID, PROXY_ID)
-        } else {
-            Launch::default()
-        };
+        let exemption = self.fabric.exemption();
         let mut command = self
             .host(member)?
-            .command_with(&self.programs.proxy, &launch)?;
+            .command_with(&self.programs.proxy, &exemption.launch())?;
         command
             .arg("run")
             .args(["--control-plane", &format!("{HUB}:{}", names::CONTROL_PORT)])
@@ -375,8 +371,8 @@ impl Stage {
             .args(["--trust-domain", names::DEFAULT_TRUST_DOMAIN])
             .args(["--admin", &format!("0.0.0.0:{}", names::ADMIN_PORT)])
             .args(["--otlp-endpoint", &format!("http://{HUB}:{OTLP_PORT}")]);
-        if !switch {
-            command.args(["--mark", &PROXY_MARK.to_string()]);
+        if let Some(mark) = exemption.mark() {
+            command.args(["--mark", &mark.to_string()]);
         }
         let child = self.spawn(Command::from(command), &format!("{}.proxy", member.name))?;
         self.proxies.insert(member.name, child);

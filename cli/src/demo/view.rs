@@ -86,21 +86,31 @@ fn services(board: &Board, now: f64, paint: Paint) -> String {
                 _ => 0.0,
             };
             rate += grown;
-            endpoints.push(if service == "front" {
-                member.name.to_owned()
-            } else {
-                format!("{} {grown:.0}/s", member.name)
+            let ejected = latest.is_some_and(|(_, v)| v.is_ejected(service, member.name));
+            endpoints.push(match service {
+                _ if ejected => format!("{} ejected", member.name),
+                "front" => member.name.to_owned(),
+                _ => format!("{} {grown:.0}/s", member.name),
             });
         }
         if service == "front" {
             let to = (now - 0.2).max(0.0);
             rate = board.figures((to - NOW).max(0.0), to).rate;
         }
-        let caller = if service == "front" { "visitor" } else { "front-1" };
+        let caller = if service == "front" {
+            "visitor"
+        } else {
+            "front-1"
+        };
         rows.push(vec![
             Cell::from(service),
             Cell::from(format!("{rate:.0}/s")),
-            circuit(board.proxies.get(caller).and_then(|p| p.endpoints.get(service))),
+            circuit(
+                board
+                    .proxies
+                    .get(caller)
+                    .and_then(|p| p.endpoints.get(service)),
+            ),
             Cell::from(endpoints.join("  ")),
         ]);
     }
@@ -108,11 +118,11 @@ fn services(board: &Board, now: f64, paint: Paint) -> String {
 }
 
 /// The circuit towards a service, from the states of its endpoints.
-fn circuit(states: Option<&BTreeMap<String, u64>>) -> Cell {
+fn circuit(states: Option<&BTreeMap<String, String>>) -> Cell {
     let Some(states) = states else {
         return Cell::new(Tone::Dim, "-");
     };
-    let of = |state: &str| states.get(state).copied().unwrap_or_default();
+    let of = |state: &str| states.values().filter(|s| *s == state).count();
     let (ready, ejected) = (of("ready"), of("ejected"));
     match (ready, ejected) {
         (0, 0) => Cell::new(Tone::Bad, "no endpoint"),
@@ -279,8 +289,9 @@ mod tests {
             };
             board.reports.push(report);
         }
-        let states = |pairs: &[(&str, u64)]| {
-            pairs.iter().map(|(s, n)| ((*s).to_owned(), *n)).collect()
+        let states = |pairs: &[(&str, &str)]| {
+            let owned = |(w, s): &(&str, &str)| ((*w).to_owned(), (*s).to_owned());
+            pairs.iter().map(owned).collect()
         };
         board.proxies.insert(
             "front-1",
@@ -289,9 +300,19 @@ mod tests {
                 sent_mtls: 200,
                 retries: 1234,
                 endpoints: [
-                    ("catalog".to_owned(), states(&[("ready", 2), ("ejected", 1)])),
-                    ("pricing".to_owned(), states(&[("ready", 2)])),
-                    ("ledger".to_owned(), states(&[("ejected", 1)])),
+                    (
+                        "catalog".to_owned(),
+                        states(&[
+                            ("catalog-1", "ready"),
+                            ("catalog-2", "ready"),
+                            ("catalog-3", "ejected"),
+                        ]),
+                    ),
+                    (
+                        "pricing".to_owned(),
+                        states(&[("pricing-1", "ready"), ("pricing-2", "ready")]),
+                    ),
+                    ("ledger".to_owned(), states(&[("ledger-1", "ejected")])),
                 ]
                 .into(),
                 ..ProxyView::default()
@@ -349,6 +370,9 @@ mod tests {
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let shown = fit(&lines, 20);
         assert_eq!(shown.len(), 20);
-        assert_eq!((shown[0], shown[10], shown[11], shown[19]), ("0", "10", "41", "49"));
+        assert_eq!(
+            (shown[0], shown[10], shown[11], shown[19]),
+            ("0", "10", "41", "49")
+        );
     }
 }
