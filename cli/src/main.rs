@@ -14,10 +14,12 @@ use clap_complete::Shell;
 mod admin;
 mod apps;
 mod binaries;
+mod check;
 mod demo;
 #[allow(unsafe_code)]
 mod netns;
 mod output;
+mod run;
 mod status;
 
 /// A service mesh of sidecar proxies: mutual TLS, retries, circuit breaking, balancing and tracing
@@ -45,6 +47,10 @@ struct Cli {
 enum Command {
     /// A small shop behind a mesh, on this machine, driven through failures
     Demo(demo::Demo),
+    /// Run a program behind a sidecar of its own, joined to a control plane
+    Run(run::Run),
+    /// What is wrong with a folder of manifests
+    Check(check::Check),
     /// Which proxies are connected, and what each has acknowledged
     Status(status::StatusArgs),
     /// Completions for a shell, on standard output
@@ -90,6 +96,7 @@ fn main() -> ExitCode {
     {
         // These enter namespaces, which must be done before there are threads.
         Command::Demo(args) => (demo::run(args), demo::exit_code),
+        Command::Run(args) => (run::run(args), |_| Bad::CANNOT),
         other => (on_runtime(other), |_| Bad::CANNOT),
     };
     outcome.unwrap_or_else(|e| {
@@ -101,7 +108,8 @@ fn main() -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Demo(_) => unreachable!("handled before the runtime is made"),
+        Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
+        Command::Check(args) => return check::run(&args),
         Command::Status(args) => return status::run(args).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "weft", &mut std::io::stdout());

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use weft_api::names;
 
 use crate::admin::{Admin, Error};
@@ -38,51 +38,72 @@ pub struct StatusArgs {
     output: Format,
 }
 
-/// What the control plane says at /status.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// What the control plane says at /status; the part that is used here.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
+    pub version: String,
     pub proxies: Vec<Proxy>,
+    pub findings: Vec<Finding>,
 }
 
 /// One connected proxy.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Proxy {
     /// "namespace/name".
     pub workload: String,
-    #[serde(default)]
     pub version: String,
-    /// Seconds since the Unix epoch.
-    #[serde(default)]
+    /// Seconds since the Unix epoch; 0 when unknown.
     pub certificate_expires: i64,
-    #[serde(default)]
+    /// Tables that wait to be sent.
+    pub waiting: usize,
     pub resources: Vec<Resource>,
 }
 
-/// One table of a proxy.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// One table as a proxy has it. Versions are hexadecimal; empty for none.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Resource {
     pub kind: String,
     pub name: String,
-    pub state: State,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
+    pub newest: String,
+    pub acknowledged: String,
+    /// Why the proxy refused the newest.
+    #[serde(default)]
+    pub refused: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum State {
-    Acknowledged,
-    /// Sent, not answered yet.
-    Pending,
-    Refused,
+/// Something wrong with the manifests.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Finding {
+    #[serde(default)]
+    pub file: Option<String>,
+    #[serde(default)]
+    pub line: Option<u32>,
+    pub severity: String,
+    pub message: String,
 }
 
 impl Proxy {
-    fn count(&self, state: State) -> usize {
-        self.resources.iter().filter(|r| r.state == state).count()
+    fn refused(&self) -> impl Iterator<Item = (&Resource, &str)> {
+        let reason = |r| -> Option<(&Resource, &str)> {
+            let resource: &Resource = r;
+            Some((resource, resource.refused.as_deref()?))
+        };
+        self.resources.iter().filter_map(reason)
+    }
+
+    /// Tables that were sent, or should be, and are not acknowledged.
+    fn behind(&self) -> usize {
+        let behind = |r: &&Resource| r.refused.is_none() && r.acknowledged != r.newest;
+        self.waiting
+            .max(self.resources.iter().filter(behind).count())
+    }
+
+    fn acknowledged(&self) -> usize {
+        let newest = |r: &&Resource| r.acknowledged == r.newest;
+        self.resources.iter().filter(newest).count()
     }
 }
 
@@ -91,20 +112,24 @@ impl Status {
         self.proxies.len()
     }
 
-    /// Proxies that have not answered everything yet.
+    /// Proxies that have not acknowledged everything yet.
     pub fn behind(&self) -> usize {
-        let behind = |p: &&Proxy| p.count(State::Pending) > 0;
-        self.proxies.iter().filter(behind).count()
+        self.proxies.iter().filter(|p| p.behind() > 0).count()
     }
 
     /// Tables refused, of all proxies.
     pub fn refused(&self) -> usize {
-        self.proxies.iter().map(|p| p.count(State::Refused)).sum()
+        self.proxies.iter().map(|p| p.refused().count()).sum()
     }
 }
 
 /// Asks a control plane.
 pub async fn fetch(admin: &Admin) -> Result<Status, Error> {
+    admin.json("/status").await
+}
+
+/// What `--output json` prints: all that the control plane says.
+async fn fetch_all(admin: &Admin) -> Result<serde_json::Value, Error> {
     admin.json("/status").await
 }
 
@@ -119,7 +144,7 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         }
     }
     match args.output {
-        Format::Json => print_json(&status)?,
+        Format::Json => print_json(&fetch_all(&admin).await?)?,
         Format::Table => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             let now = now.unwrap_or_default().as_secs_f64();
@@ -132,15 +157,12 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
 
 /// For people; `now` in seconds since the Unix epoch.
 fn render(status: &Status, now: f64, paint: Paint) -> String {
-    if status.proxies.is_empty() {
-        return "No proxy is connected.\n".to_owned();
-    }
     let mut rows = Vec::new();
     let mut refusals = Vec::new();
     let mut proxies: Vec<&Proxy> = status.proxies.iter().collect();
     proxies.sort_by(|a, b| a.workload.cmp(&b.workload));
     for proxy in proxies {
-        let (pending, refused) = (proxy.count(State::Pending), proxy.count(State::Refused));
+        let (pending, refused) = (proxy.behind(), proxy.refused().count());
         let state = match (pending, refused) {
             (0, 0) => Cell::new(Tone::Good, "up to date"),
             (_, 0) => Cell::new(Tone::Warning, format!("{pending} behind")),
@@ -159,21 +181,16 @@ fn render(status: &Status, now: f64, paint: Paint) -> String {
             certificate,
             Cell::from(format!(
                 "{} of {}",
-                proxy.count(State::Acknowledged),
+                proxy.acknowledged(),
                 proxy.resources.len()
             )),
             state,
         ]);
-        for r in &proxy.resources {
-            if r.state == State::Refused {
-                refusals.push(format!(
-                    "{} refused {} {}: {}",
-                    proxy.workload,
-                    r.kind,
-                    r.name,
-                    r.reason.as_deref().unwrap_or("no reason given")
-                ));
-            }
+        for (table, reason) in proxy.refused() {
+            refusals.push(format!(
+                "{} refused {} {}: {reason}",
+                proxy.workload, table.kind, table.name
+            ));
         }
     }
     let mut out = table(
@@ -191,6 +208,19 @@ fn render(status: &Status, now: f64, paint: Paint) -> String {
         out.push_str(&paint.paint(Tone::Bad, &refusal));
         out.push('\n');
     }
+    for finding in &status.findings {
+        let place = match (&finding.file, finding.line) {
+            (Some(file), Some(line)) => format!("{file}:{line}: "),
+            (Some(file), None) => format!("{file}: "),
+            _ => String::new(),
+        };
+        let tone = match finding.severity.as_str() {
+            "error" => Tone::Bad,
+            _ => Tone::Warning,
+        };
+        let severity = paint.paint(tone, &finding.severity);
+        out.push_str(&format!("{place}{severity}: {}\n", finding.message));
+    }
     out
 }
 
@@ -198,40 +228,38 @@ fn render(status: &Status, now: f64, paint: Paint) -> String {
 mod tests {
     use super::*;
 
-    fn resource(state: State, reason: Option<&str>) -> Resource {
-        Resource {
-            kind: "Destination".to_owned(),
-            name: "10.96.0.20:80".to_owned(),
-            state,
-            reason: reason.map(str::to_owned),
-        }
-    }
-
     #[test]
     fn the_table_says_who_is_behind_and_who_refused_what() {
-        let proxy = |workload: &str, certificate_expires, resources| Proxy {
-            workload: workload.to_owned(),
-            version: "0.1.0".to_owned(),
-            certificate_expires,
-            resources,
+        let table = |acknowledged: &str, refused: serde_json::Value| {
+            serde_json::json!({
+                "kind": "destination", "name": "10.96.0.20:80", "newest": "00000000000000aa",
+                "acknowledged": acknowledged, "refused": refused,
+            })
         };
-        let status = Status {
-            proxies: vec![
-                proxy(
-                    "shop/front-1",
-                    86_400,
-                    vec![resource(State::Acknowledged, None); 3],
-                ),
-                proxy(
-                    "shop/catalog-1",
-                    5,
-                    vec![
-                        resource(State::Pending, None),
-                        resource(State::Refused, Some("a weight is missing")),
+        let newest = table("00000000000000aa", serde_json::Value::Null);
+        let status: Status = serde_json::from_value(serde_json::json!({
+            "version": "0.1.0", "ready": true, "certificateAuthority": {},
+            "proxies": [
+                {
+                    "workload": "shop/front-1", "identity": "spiffe://x", "address": "10.77.0.8:4",
+                    "adminAddress": "", "version": "0.1.0", "instance": "a", "connected": 0,
+                    "certificateExpires": 86_400, "upToDate": true, "waiting": 0,
+                    "resources": [newest, newest, newest],
+                },
+                {
+                    "workload": "shop/catalog-1", "version": "0.1.0", "certificateExpires": 5,
+                    "waiting": 0,
+                    "resources": [
+                        table("", serde_json::Value::Null),
+                        table("", "a weight is missing".into()),
                     ],
-                ),
+                },
             ],
-        };
+            "findings": [
+                {"file": "shop.yaml", "line": 3, "severity": "error", "message": "no such Service"},
+            ],
+        }))
+        .unwrap();
         assert_eq!((status.behind(), status.refused()), (1, 1));
         assert_eq!(
             render(&status, 10.0, Paint::NEVER),
@@ -239,7 +267,8 @@ mod tests {
 WORKLOAD        VERSION  CERTIFICATE  ACKNOWLEDGED  STATE
 shop/catalog-1  0.1.0    expired      0 of 2        1 refused, 1 behind
 shop/front-1    0.1.0    23 h 59 min  3 of 3        up to date
-shop/catalog-1 refused Destination 10.96.0.20:80: a weight is missing
+shop/catalog-1 refused destination 10.96.0.20:80: a weight is missing
+shop.yaml:3: error: no such Service
 "
         );
     }

@@ -33,10 +33,6 @@ impl Reports {
         self.all.push(report);
     }
 
-    pub fn len(&self) -> usize {
-        self.all.len()
-    }
-
     /// Requests that were due from `from` until before `to`, milliseconds since the Unix epoch.
     pub fn between(&self, from: f64, to: f64) -> impl Iterator<Item = &Report> {
         // Reports arrive out of order by at most the visitor's patience; a scan over everything
