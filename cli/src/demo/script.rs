@@ -39,9 +39,11 @@ impl Director<'_> {
         self.failing_endpoint().await?;
         self.until(26.0).await;
         self.killed_endpoint().await?;
-        self.until(37.0).await;
+        self.until(36.5).await;
         self.killed_control_plane().await?;
-        self.until(48.0).await;
+        self.until(46.0).await;
+        self.renewed_certificates().await?;
+        self.until(52.0).await;
         self.policy_changed().await?;
         self.until(WRITTEN_FOR).await;
         Ok(())
@@ -304,7 +306,7 @@ impl Director<'_> {
         );
         self.stage.kill_control_plane().await?;
         self.board.lock().control.up = false;
-        self.until(43.0).await;
+        self.until(42.0).await;
         let outage = self.now() - began;
         self.stage.start_control_plane()?;
         let restarted = self.now();
@@ -343,6 +345,65 @@ impl Director<'_> {
         Ok(())
     }
 
+    async fn renewed_certificates(&mut self) -> anyhow::Result<()> {
+        let began = self.begin(
+            "certificates renewed",
+            "The mesh's root certificate begins to be replaced: a second root is trusted beside the \
+             first.",
+        );
+        let expiries = |d: &Self| -> Vec<u64> {
+            let board = d.board.lock();
+            let expiry = |m: &Member| {
+                board
+                    .proxies
+                    .get(m.name)
+                    .map_or(0, |p| p.certificate_expires)
+            };
+            MEMBERS.iter().map(expiry).collect()
+        };
+        let before = expiries(self);
+        let renewed = |d: &Self| {
+            let now = expiries(d);
+            now.iter()
+                .zip(&before)
+                .filter(|(now, old)| now != old)
+                .count()
+        };
+        Admin::new(&Stage::control_admin())?
+            .post("/rotate-root")
+            .await?;
+        // The proxies spread their requests over a few seconds, however long the demo is.
+        let latest = f64::max(52.0, self.script_time(began + 5.0));
+        let all = self
+            .wait_for(latest, |d| (renewed(d) == MEMBERS.len()).then(|| d.now()))
+            .await;
+        let count = renewed(self);
+        let ended = self.now();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let during = self.board.lock().figures(began, ended);
+        let saw = format!(
+            "{count} of {} proxies fetched new certificates{}; {} failed.",
+            MEMBERS.len(),
+            all.map(|at| format!(" within {}", span(at - began)))
+                .unwrap_or_default(),
+            of(during.failed, during.requests)
+        );
+        let expected = vec![
+            expect(all.is_some(), "every proxy renews its certificate"),
+            expect(during.failed == 0, "renewal costs no request"),
+        ];
+        let figures = json!({
+            "renewed": count, "within": all.map(|at| at - began), "during": during,
+        });
+        self.end(saw, figures, expected);
+        Ok(())
+    }
+
+    /// What the script calls a moment in seconds since the beginning.
+    fn script_time(&self, seconds: f64) -> f64 {
+        seconds * WRITTEN_FOR / self.total
+    }
+
     async fn policy_changed(&mut self) -> anyhow::Result<()> {
         let path = self.manifests.join(MTLS_FILE);
         let old = std::fs::read_to_string(&path)
@@ -363,7 +424,7 @@ impl Director<'_> {
         let before = outsider().await;
         let edited = self.now();
         replace(&path, &new)?;
-        let latest = self.moment(55.0).max(edited + 3.0);
+        let latest = self.moment(57.0).max(edited + 3.0);
         let refused = loop {
             if !outsider().await {
                 break Some(self.now());
