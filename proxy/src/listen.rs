@@ -44,15 +44,22 @@ pub struct Listener {
 /// When an address is taken by another program, or may not be used.
 pub fn open(config: &Config) -> io::Result<Vec<Listener>> {
     let mut listeners = Vec::new();
-    for (way, port) in [(Way::Out, config.outbound_port), (Way::In, config.inbound_port)] {
+    for (way, port) in [
+        (Way::Out, config.outbound_port),
+        (Way::In, config.inbound_port),
+    ] {
         let captured = config.forwards.is_empty();
         if !captured {
             continue;
         }
-        for ip in [
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        ] {
+        // Outgoing connections are redirected to the loopback address; nobody else has business
+        // there.
+        let addresses = match way {
+            Way::Out => [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            Way::In => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+        };
+        for ip in addresses {
+            let ip: IpAddr = ip;
             match bind(SocketAddr::new(ip, port)) {
                 Ok(socket) => listeners.push(Listener {
                     socket,
@@ -91,7 +98,11 @@ fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     let explain = |error: io::Error| {
         io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
     };
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     if address.is_ipv6() {

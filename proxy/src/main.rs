@@ -1,18 +1,34 @@
-use clap::Parser;
+//! The data plane's binary.
 
-#[derive(Parser)]
+use clap::{Parser, Subcommand};
+use weft_proxy::config::Config;
+use weft_proxy::{capture, run};
+
+/// Weft's transparent proxy: runs beside a workload and carries its connections.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(clap::Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
-    Init(weft_proxy::capture::command::Args),
+    /// Run the proxy.
+    Run(Box<Config>),
+    /// Set up, check or remove the netfilter rules that hand connections to the proxy.
+    Init(capture::command::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
-        Command::Init(args) => weft_proxy::capture::command::run(&args),
+        Command::Run(config) => {
+            tracing_subscriber::fmt()
+                .with_env_filter(config.log.clone())
+                .with_writer(std::io::stderr)
+                .init();
+            run::run(*config)
+        }
+        Command::Init(args) => capture::command::run(&args),
     }
 }

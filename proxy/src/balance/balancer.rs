@@ -61,7 +61,7 @@ pub struct Picked<P> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointStatus {
     pub address: SocketAddr,
-    /// "<namespace>/<name>".
+    /// `<namespace>/<name>`.
     pub workload: Arc<str>,
     pub weight: u32,
     /// As the control plane sees it.
@@ -199,6 +199,16 @@ impl<P: Default> Balancer<P> {
             .backend
             .limits
             .connection(self.local.backend.policy.max_connections)
+    }
+
+    /// Calls `each` with every endpoint that is there now; those that have left are let go.
+    pub fn for_each(&self, now: Instant, mut each: impl FnMut(&Endpoint<P>)) {
+        let mut view = self.view.borrow_mut();
+        let backend = &self.local.backend;
+        view.refresh(&backend.endpoints.current.load(), &backend.policy, now);
+        for slot in &view.slots {
+            each(&slot.endpoint);
+        }
     }
 
     /// The endpoints as this worker sees them, as last told by the control plane.

@@ -1,6 +1,7 @@
 //! Configuration in, rules out, in each of the three languages.
 
 use nix::errno::Errno;
+use proptest::prelude::*;
 
 use super::netlink::{Answer, answers, attributes, find};
 use super::rules::{Family, nft_text, tables};
@@ -184,5 +185,27 @@ fn arguments_make_a_configuration() {
         "--check --dry-run",
     ] {
         assert!(parse(wrong).is_err(), "{wrong}");
+    }
+}
+
+proptest! {
+    /// Whatever comes, it is read without a panic and within its bounds.
+    #[test]
+    fn any_bytes_are_read(bytes: Vec<u8>) {
+        for answer in answers(&bytes) {
+            if let Answer::Object { attributes: inner, .. } = answer {
+                prop_assert!(inner.len() <= bytes.len());
+                prop_assert!(attributes(&inner).all(|(_, value)| value.len() <= inner.len()));
+            }
+        }
+    }
+
+    /// The same with a batch of ours that has been damaged.
+    #[test]
+    fn damaged_messages_are_read(at: prop::sample::Index, value: u8) {
+        let (mut batch, _) = nftables::apply_batch(&tables(&config(), &Family::ALL));
+        let at = at.index(batch.len());
+        batch[at] = value;
+        prop_assert!(answers(&batch).len() <= batch.len() / 16);
     }
 }

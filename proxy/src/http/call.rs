@@ -11,6 +11,7 @@ use crate::balance::{
     Balancer, LimitReached, Outcome, Picked, RequestPermit, RetryBudget, Unavailable, hash_bytes,
 };
 use crate::tables::{Backend, Destination, Fallback, HashKey, Route};
+use crate::telemetry::Counter;
 use crate::worker::{Pools, Worker};
 
 /// A request that has a route, a backend and a permit.
@@ -34,7 +35,7 @@ pub struct Call {
 #[derive(Debug, Clone)]
 pub enum Refusal {
     Error(ProxyError),
-    /// The policy's fallback answers; the error says why.
+    /// The policy's fallback response answers; the error says why.
     Fallback(Arc<Fallback>, ProxyError),
 }
 
@@ -68,7 +69,7 @@ impl Call {
         })?;
         let backend = choose_backend(worker, route)?;
         let balancer = worker.balancer(backend);
-        let retry = route.policy.retry.as_deref();
+        let retry = route.policy.retry.as_ref();
         let mut call = Self {
             route: route.clone(),
             started: now,
@@ -85,27 +86,32 @@ impl Call {
             budget.deposit(now);
         }
         if backend.policy.max_requests != 0 {
-            call.take_permit().await?;
+            call.take_permit(worker).await?;
         }
         Ok(call)
     }
 
-    /// Takes a permit of the current backend, by way of the fallback if the limit is reached.
-    async fn take_permit(&mut self) -> Result<(), Refusal> {
-        match self.balancer.request_permit().await {
-            Ok(permit) => {
-                self.permit = Some(permit);
-                Ok(())
-            }
-            Err(limit) => {
-                let error = self.limit_error(limit);
-                self.fall_back(error)
+    /// Takes a permit of the current backend; of the fallback backend if its limit is reached.
+    async fn take_permit(&mut self, worker: &Worker) -> Result<(), Refusal> {
+        loop {
+            match self.balancer.request_permit().await {
+                Ok(permit) => {
+                    self.permit = Some(permit);
+                    return Ok(());
+                }
+                Err(limit) => {
+                    let error = self.limit_reached(worker, limit);
+                    self.fall_back(worker, error)?;
+                    if self.balancer.backend().policy.max_requests == 0 {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
 
-    /// The error for a limit that is reached.
-    pub fn limit_error(&self, limit: LimitReached) -> ProxyError {
+    /// The error for a limit that is reached; counted.
+    pub fn limit_reached(&self, worker: &Worker, limit: LimitReached) -> ProxyError {
         let backend = self.balancer.backend();
         let policy = &backend.policy;
         let (what, number) = match limit {
@@ -113,6 +119,10 @@ impl Call {
             LimitReached::Requests => ("maxRequests", policy.max_requests),
             LimitReached::PendingRequests => ("maxPendingRequests", policy.max_pending_requests),
         };
+        worker.metrics.count(
+            Counter::LimitsRejected,
+            &[what, &backend.service, &backend.namespace],
+        );
         ProxyError::new(
             ErrorCode::LimitReached,
             format!(
@@ -131,60 +141,46 @@ impl Call {
         )
     }
 
-    /// The circuit is open: go to the fallback if there is one and it was not tried yet.
-    pub fn fall_back(&mut self, error: ProxyError) -> Result<(), Refusal> {
-        match &self.route.policy.fallback {
+    /// The circuit is open. `Ok`: from now on the fallback backend is used; otherwise the
+    /// fallback's response is the answer, or the error is.
+    pub fn fall_back(&mut self, worker: &Worker, error: ProxyError) -> Result<(), Refusal> {
+        match self.route.policy.fallback.clone() {
             Some(fallback) if !self.on_fallback => {
-                Err(Refusal::Fallback(fallback.clone(), error))
+                self.on_fallback = true;
+                let Fallback::Backend(backend) = &*fallback else {
+                    return Err(Refusal::Fallback(fallback, error));
+                };
+                tracing::debug!("{error}: using the fallback {}", backend.service);
+                self.permit = None;
+                self.tried.clear();
+                self.balancer = worker.balancer(backend);
+                Ok(())
             }
             _ => Err(error.into()),
         }
     }
 
-    /// From now on the fallback backend is used.
-    pub async fn use_fallback(
-        &mut self,
-        worker: &Worker,
-        backend: &Arc<Backend>,
-    ) -> Result<(), Refusal> {
-        self.on_fallback = true;
-        self.permit = None;
-        self.tried.clear();
-        self.balancer = worker.balancer(backend);
-        if backend.policy.max_requests != 0 {
-            self.take_permit().await?;
-        }
-        Ok(())
-    }
-
-    pub fn on_fallback(&self) -> bool {
-        self.on_fallback
-    }
-
-    /// Chooses an endpoint for the next try.
-    pub fn pick(&mut self, now: Instant) -> Result<Picked<Pools>, Refusal> {
-        match self.balancer.pick(self.key, &self.tried, now) {
-            Ok(picked) => {
-                self.tries += 1;
-                Ok(picked)
-            }
-            Err(reason) => {
-                let why = match reason {
-                    Unavailable::NoEndpoints => {
-                        "it has no endpoints: does the Service's selector match a workload?"
-                    }
-                    Unavailable::NoneReady => "none of its endpoints is ready",
-                    Unavailable::AllEjected => {
-                        "the circuit is open: all of its endpoints are ejected after failures"
-                    }
-                };
-                let error =
-                    ProxyError::new(ErrorCode::NoEndpoint, format!("{}: {why}", self.place()));
-                match self.fall_back(error) {
-                    Err(refusal) => Err(refusal),
-                    Ok(()) => unreachable!("fall_back always refuses"),
+    /// Chooses an endpoint for the next try, of the fallback backend if the backend has none.
+    pub fn pick(&mut self, worker: &Worker, now: Instant) -> Result<Picked<Pools>, Refusal> {
+        loop {
+            let reason = match self.balancer.pick(self.key, &self.tried, now) {
+                Ok(picked) => {
+                    self.tries += 1;
+                    return Ok(picked);
                 }
-            }
+                Err(reason) => reason,
+            };
+            let why = match reason {
+                Unavailable::NoEndpoints => {
+                    "it has no endpoints: does the Service's selector match a workload?"
+                }
+                Unavailable::NoneReady => "none of its endpoints is ready",
+                Unavailable::AllEjected => {
+                    "the circuit is open: all of its endpoints are ejected after failures"
+                }
+            };
+            let error = ProxyError::new(ErrorCode::NoEndpoint, format!("{}: {why}", self.place()));
+            self.fall_back(worker, error)?;
         }
     }
 
@@ -207,7 +203,10 @@ impl Call {
             return None;
         }
         let pause = retry::backoff(policy, failure, self.tries, retry_after, worker.random());
-        if self.deadline.is_some_and(|deadline| now + pause >= deadline) {
+        if self
+            .deadline
+            .is_some_and(|deadline| now + pause >= deadline)
+        {
             return None;
         }
         // What was never processed cost the endpoint nothing: it does not draw on the budget.
@@ -216,11 +215,19 @@ impl Call {
             && !free
             && !budget.withdraw(now)
         {
-            worker.metrics.retry_budget_exhausted();
+            let backend = self.balancer.backend();
+            worker.metrics.count(
+                Counter::RetryBudgetExhausted,
+                &[&backend.service, &backend.namespace],
+            );
             return None;
         }
         self.tried.push(address);
-        worker.metrics.retried(failure);
+        let backend = self.balancer.backend();
+        worker.metrics.count(
+            Counter::Retries,
+            &[failure.name(), &backend.service, &backend.namespace],
+        );
         Some(pause)
     }
 
@@ -235,7 +242,10 @@ impl Call {
 }
 
 /// Chooses among a route's backends by weight.
-fn choose_backend<'r>(worker: &Worker, route: &'r Arc<Route>) -> Result<&'r Arc<Backend>, ProxyError> {
+pub fn choose_backend<'r>(
+    worker: &Worker,
+    route: &'r Arc<Route>,
+) -> Result<&'r Arc<Backend>, ProxyError> {
     if let [(weight, only)] = &route.backends[..]
         && *weight > 0
     {
@@ -252,7 +262,10 @@ fn choose_backend<'r>(worker: &Worker, route: &'r Arc<Route>) -> Result<&'r Arc<
     }
     Err(ProxyError::new(
         ErrorCode::NoEndpoint,
-        format!("route {}: it has no backend with a weight above 0", route.name),
+        format!(
+            "route {}: it has no backend with a weight above 0",
+            route.name
+        ),
     ))
 }
 
@@ -268,11 +281,19 @@ fn hash_key<R: RequestView>(backend: &Backend, request: &R, peer: SocketAddr) ->
             })?;
             Some(hash_bytes(value))
         }
-        HashKey::SourceAddress => Some(match peer.ip() {
-            std::net::IpAddr::V4(ip) => hash_bytes(&ip.octets()),
-            std::net::IpAddr::V6(ip) => hash_bytes(&ip.octets()),
-        }),
+        HashKey::SourceAddress => address_key(backend, peer),
     }
+}
+
+/// Hash of the source address, where the backend's policy balances by it.
+pub fn address_key(backend: &Backend, peer: SocketAddr) -> Option<u64> {
+    if backend.policy.hash_key != Some(HashKey::SourceAddress) {
+        return None;
+    }
+    Some(match peer.ip() {
+        std::net::IpAddr::V4(ip) => hash_bytes(&ip.octets()),
+        std::net::IpAddr::V6(ip) => hash_bytes(&ip.octets()),
+    })
 }
 
 /// What a response's status says of the endpoint.

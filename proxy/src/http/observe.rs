@@ -122,9 +122,11 @@ impl Observation {
             Some(open) => open
                 .series()
                 .record(ending.status, ending.grpc_status, duration),
-            None => flow
-                .series(worker, None, self.protocol)
-                .record(ending.status, ending.grpc_status, duration),
+            None => flow.series(worker, None, self.protocol).record(
+                ending.status,
+                ending.grpc_status,
+                duration,
+            ),
         }
         if let Some(code) = ending.error {
             let destination = flow.destination.borrow();

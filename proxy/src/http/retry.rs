@@ -25,6 +25,20 @@ pub enum Failure {
     Grpc(u32),
 }
 
+impl Failure {
+    /// For metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect_failure",
+            Self::NeverProcessed => "never_processed",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::Status(_) => "status",
+            Self::Grpc(_) => "grpc_status",
+        }
+    }
+}
+
 /// Tries of never-processed requests beyond the first, when there is no policy.
 pub const DEFAULT_ATTEMPTS: u32 = 2;
 /// Request bytes kept for another try when no policy says otherwise.

@@ -37,7 +37,10 @@ fn holds<R: RequestView + ?Sized>(m: &RouteMatch, request: &R) -> bool {
 
 /// The path of a target, without its query.
 pub fn path_only(target: &[u8]) -> &[u8] {
-    let end = target.iter().position(|&b| b == b'?').unwrap_or(target.len());
+    let end = target
+        .iter()
+        .position(|&b| b == b'?')
+        .unwrap_or(target.len());
     &target[..end]
 }
 

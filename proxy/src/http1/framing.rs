@@ -210,14 +210,24 @@ fn last_is_chunked(value: &[u8]) -> Result<bool, FramingError> {
         any = true;
         if coding.eq_ignore_ascii_case(b"chunked") {
             chunked = true;
-        } else if ![&b"gzip"[..], b"deflate", b"compress", b"x-gzip", b"x-compress"]
-            .iter()
-            .any(|known| coding.eq_ignore_ascii_case(known))
+        } else if ![
+            &b"gzip"[..],
+            b"deflate",
+            b"compress",
+            b"x-gzip",
+            b"x-compress",
+        ]
+        .iter()
+        .any(|known| coding.eq_ignore_ascii_case(known))
         {
             return Err(FramingError::BadCoding);
         }
     }
-    if any { Ok(chunked) } else { Err(FramingError::BadCoding) }
+    if any {
+        Ok(chunked)
+    } else {
+        Err(FramingError::BadCoding)
+    }
 }
 
 /// Bytes of a trailer section at most.
@@ -288,7 +298,9 @@ impl BodyReader {
             Self::Done => Ok(0),
             Self::UntilClose => Ok(bytes.len()),
             Self::Length(left) => {
-                let taken = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                let taken = bytes
+                    .len()
+                    .min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= taken as u64;
                 if *left == 0 {
                     *self = Self::Done;
@@ -347,7 +359,8 @@ impl Chunk {
                 (Chunk::Trailer(seen), b'\r') => Chunk::TrailerLf(seen),
                 (Chunk::TrailerLf(seen), b'\n') => Chunk::TrailerStart(seen),
                 // A trailer line begins with a name, never with a space (no obs-fold).
-                (Chunk::TrailerStart(seen), b'!'..=b'~') | (Chunk::Trailer(seen), b'\t' | b' '..=b'~' | 0x80..) => {
+                (Chunk::TrailerStart(seen), b'!'..=b'~')
+                | (Chunk::Trailer(seen), b'\t' | b' '..=b'~' | 0x80..) => {
                     if seen as usize >= MAX_TRAILERS {
                         return Err(FramingError::TrailersTooLarge);
                     }
@@ -390,7 +403,9 @@ pub fn hop_by_hop(buf: &[u8], head: &Head, edits: &mut Vec<super::head::Edit>) {
         // (RFC 9110 section 7.6.1 forbids end-to-end fields as options).
         let protected = ["host", "content-length", "transfer-encoding", "connection"];
         if named.iter().any(|n| n.eq_ignore_ascii_case(name))
-            && !protected.iter().any(|p| name.eq_ignore_ascii_case(p.as_bytes()))
+            && !protected
+                .iter()
+                .any(|p| name.eq_ignore_ascii_case(p.as_bytes()))
         {
             edits.push(Edit::remove(head.line(buf, field)));
         }

@@ -6,7 +6,10 @@ use super::*;
 fn request(fields: &str) -> Result<Framing, HeadError> {
     let text = format!("POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
     let mut head = Head::default();
-    assert_eq!(head::parse_request(text.as_bytes(), &mut head)?, Parsed::Complete);
+    assert_eq!(
+        head::parse_request(text.as_bytes(), &mut head)?,
+        Parsed::Complete
+    );
     Ok(head.framing)
 }
 
@@ -26,7 +29,10 @@ fn requests() {
         ("content-LENGTH: 12\r\n", Body::Length(12)),
         ("Transfer-Encoding: chunked\r\n", Body::Chunked),
         ("Transfer-Encoding: gzip, Chunked\r\n", Body::Chunked),
-        ("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n", Body::Chunked),
+        (
+            "Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+            Body::Chunked,
+        ),
     ] {
         assert_eq!(request(fields).unwrap().body, body, "{fields:?}");
     }
@@ -35,23 +41,45 @@ fn requests() {
 #[test]
 fn requests_that_could_be_read_in_two_ways_are_refused() {
     for (fields, error) in [
-        ("Content-Length: 1\r\nTransfer-Encoding: chunked\r\n", FramingError::LengthAndCoding),
-        ("Content-Length: 1\r\nContent-Length: 1\r\n", FramingError::RepeatedLength),
+        (
+            "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+            FramingError::LengthAndCoding,
+        ),
+        (
+            "Content-Length: 1\r\nContent-Length: 1\r\n",
+            FramingError::RepeatedLength,
+        ),
         ("Content-Length: 1, 1\r\n", FramingError::BadLength),
         ("Content-Length: +1\r\n", FramingError::BadLength),
         ("Content-Length: 0x1\r\n", FramingError::BadLength),
         ("Content-Length: \r\n", FramingError::BadLength),
-        ("Content-Length: 99999999999999999999\r\n", FramingError::BadLength),
+        (
+            "Content-Length: 99999999999999999999\r\n",
+            FramingError::BadLength,
+        ),
         ("Transfer-Encoding: gzip\r\n", FramingError::BadCoding),
-        ("Transfer-Encoding: chunked, gzip\r\n", FramingError::BadCoding),
-        ("Transfer-Encoding: chunked, chunked\r\n", FramingError::BadCoding),
-        ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", FramingError::BadCoding),
+        (
+            "Transfer-Encoding: chunked, gzip\r\n",
+            FramingError::BadCoding,
+        ),
+        (
+            "Transfer-Encoding: chunked, chunked\r\n",
+            FramingError::BadCoding,
+        ),
+        (
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            FramingError::BadCoding,
+        ),
         ("Transfer-Encoding: xchunked\r\n", FramingError::BadCoding),
         ("Transfer-Encoding: \r\n", FramingError::BadCoding),
         ("Transfer-Encoding: identity\r\n", FramingError::BadCoding),
         ("Host: b\r\n", FramingError::RepeatedHost),
     ] {
-        assert_eq!(request(fields), Err(HeadError::Framing(error)), "{fields:?}");
+        assert_eq!(
+            request(fields),
+            Err(HeadError::Framing(error)),
+            "{fields:?}"
+        );
     }
 }
 
@@ -66,10 +94,24 @@ fn responses() {
         ("GET", "1 200", "", Body::UntilClose),
         ("GET", "0 200 OK", "", Body::UntilClose),
         ("CONNECT", "1 200 OK", "", Body::None),
-        ("GET", "1 200 OK", "Transfer-Encoding: chunked\r\n", Body::Chunked),
-        ("GET", "1 200 OK", "Transfer-Encoding: gzip\r\n", Body::UntilClose),
+        (
+            "GET",
+            "1 200 OK",
+            "Transfer-Encoding: chunked\r\n",
+            Body::Chunked,
+        ),
+        (
+            "GET",
+            "1 200 OK",
+            "Transfer-Encoding: gzip\r\n",
+            Body::UntilClose,
+        ),
     ] {
-        assert_eq!(response(method, start, fields).unwrap().body, body, "{method} {start}");
+        assert_eq!(
+            response(method, start, fields).unwrap().body,
+            body,
+            "{method} {start}"
+        );
     }
     let both = "Content-Length: 3\r\nTransfer-Encoding: chunked\r\n";
     assert!(response("GET", "1 200 OK", both).is_err());

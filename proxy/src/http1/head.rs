@@ -119,7 +119,12 @@ fn parse_request_into<'b>(
 
 /// Tokenises a response's head. `method` is the request's: it decides whether there is a body.
 pub fn parse_response(buf: &[u8], method: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
-    let first = parse_response_into(buf, method, head, &mut [MaybeUninit::uninit(); USUAL_FIELDS]);
+    let first = parse_response_into(
+        buf,
+        method,
+        head,
+        &mut [MaybeUninit::uninit(); USUAL_FIELDS],
+    );
     if first == Err(HeadError::TooManyFields) {
         let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
         return parse_response_into(buf, method, head, &mut fields);
@@ -165,11 +170,7 @@ impl Head {
     }
 
     /// All field lines with this name, whatever its case.
-    pub fn all<'h>(
-        &'h self,
-        buf: &'h [u8],
-        name: &'h str,
-    ) -> impl Iterator<Item = &'h Field> + 'h {
+    pub fn all<'h>(&'h self, buf: &'h [u8], name: &'h str) -> impl Iterator<Item = &'h Field> + 'h {
         self.fields
             .iter()
             .filter(move |f| f.name.get(buf).eq_ignore_ascii_case(name.as_bytes()))
@@ -188,7 +189,10 @@ impl Head {
     pub fn line(&self, buf: &[u8], field: &Field) -> Span {
         let from = field.value.end as usize;
         let rest = &buf[from..self.end];
-        let end = rest.iter().position(|&b| b == b'\n').map_or(rest.len(), |p| p + 1);
+        let end = rest
+            .iter()
+            .position(|&b| b == b'\n')
+            .map_or(rest.len(), |p| p + 1);
         Span {
             start: field.name.start,
             end: (from + end) as u32,
@@ -198,7 +202,11 @@ impl Head {
     /// Where lines can be added: before the empty line that ends the head.
     pub fn tail(&self, buf: &[u8]) -> u32 {
         let end = self.end as u32;
-        if buf[..self.end].ends_with(b"\r\n") { end - 2 } else { end - 1 }
+        if buf[..self.end].ends_with(b"\r\n") {
+            end - 2
+        } else {
+            end - 1
+        }
     }
 
     /// Writes the head on, through the edits (sorted by place).

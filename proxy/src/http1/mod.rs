@@ -19,4 +19,6 @@ pub mod head;
 pub mod pool;
 mod serve;
 
-pub use serve::serve;
+pub use serve::{HEAD_TIMEOUT, serve};
+#[cfg(test)]
+mod serve_tests;

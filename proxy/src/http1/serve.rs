@@ -17,7 +17,7 @@ use super::exchange::{Duplex, Event, Upload};
 use super::framing::{self, Body, BodyReader};
 use super::head::{self, Edit, Head, HeadError, MAX_HEAD, Parsed, RequestHead};
 use super::pool::{self, APP_IDLE, MESH_IDLE};
-use crate::balance::{ConnectionPermit, Outcome, Picked};
+use crate::balance::{ConnectionPermit, LimitReached, Outcome, Picked};
 use crate::http::call::{self, Call, Refusal};
 use crate::http::error::reason;
 use crate::http::flow::Flow;
@@ -119,7 +119,9 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, flow: Rc<Flow>) {
             After::Tunnel(server) => {
                 let (server, picked, permit) = *server;
                 let held = (picked, permit);
-                tcp::tunnel(&worker, client.into_stream(), server.into_stream()).await;
+                let (client, server) = (client.into_stream(), server.into_stream());
+                let (options, counters) = (tcp::Options::default(), tcp::Counters::default());
+                tcp::copy(client, server, &options, &counters, worker.cut()).await;
                 drop(held);
                 return;
             }
@@ -143,12 +145,7 @@ impl crate::http::RequestView for Unreadable {
 }
 
 /// Waits for the next request's head.
-async fn next_head(
-    worker: &Worker,
-    flow: &Flow,
-    client: &mut Conn,
-    scratch: &mut Scratch,
-) -> Next {
+async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mut Scratch) -> Next {
     let since = Instant::now();
     let mut begun = None;
     let mut settled = false;
@@ -305,7 +302,12 @@ async fn request(
         framing::hop_by_hop(&client.buf, &scratch.head, &mut scratch.edits);
     }
     if let Some(traceparent) = propagate {
-        trace_edit(&scratch.head, &client.buf, &traceparent.to_bytes(), &mut scratch.edits);
+        trace_edit(
+            &scratch.head,
+            &client.buf,
+            &traceparent.to_bytes(),
+            &mut scratch.edits,
+        );
     }
     scratch.out.clear();
     scratch.to_client.clear();
@@ -472,7 +474,7 @@ impl Exchange<'_> {
                         Err(_) => After::Abort,
                     }
                 }
-                // Only a call that exists can go to another backend.
+                // A call goes to another backend by itself.
                 Fallback::Backend(_) => self.fail(&error, client, true).await,
             },
         }
@@ -487,19 +489,8 @@ impl Exchange<'_> {
         });
         loop {
             let now = Instant::now();
-            let mut picked = match call.pick(now) {
+            let mut picked = match call.pick(self.worker, now) {
                 Ok(picked) => picked,
-                Err(Refusal::Fallback(fallback, _))
-                    if matches!(&*fallback, Fallback::Backend(_)) =>
-                {
-                    let Fallback::Backend(backend) = &*fallback else {
-                        continue;
-                    };
-                    match call.use_fallback(self.worker, backend).await {
-                        Ok(()) => continue,
-                        Err(refusal) => return self.refused(refusal, client).await,
-                    }
-                }
                 Err(refusal) => return self.refused(refusal, client).await,
             };
             if let Some(observation) = &mut self.observation {
@@ -507,7 +498,13 @@ impl Exchange<'_> {
             }
             let (mut server, permit, reused) = match self.lease(call, &picked, fresh, now).await {
                 Ok(leased) => leased,
-                Err(Lease::Refused(refusal)) => return self.refused(refusal, client).await,
+                Err(Lease::Limit(limit)) => {
+                    let error = call.limit_reached(self.worker, limit);
+                    match call.fall_back(self.worker, error) {
+                        Ok(()) => continue,
+                        Err(refusal) => return self.refused(refusal, client).await,
+                    }
+                }
                 Err(Lease::Failed(error)) => {
                     if error.is_endpoints() {
                         picked.observe(Outcome::ConnectFailure, Instant::now());
@@ -528,7 +525,13 @@ impl Exchange<'_> {
             };
             let tried = self
                 .one_try(
-                    call, client, &mut server, &mut picked, scratch, &mut replay, reused,
+                    call,
+                    client,
+                    &mut server,
+                    &mut picked,
+                    scratch,
+                    &mut replay,
+                    reused,
                 )
                 .await;
             match tried {
@@ -606,7 +609,7 @@ impl Exchange<'_> {
     /// A connection to the endpoint: an idle one, or a new one.
     async fn lease(
         &self,
-        call: &mut Call,
+        call: &Call,
         picked: &Picked<Pools>,
         fresh: bool,
         now: Instant,
@@ -619,13 +622,7 @@ impl Exchange<'_> {
                 }
             }
         }
-        let permit = call.balancer.connection_permit().map_err(|limit| {
-            let error = call.limit_error(limit);
-            match call.fall_back(error) {
-                Err(refusal) => Lease::Refused(refusal),
-                Ok(()) => unreachable!("fall_back always refuses"),
-            }
-        })?;
+        let permit = call.balancer.connection_permit().map_err(Lease::Limit)?;
         let policy = &call.balancer.backend().policy;
         let alpn = crate::identity::Alpn::Http1;
         let connecting = connect(self.worker, &picked.endpoint.info, policy, alpn);
@@ -663,15 +660,7 @@ impl Exchange<'_> {
         let mut passed = false;
         // Until the final head.
         let framing = loop {
-            let driven = drive(
-                &mut duplex,
-                response,
-                &self.method,
-                timer,
-                deadline,
-                idle,
-            )
-            .await;
+            let driven = drive(&mut duplex, response, &self.method, timer, deadline, idle).await;
             let untouched = duplex.sent == 0 && duplex.body_sent == 0;
             let replayable = !passed && (duplex.replay.is_some() || untouched);
             let heard = duplex.heard;
@@ -811,8 +800,8 @@ impl Exchange<'_> {
             Driven::Event(Event::Done) => {
                 let delimited = framing.body != Body::UntilClose;
                 let old = response.minor == 0 && !framing.keep_alive;
-                let server_stays = mesh
-                    || !(framing.close || old || self.framing.close || !self.persistent);
+                let server_stays =
+                    mesh || !(framing.close || old || self.framing.close || !self.persistent);
                 let client_stays = delimited
                     && complete
                     && (self.flow.from_mesh
@@ -959,7 +948,7 @@ fn say_close(response: &Head, buf: &[u8], edits: &mut Vec<Edit>) {
 
 /// Why there is no connection for a try.
 enum Lease {
-    Refused(Refusal),
+    Limit(LimitReached),
     Failed(crate::transport::ConnectError),
 }
 

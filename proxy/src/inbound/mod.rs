@@ -41,7 +41,16 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         let opened = open(&worker, to).await;
         let source = unknown_source();
         let client = client.into();
-        return copy(&worker, client, opened, &destination, source, peer, FlowProtocol::Tcp).await;
+        return copy(
+            &worker,
+            client,
+            opened,
+            &destination,
+            source,
+            peer,
+            FlowProtocol::Tcp,
+        )
+        .await;
     }
     let timings = match protocol {
         // Nothing is opened for a client that has not shown who it is.
@@ -62,14 +71,23 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         }
         open(&worker, to).await.map_err(Refused::Connect)
     };
-    let detected = Box::pin(detect::detect(&mut client, BytesMut::new(), &timings, open_app)).await;
+    let detected = Box::pin(detect::detect(
+        &mut client,
+        BytesMut::new(),
+        &timings,
+        open_app,
+    ))
+    .await;
     let io = Io::Plain(client);
     let source = unknown_source();
     match detected {
         Ok(Detected::Tls { buf, hello }) => {
             let prefix = buf.freeze();
             let ours = mode != MtlsMode::Disable
-                && hello.alpn.iter().any(|name| Alpn::from_wire(name).is_some());
+                && hello
+                    .alpn
+                    .iter()
+                    .any(|name| Alpn::from_wire(name).is_some());
             if ours {
                 return mesh(&worker, Stream { io, prefix }, peer, destination, to).await;
             }
@@ -78,17 +96,40 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             }
             let opened = open(&worker, to).await;
             let stream = Stream { io, prefix };
-            copy(&worker, stream, opened, &destination, source, peer, FlowProtocol::Tls).await;
+            copy(
+                &worker,
+                stream,
+                opened,
+                &destination,
+                source,
+                peer,
+                FlowProtocol::Tls,
+            )
+            .await;
         }
         Err(Refused::Plaintext) => refuse_plaintext(&worker, io, peer, to, "silence"),
         Ok(_) if strict => refuse_plaintext(&worker, io, peer, to, "plaintext"),
         Ok(Detected::Http1 { buf }) => {
-            let flow = Flow::new(Direction::Inbound, Target::Fixed, destination, peer, source, false);
+            let flow = Flow::new(
+                Direction::Inbound,
+                Target::Fixed,
+                destination,
+                peer,
+                source,
+                false,
+            );
             let prefix = buf.freeze();
             http1::serve(worker, Stream { io, prefix }, Rc::new(flow)).await;
         }
         Ok(Detected::Http2 { buf }) => {
-            let flow = Flow::new(Direction::Inbound, Target::Fixed, destination, peer, source, false);
+            let flow = Flow::new(
+                Direction::Inbound,
+                Target::Fixed,
+                destination,
+                peer,
+                source,
+                false,
+            );
             let prefix = buf.freeze();
             http2::serve(worker, Stream { io, prefix }, Rc::new(flow)).await;
         }
@@ -99,7 +140,16 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             };
             let prefix = buf.freeze();
             let stream = Stream { io, prefix };
-            copy(&worker, stream, opened, &destination, source, peer, FlowProtocol::Tcp).await;
+            copy(
+                &worker,
+                stream,
+                opened,
+                &destination,
+                source,
+                peer,
+                FlowProtocol::Tcp,
+            )
+            .await;
         }
         Ok(Detected::Reset { buf, upstream }) => {
             drop(io);
@@ -143,16 +193,21 @@ async fn mesh(
     };
     let began = Instant::now();
     let direction = Direction::Inbound.as_str();
-    let accepted =
-        Box::pin(transport::accept_tls(stream, credentials.server_config(), HANDSHAKE_TIMEOUT))
-            .await;
+    let accepted = Box::pin(transport::accept_tls(
+        stream,
+        credentials.server_config(),
+        HANDSHAKE_TIMEOUT,
+    ))
+    .await;
     let result = match &accepted {
         Ok(_) => "ok",
         Err(TlsError::TimedOut(_)) => "timeout",
         Err(TlsError::Certificate(_)) => "identity",
         Err(_) => "failed",
     };
-    worker.metrics.count(Counter::TlsHandshakes, &[direction, result]);
+    worker
+        .metrics
+        .count(Counter::TlsHandshakes, &[direction, result]);
     let stream = match accepted {
         Ok(stream) => stream,
         Err(error) => {
@@ -176,11 +231,25 @@ async fn mesh(
     };
     match alpn {
         Some(Alpn::Http1) => {
-            let flow = Flow::new(Direction::Inbound, Target::Fixed, destination, peer, source, true);
+            let flow = Flow::new(
+                Direction::Inbound,
+                Target::Fixed,
+                destination,
+                peer,
+                source,
+                true,
+            );
             http1::serve(worker.clone(), stream, Rc::new(flow)).await;
         }
         Some(Alpn::H2) => {
-            let flow = Flow::new(Direction::Inbound, Target::Fixed, destination, peer, source, true);
+            let flow = Flow::new(
+                Direction::Inbound,
+                Target::Fixed,
+                destination,
+                peer,
+                source,
+                true,
+            );
             http2::serve(worker.clone(), stream, Rc::new(flow)).await;
         }
         Some(Alpn::Tcp) => {

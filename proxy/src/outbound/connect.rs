@@ -49,7 +49,9 @@ pub async fn connect(
         Err(_) => return connected,
     };
     let direction = Direction::Outbound.as_str();
-    worker.metrics.count(Counter::TlsHandshakes, &[direction, result]);
+    worker
+        .metrics
+        .count(Counter::TlsHandshakes, &[direction, result]);
     worker
         .metrics
         .histogram(Histogram::TlsHandshake, &[direction])

@@ -91,7 +91,14 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             tracing::debug!(sni = hello.sni.as_deref(), %to, "application's own TLS");
             let prefix = buf.freeze();
             let opened = Upstream::open(&worker, &flow, &destination).await;
-            copy(&worker, &flow, Stream { io, prefix }, opened, FlowProtocol::Tls).await;
+            copy(
+                &worker,
+                &flow,
+                Stream { io, prefix },
+                opened,
+                FlowProtocol::Tls,
+            )
+            .await;
         }
         Ok(Detected::Opaque { buf, upstream }) => {
             let prefix = buf.freeze();
@@ -99,7 +106,14 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
                 Some(upstream) => Ok(upstream),
                 None => Upstream::open(&worker, &flow, &destination).await,
             };
-            copy(&worker, &flow, Stream { io, prefix }, opened, FlowProtocol::Tcp).await;
+            copy(
+                &worker,
+                &flow,
+                Stream { io, prefix },
+                opened,
+                FlowProtocol::Tcp,
+            )
+            .await;
         }
         Ok(Detected::Reset { buf, upstream }) => {
             drop(io);
@@ -125,20 +139,22 @@ async fn copy(
     protocol: FlowProtocol,
 ) {
     match opened {
-        Ok(mut upstream) => {
-            let labels = flow.labels(Some(&upstream.picked.endpoint.info), protocol);
+        Ok(Upstream {
+            stream: server,
+            mut picked,
+            idle_timeout,
+            permit: _permit,
+        }) => {
+            let labels = flow.labels(Some(&picked.endpoint.info), protocol);
             let series = worker.metrics.connections(&labels);
             let _open = series.open();
             let counters = Counters::default();
-            let server = std::mem::replace(&mut upstream.stream, Stream::none());
-            let options = tcp::Options {
-                idle_timeout: upstream.idle_timeout,
-            };
+            let options = tcp::Options { idle_timeout };
             let ended = tcp::copy(client, server, &options, &counters, worker.cut()).await;
             series.to_destination(counters.to_server.get());
             series.to_source(counters.to_client.get());
             if ended == tcp::Ended::ResetByServer && counters.to_client.get() == 0 {
-                upstream.picked.observe(Outcome::Reset, Instant::now());
+                picked.observe(Outcome::Reset, Instant::now());
             }
         }
         Err(error) => refuse(worker, flow, client.io, &error),

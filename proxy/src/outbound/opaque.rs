@@ -18,7 +18,7 @@ pub struct Upstream {
     pub stream: Stream,
     pub picked: Picked<Pools>,
     pub idle_timeout: Option<Duration>,
-    _permit: ConnectionPermit,
+    pub permit: ConnectionPermit,
 }
 
 impl AsMut<Stream> for Upstream {
@@ -64,8 +64,8 @@ impl Upstream {
         destination: &Destination,
     ) -> Result<Self, Unopened> {
         let route = destination.routes.first().ok_or(Unopened::NoRoute)?;
-        let backend = crate::http::call::choose_backend(worker, route)
-            .map_err(|_| Unopened::NoRoute)?;
+        let backend =
+            crate::http::call::choose_backend(worker, route).map_err(|_| Unopened::NoRoute)?;
         let opened = Self::open_backend(worker, flow, backend, route.policy.idle_timeout).await;
         match (opened, route.policy.fallback.as_deref()) {
             (Err(_), Some(Fallback::Backend(other))) => {
@@ -97,7 +97,7 @@ impl Upstream {
                         stream,
                         picked,
                         idle_timeout,
-                        _permit: permit,
+                        permit,
                     });
                 }
                 Err(error) => {
