@@ -11,4 +11,5 @@ pub mod check;
 pub mod compile;
 pub mod finding;
 pub mod model;
+pub mod serve;
 pub mod sources;

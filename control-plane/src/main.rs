@@ -1,1 +1,224 @@
-fn main() {}
+//! The control plane's command line.
+
+#![forbid(unsafe_code)]
+
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+use weft_api::names::{CONTROL_ADMIN_PORT, CONTROL_PORT, DEFAULT_TRUST_DOMAIN};
+use weft_control_plane::serve::ca::{self, Authority};
+use weft_control_plane::serve::{Config, Server, SourceConfig};
+
+/// Watches services and policies, tells proxies what to do, issues certificates.
+#[derive(Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: Serve,
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Where services and policies come from: folder:PATH
+    #[arg(long, env = "WEFT_SOURCE", value_parser = source, required = true)]
+    source: Option<SourceConfig>,
+    #[command(flatten)]
+    data: Data,
+    /// Address of discovery and identity (gRPC over TLS)
+    #[arg(long, env = "WEFT_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], CONTROL_PORT)))]
+    listen: SocketAddr,
+    /// Address of health, metrics and status (plain HTTP)
+    #[arg(long, env = "WEFT_ADMIN", default_value_t = SocketAddr::from(([127, 0, 0, 1], CONTROL_ADMIN_PORT)))]
+    admin: SocketAddr,
+    /// Lifetime of workload certificates, such as 24h or 10m; at least 1m
+    #[arg(long, env = "WEFT_CERTIFICATE_LIFETIME", value_parser = duration, default_value = "24h")]
+    certificate_lifetime: Duration,
+    /// What is logged: error, warn, info, debug, or a tracing filter
+    #[arg(long, env = "WEFT_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// How it is logged
+    #[arg(long, env = "WEFT_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Args, Clone)]
+struct Data {
+    /// Directory of the certificate authority; made when it is not there
+    #[arg(long, env = "WEFT_DATA_DIR", default_value = "/var/lib/weft")]
+    data_dir: PathBuf,
+    /// Trust domain of all identities
+    #[arg(long, env = "WEFT_TRUST_DOMAIN", default_value = DEFAULT_TRUST_DOMAIN)]
+    trust_domain: String,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Print a token with which a workload's proxy gets its certificate
+    Token {
+        #[command(flatten)]
+        data: Data,
+        /// Namespace of the workload
+        #[arg(long, default_value = "default")]
+        namespace: String,
+        /// Service account of the workload
+        #[arg(long, default_value = "default")]
+        service_account: String,
+        /// Name of the workload, for the log (optional)
+        #[arg(long)]
+        workload: Option<String>,
+        /// How long the token is valid
+        #[arg(long, value_parser = duration, default_value = "24h")]
+        expires: Duration,
+    },
+    /// Print the trusted root certificates (PEM); also kept in DATA_DIR/root.pem
+    TrustRoot {
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Begin to replace the root certificate; a running control plane takes it up within seconds
+    RotateRoot {
+        #[command(flatten)]
+        data: Data,
+        /// End the rotation under way now: certificates of the old root are no longer accepted
+        #[arg(long)]
+        finish: bool,
+    },
+}
+
+fn source(given: &str) -> Result<SourceConfig, String> {
+    match given.split_once(':') {
+        Some(("folder", path)) if !path.is_empty() => Ok(SourceConfig::Folder(path.into())),
+        _ => Err("write folder:PATH".to_owned()),
+    }
+}
+
+fn duration(given: &str) -> Result<Duration, String> {
+    given
+        .parse::<weft_api::policy::Duration>()
+        .map(weft_api::policy::Duration::as_std)
+        .map_err(|error| error.to_string())
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Some(command) => run(command),
+        None => serve(cli.serve),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weft-control-plane: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn open(data: &Data) -> anyhow::Result<Authority> {
+    let options = ca::Options {
+        trust_domain: data.trust_domain.clone(),
+        // Does not lengthen what the control plane itself was told.
+        lifetime: ca::MIN_LIFETIME,
+    };
+    Ok(Authority::open(&data.data_dir, options)?)
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Token {
+            data,
+            namespace,
+            service_account,
+            workload,
+            expires,
+        } => {
+            let token = open(&data)?.issue_token(
+                &namespace,
+                &service_account,
+                workload.as_deref(),
+                expires,
+                SystemTime::now(),
+            )?;
+            println!("{token}");
+        }
+        Command::TrustRoot { data } => print!("{}", open(&data)?.bundle()),
+        Command::RotateRoot { data, finish } => {
+            let request = if finish {
+                ca::Request::Finish
+            } else {
+                ca::Request::Rotate
+            };
+            open(&data)?.request(request)?;
+            eprintln!("asked for; a running control plane takes it up within seconds, see /status");
+        }
+    }
+    Ok(())
+}
+
+fn serve(serve: Serve) -> anyhow::Result<()> {
+    log(&serve)?;
+    let source = serve.source.context("--source is missing")?;
+    let config = Config {
+        source,
+        data_dir: serve.data.data_dir,
+        listen: serve.listen,
+        admin: serve.admin,
+        ca: ca::Options {
+            trust_domain: serve.data.trust_domain,
+            lifetime: serve.certificate_lifetime,
+        },
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?
+        .block_on(async {
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let server = Server::bind(config).await?;
+            info!(
+                listen = %server.address()?,
+                admin = %server.admin_address()?,
+                "control plane started"
+            );
+            server
+                .run(async move {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                })
+                .await?;
+            Ok(())
+        })
+}
+
+fn log(serve: &Serve) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&serve.log_level)
+        .with_context(|| format!("--log-level {}", serve.log_level))?;
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match serve.log_format {
+        LogFormat::Text => subscriber.init(),
+        LogFormat::Json => subscriber.json().init(),
+    }
+    Ok(())
+}

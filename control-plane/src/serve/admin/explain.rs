@@ -1,0 +1,206 @@
+//! A destination's table as JSON, for `weft routes`.
+
+use serde_json::{Value, json};
+use weft_api::proto::load_balancer::HashKey;
+use weft_api::proto::resource::Body;
+use weft_api::proto::{
+    Algorithm, Backend, BackendPolicy, Destination, Endpoint, Health, Protocol, ResourceKey,
+    ResourceKind, RetryPolicy, Route, RoutePolicy, fallback, route_match,
+};
+
+use crate::serve::discovery::Hub;
+
+/// What a proxy that asked for this destination would be told.
+pub(super) fn explain(hub: &Hub, name: &str) -> Value {
+    let compiled = hub.look_up(&key(ResourceKind::Destination, name));
+    let Some(Body::Destination(destination)) = &compiled.resource.body else {
+        return json!({
+            "destination": name,
+            "known": false,
+            "explanation": "no Service and no Workload has this address or name and port: proxies pass such connections through untouched, to their original address",
+        });
+    };
+    json!({
+        "destination": name,
+        "known": true,
+        "version": format!("{:016x}", compiled.version()),
+        "namespace": destination.namespace,
+        "service": destination.service,
+        "port": destination.port,
+        "portName": destination.port_name,
+        "protocol": protocol(destination),
+        "routes": destination.routes.iter().map(|route| self::route(hub, route)).collect::<Vec<_>>(),
+    })
+}
+
+fn key(kind: ResourceKind, name: &str) -> ResourceKey {
+    ResourceKey {
+        kind: kind.into(),
+        name: name.to_owned(),
+    }
+}
+
+fn protocol(destination: &Destination) -> &'static str {
+    match destination.protocol() {
+        Protocol::Auto => "auto",
+        Protocol::Http => "http",
+        Protocol::Http2 => "http2",
+        Protocol::Grpc => "grpc",
+        Protocol::Tcp => "tcp",
+        Protocol::Tls => "tls",
+    }
+}
+
+fn route(hub: &Hub, route: &Route) -> Value {
+    let matches: Vec<Value> = route
+        .matches
+        .iter()
+        .map(|matched| {
+            let (exact, prefix) = match &matched.path {
+                Some(route_match::Path::PathExact(path)) => (Some(path), None),
+                Some(route_match::Path::PathPrefix(path)) => (None, Some(path)),
+                None => (None, None),
+            };
+            json!({
+                "method": matched.method,
+                "pathExact": exact,
+                "pathPrefix": prefix,
+                "headers": matched.headers,
+            })
+        })
+        .collect();
+    let backends: Vec<Value> = route
+        .backends
+        .iter()
+        .filter_map(|weighted| {
+            let mut value = backend(hub, weighted.backend.as_ref()?);
+            value["weight"] = weighted.weight.into();
+            Some(value)
+        })
+        .collect();
+    json!({
+        "name": route.name,
+        "matches": matches,
+        "policy": route.policy.as_ref().map(|policy| route_policy(hub, policy)),
+        "backends": backends,
+    })
+}
+
+fn route_policy(hub: &Hub, policy: &RoutePolicy) -> Value {
+    let fallback = policy
+        .fallback
+        .as_ref()
+        .and_then(|fallback| fallback.action.as_ref())
+        .map(|action| match action {
+            fallback::Action::Response(response) => json!({
+                "response": {
+                    "status": response.status,
+                    "headers": response.headers.iter().map(|header| json!({
+                        "name": header.name,
+                        "value": header.value,
+                    })).collect::<Vec<_>>(),
+                    "body": String::from_utf8_lossy(&response.body),
+                }
+            }),
+            fallback::Action::Backend(target) => json!({ "backend": backend(hub, target) }),
+        });
+    json!({
+        "requestTimeoutMs": policy.request_timeout_ms,
+        "perTryTimeoutMs": policy.per_try_timeout_ms,
+        "idleTimeoutMs": policy.idle_timeout_ms,
+        "retries": policy.retry.as_ref().map(retry),
+        "fallback": fallback,
+    })
+}
+
+fn retry(retry: &RetryPolicy) -> Value {
+    json!({
+        "attempts": retry.attempts,
+        "codes": retry.status_codes,
+        "grpcCodes": retry.grpc_codes,
+        "connectFailure": retry.connect_failure,
+        "refusedStream": retry.refused_stream,
+        "reset": retry.reset,
+        "timeout": retry.timeout,
+        "methods": retry.methods,
+        "backoffBaseMs": retry.backoff_base_ms,
+        "backoffMaxMs": retry.backoff_max_ms,
+        "maxBodyBytes": retry.max_body_bytes,
+        "budgetPercent": retry.budget_percent,
+        "budgetMinPerSecond": retry.budget_min_per_second,
+    })
+}
+
+fn backend(hub: &Hub, backend: &Backend) -> Value {
+    let compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints));
+    let endpoints = match &compiled.resource.body {
+        Some(Body::Endpoints(endpoints)) => {
+            Some(endpoints.endpoints.iter().map(endpoint).collect::<Vec<_>>())
+        }
+        _ => None,
+    };
+    json!({
+        "namespace": backend.namespace,
+        "service": backend.service,
+        "port": backend.port,
+        "policy": backend.policy.as_ref().map(backend_policy),
+        "endpoints": endpoints,
+    })
+}
+
+fn backend_policy(policy: &BackendPolicy) -> Value {
+    let balancer = policy.load_balancer.clone().unwrap_or_default();
+    let algorithm = match balancer.algorithm() {
+        Algorithm::PeakEwma => "PeakEWMA",
+        Algorithm::LeastRequest => "LeastRequest",
+        Algorithm::RoundRobin => "RoundRobin",
+        Algorithm::Random => "Random",
+        Algorithm::RingHash => "RingHash",
+        Algorithm::Maglev => "Maglev",
+    };
+    let hash_key = balancer.hash_key.as_ref().map(|key| match key {
+        HashKey::Header(name) => json!({ "header": name }),
+        HashKey::Cookie(name) => json!({ "cookie": name }),
+        HashKey::SourceAddress(_) => json!({ "sourceAddress": true }),
+    });
+    let limits = policy.limits.unwrap_or_default();
+    json!({
+        "connectTimeoutMs": policy.connect_timeout_ms,
+        "loadBalancer": {
+            "algorithm": algorithm,
+            "hashKey": hash_key,
+            "panicThreshold": balancer.panic_threshold_percent,
+        },
+        "limits": {
+            "maxConnections": limits.max_connections,
+            "maxRequests": limits.max_requests,
+            "maxPendingRequests": limits.max_pending_requests,
+        },
+        "outlierDetection": policy.outlier_detection.as_ref().map(|outlier| json!({
+            "consecutiveGatewayErrors": outlier.consecutive_gateway_errors,
+            "consecutive5xxErrors": outlier.consecutive_5xx,
+            "successRateThreshold": outlier.success_rate_threshold_percent,
+            "successRateMinRequests": outlier.success_rate_min_requests,
+            "intervalMs": outlier.interval_ms,
+            "baseEjectionMs": outlier.base_ejection_ms,
+            "maxEjectionMs": outlier.max_ejection_ms,
+            "maxEjectionPercent": outlier.max_ejection_percent,
+        })),
+    })
+}
+
+fn endpoint(endpoint: &Endpoint) -> Value {
+    let health = match endpoint.health() {
+        Health::Ready => "Ready",
+        Health::Draining => "Draining",
+        Health::NotReady => "NotReady",
+    };
+    json!({
+        "address": endpoint.address,
+        "workload": endpoint.workload,
+        "identity": endpoint.identity,
+        "zone": endpoint.zone,
+        "weight": endpoint.weight,
+        "health": health,
+    })
+}

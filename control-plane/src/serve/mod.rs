@@ -1,0 +1,308 @@
+//! What others reach the control plane by.
+//!
+//! - [`discovery`] and [`identity`]: gRPC over TLS on one port ([`listener`], [`tls`]).
+//! - [`ca`]: the certificate authority behind it.
+//! - [`admin`]: health, metrics, status on another port.
+//!
+//! [`Server::bind`] opens the ports, so that a caller knows them; [`Server::run`] serves.
+
+pub mod admin;
+pub mod ca;
+pub mod discovery;
+pub mod identity;
+pub mod listener;
+pub mod metrics;
+mod services;
+pub mod tls;
+
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{error, info, warn};
+use weft_api::proto::discovery_server::DiscoveryServer;
+use weft_api::proto::identity_server::IdentityServer;
+
+use self::admin::Admin;
+use self::ca::{Authority, CaError};
+use self::discovery::{DiscoveryService, Hub};
+use self::identity::IdentityService;
+use self::metrics::Metrics;
+use self::services::Services;
+use self::tls::TlsError;
+use crate::compile::Settings;
+use crate::sources::Update;
+use crate::sources::folder::{Folder, FolderError};
+
+/// Updates that wait to be applied; the source waits when there are more.
+const UPDATES: usize = 64;
+/// Connections through their handshake that wait for the gRPC server.
+const CONNECTIONS: usize = 64;
+/// A silent proxy is asked whether it is still there, and let go when it does not answer.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
+/// Streams end within this at shutdown.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// How a control plane runs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub source: SourceConfig,
+    pub data_dir: PathBuf,
+    /// Discovery and identity.
+    pub listen: SocketAddr,
+    pub admin: SocketAddr,
+    pub ca: ca::Options,
+}
+
+/// Where the world comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceConfig {
+    /// A folder of manifests.
+    Folder(PathBuf),
+}
+
+/// Why a control plane does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("cannot listen on {0}: {1}; is another program using it?")]
+    Listen(SocketAddr, #[source] io::Error),
+    #[error("serving: {0}")]
+    Serve(#[from] tonic::transport::Error),
+    #[error("the source has ended")]
+    SourceEnded,
+}
+
+/// A control plane with its ports open.
+pub struct Server {
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    folder: Folder,
+    authority: Arc<Authority>,
+    /// Keeps another control plane off the data directory.
+    _lock: std::fs::File,
+}
+
+impl Server {
+    /// Opens everything that can fail.
+    ///
+    /// # Errors
+    /// The source or the data directory cannot be used, or a port is taken.
+    pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        let authority = Authority::open(&config.data_dir, config.ca)?;
+        let lock = authority.lock()?;
+        let SourceConfig::Folder(path) = &config.source;
+        let folder = Folder::open(path)?;
+        let bind = async |address| {
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| ServeError::Listen(address, error))
+        };
+        Ok(Self {
+            listener: bind(config.listen).await?,
+            admin_listener: bind(config.admin).await?,
+            folder,
+            authority: Arc::new(authority),
+            _lock: lock,
+        })
+    }
+
+    /// Where discovery and identity are served.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Where the admin port is.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub fn admin_address(&self) -> io::Result<SocketAddr> {
+        self.admin_listener.local_addr()
+    }
+
+    pub fn authority(&self) -> Arc<Authority> {
+        self.authority.clone()
+    }
+
+    /// Serves until `shutdown`; then ends streams politely.
+    ///
+    /// # Errors
+    /// The source ends, or serving fails.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ServeError> {
+        let Self {
+            listener,
+            admin_listener,
+            folder,
+            authority,
+            _lock,
+        } = self;
+        let metrics = Arc::new(Metrics::default());
+        let settings = Settings {
+            trust_domain: authority.trust_domain().to_owned(),
+        };
+        let hub = Arc::new(Hub::new(settings, authority.trust(), metrics.clone()));
+        let admin = Arc::new(Admin {
+            hub: hub.clone(),
+            authority: authority.clone(),
+            metrics: metrics.clone(),
+            locator: Arc::new(folder.locator()),
+            findings: std::sync::Mutex::default(),
+            ready: AtomicBool::new(false),
+        });
+        let tasks = Tasks(vec![
+            tokio::spawn(admin::serve(admin_listener, admin.clone())).abort_handle(),
+        ]);
+        let (sink, mut updates) = mpsc::channel(UPDATES);
+        let mut source = tokio::spawn(folder.run(sink));
+        // Nothing is served before everything is known: a proxy that comes back after a restart
+        // must not be told that what it uses is gone.
+        while let Some(update) = updates.recv().await {
+            if take(&hub, &admin, update) {
+                break;
+            }
+        }
+        let (config, half_life) = tls::server_config(&authority, SystemTime::now())?;
+        let tls = Arc::new(ArcSwap::new(config));
+        let (accepted, connections) = mpsc::channel(CONNECTIONS);
+        let trust_domain: Arc<str> = authority.trust_domain().into();
+        let _tasks = tasks
+            .and(tokio::spawn(listener::accept(
+                listener,
+                tls.clone(),
+                trust_domain,
+                accepted,
+            )))
+            .and(tokio::spawn(keep_certificates(
+                hub.clone(),
+                authority.clone(),
+                tls,
+                half_life,
+            )))
+            .and(tokio::spawn({
+                let (hub, admin) = (hub.clone(), admin.clone());
+                async move {
+                    while let Some(update) = updates.recv().await {
+                        take(&hub, &admin, update);
+                    }
+                }
+            }));
+        admin.ready.store(true, Ordering::Relaxed);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let serving = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+            .serve_with_incoming_shutdown(
+                Services {
+                    discovery: DiscoveryServer::new(DiscoveryService { hub: hub.clone() }),
+                    identity: IdentityServer::new(IdentityService { authority, metrics }),
+                },
+                ReceiverStream::new(connections),
+                async {
+                    // Dropped or sent, both mean the end.
+                    let _ = stopped.await;
+                },
+            );
+        tokio::pin!(serving);
+        tokio::select! {
+            done = &mut serving => return Ok(done?),
+            _ = &mut source => return Err(ServeError::SourceEnded),
+            () = shutdown => info!("ending"),
+        }
+        admin.ready.store(false, Ordering::Relaxed);
+        hub.end_all("the control plane is ending; connect again");
+        drop(stop);
+        if timeout(SHUTDOWN, serving).await.is_err() {
+            warn!("some streams did not end within {SHUTDOWN:?}");
+        }
+        source.abort();
+        Ok(())
+    }
+}
+
+/// Tasks that end with their owner.
+struct Tasks(Vec<tokio::task::AbortHandle>);
+
+impl Tasks {
+    fn and(mut self, task: tokio::task::JoinHandle<()>) -> Self {
+        self.0.push(task.abort_handle());
+        self
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+/// Takes an update; true when the source has reported everything.
+fn take(hub: &Hub, admin: &Admin, update: Update) -> bool {
+    match update {
+        Update::Changes { changes, seen } => hub.apply(changes, seen),
+        Update::Findings(findings) => {
+            *admin
+                .findings
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = findings;
+        }
+        Update::Synced => return true,
+    }
+    false
+}
+
+/// Moves root rotations on, tells proxies of the roots, and renews the control plane's own
+/// certificate at half its life or when the roots change.
+async fn keep_certificates(
+    hub: Arc<Hub>,
+    authority: Arc<Authority>,
+    tls: Arc<ArcSwap<rustls::ServerConfig>>,
+    mut renew_at: SystemTime,
+) {
+    let mut changes = authority.changes();
+    let mut ticks = interval(Duration::from_secs(1));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let changed = tokio::select! {
+            _ = ticks.tick() => false,
+            changed = changes.changed() => changed.is_ok(),
+        };
+        let now = SystemTime::now();
+        if changed {
+            hub.set_trust(authority.trust());
+        } else if let Err(error) = authority.tick(hub.all_trust(), now) {
+            error!("root rotation: {error}");
+        }
+        if changed || now >= renew_at {
+            match tls::server_config(&authority, now) {
+                Ok((config, next)) => {
+                    tls.store(config);
+                    renew_at = next;
+                }
+                Err(error) => {
+                    error!("renewing the control plane's own certificate: {error}");
+                    renew_at = now + Duration::from_secs(5);
+                }
+            }
+        }
+    }
+}
