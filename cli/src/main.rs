@@ -1,4 +1,146 @@
-#[allow(dead_code, unused_imports)]
-mod netns;
+//! The command line of Weft.
+//!
+//! One file or folder for each command: [`demo`], [`run`], [`check`], [`status`], [`routes`].
+//! [`netns`] makes network namespaces; [`apps`] are the applications of the demo.
 
-fn main() {}
+#![deny(unsafe_code)]
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+
+mod admin;
+mod apps;
+mod binaries;
+mod check;
+mod demo;
+#[allow(unsafe_code)]
+mod netns;
+mod output;
+mod run;
+mod status;
+
+/// A service mesh of sidecar proxies: mutual TLS, retries, circuit breaking, balancing and tracing
+/// for every connection, with nothing changed in the applications.
+#[derive(Debug, Parser)]
+#[command(
+    name = "weft",
+    version,
+    propagate_version = false,
+    after_help = "\
+Examples:
+  weft demo                              a mesh on this machine, driven through failures
+  weft check examples/demo               what is wrong with a folder of manifests
+  weft status                            which proxies have the latest tables
+  weft completions bash > /etc/bash_completion.d/weft
+
+Exit codes: 0 is well; 1, the thing asked about is not; 2, it could not be done."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// A small shop behind a mesh, on this machine, driven through failures
+    Demo(demo::Demo),
+    /// Run a program behind a sidecar of its own, joined to a control plane
+    Run(run::Run),
+    /// What is wrong with a folder of manifests
+    Check(check::Check),
+    /// Which proxies are connected, and what each has acknowledged
+    Status(status::StatusArgs),
+    /// Completions for a shell, on standard output
+    #[command(after_help = "\
+Examples:
+  weft completions bash > /etc/bash_completion.d/weft
+  weft completions zsh > \"${fpath[1]}/_weft\"
+  weft completions fish > ~/.config/fish/completions/weft.fish")]
+    Completions { shell: Shell },
+    /// The version of this program
+    Version,
+    /// The applications of the demo
+    #[command(subcommand, hide = true)]
+    App(apps::App),
+}
+
+/// Exit codes.
+struct Bad;
+
+impl Bad {
+    /// The thing asked about is bad.
+    const BAD: u8 = 1;
+    /// It could not be found out or done.
+    const CANNOT: u8 = 2;
+
+    fn exit() -> ExitCode {
+        ExitCode::from(Self::BAD)
+    }
+}
+
+/// "30s", "500ms", "1m30s": as durations are written in manifests.
+fn duration(given: &str) -> Result<Duration, String> {
+    given
+        .parse::<weft_api::policy::Duration>()
+        .map(weft_api::policy::Duration::as_std)
+        .map_err(|e| e.to_string())
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log(&cli.command);
+    let (outcome, cannot): (anyhow::Result<ExitCode>, fn(&anyhow::Error) -> u8) = match cli.command
+    {
+        // These enter namespaces, which must be done before there are threads.
+        Command::Demo(args) => (demo::run(args), demo::exit_code),
+        Command::Run(args) => (run::run(args), |_| Bad::CANNOT),
+        other => (on_runtime(other), |_| Bad::CANNOT),
+    };
+    outcome.unwrap_or_else(|e| {
+        eprintln!("weft: {e:#}");
+        ExitCode::from(cannot(&e))
+    })
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
+        Command::Check(args) => return check::run(&args),
+        Command::Status(args) => return status::run(args).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut std::io::stdout());
+        }
+        Command::Version => println!("weft {}", env!("CARGO_PKG_VERSION")),
+        Command::App(app) => apps::run(app).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Warnings on standard error; RUST_LOG says otherwise.
+fn log(command: &Command) {
+    use tracing_subscriber::EnvFilter;
+    let default = match command {
+        Command::App(_) => "info",
+        _ => "warn",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::Paint::stderr() != output::Paint::NEVER)
+        .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,163 @@
+//! `weft check`: what is wrong with a folder of manifests, without a running control plane.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use serde::Serialize;
+use weft_control_plane::check::{Report, check_folder};
+use weft_control_plane::finding::{Finding, Severity};
+
+use crate::Bad;
+use crate::output::{Format, Paint, Tone, print_json};
+
+/// Flags of `weft check`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft check examples/demo
+  weft check --output json policies/ | jq '.findings[].message'
+
+Says what a control plane with this folder would say, with file and line. The exit code is 1 when
+something is not honoured as it is written; warnings alone are 0.")]
+pub struct Check {
+    /// Folder of manifests.
+    path: PathBuf,
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// The document of `--output json`.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    errors: usize,
+    warnings: usize,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
+    let report = check_folder(&args.path)
+        .with_context(|| format!("{} cannot be checked", args.path.display()))?;
+    match args.output {
+        Format::Json => print_json(&Document {
+            errors: report.count(Severity::Error),
+            warnings: report.count(Severity::Warning),
+            report: &report,
+        })?,
+        Format::Table => print!("{}", render(&report, Paint::stdout())),
+    }
+    Ok(if report.has_errors() {
+        Bad::exit()
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn render(report: &Report, paint: Paint) -> String {
+    let mut out = String::new();
+    for finding in &report.findings {
+        let _ = writeln!(out, "{}", one(finding, paint));
+    }
+    let (errors, warnings) = (
+        report.count(Severity::Error),
+        report.count(Severity::Warning),
+    );
+    let summary = format!(
+        "{}, {}, {}.",
+        number(report.objects, "object"),
+        number(errors, "error"),
+        number(warnings, "warning")
+    );
+    let tone = match (errors, warnings) {
+        (0, 0) => Tone::Good,
+        (0, _) => Tone::Warning,
+        _ => Tone::Bad,
+    };
+    let _ = writeln!(out, "{}", paint.paint(tone, &summary));
+    out
+}
+
+fn number(n: usize, of: &str) -> String {
+    format!("{n} {of}{}", if n == 1 { "" } else { "s" })
+}
+
+/// Two lines, such that an editor finds the place in the first.
+fn one(finding: &Finding, paint: Paint) -> String {
+    let mut out = String::new();
+    if let Some(file) = &finding.file {
+        let _ = write!(out, "{}:", file.display());
+        if let Some(line) = finding.line {
+            let _ = write!(out, "{line}:");
+        }
+        out.push(' ');
+    }
+    let severity = match finding.severity {
+        Severity::Error => paint.paint(Tone::Bad, "error"),
+        Severity::Warning => paint.paint(Tone::Warning, "warning"),
+    };
+    let _ = write!(out, "{severity}: ");
+    if let Some(object) = &finding.object {
+        let _ = write!(out, "{}: ", paint.paint(Tone::Strong, object));
+    }
+    let _ = write!(
+        out,
+        "{}\n    {} {}",
+        finding.message,
+        paint.paint(Tone::Dim, "do:"),
+        finding.help
+    );
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demos_manifests_are_right() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/demo");
+        let report = check_folder(folder.as_ref()).unwrap();
+        assert_eq!(report.findings, []);
+        assert!(report.objects >= 16, "{}", report.objects);
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_line() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(
+            folder.path().join("bad.yaml"),
+            "apiVersion: policy.weft.dev/v1alpha1\n\
+             kind: TrafficPolicy\n\
+             metadata:\n  name: cart\n\
+             spec:\n  timeouts:\n    request: 5 seconds\n",
+        )
+        .unwrap();
+        let report = check_folder(folder.path()).unwrap();
+        assert!(report.has_errors());
+        let text = render(&report, Paint::NEVER);
+        assert!(text.contains("bad.yaml:7: error: "), "{text}");
+        assert!(text.contains("'5 seconds' is not a duration"), "{text}");
+        assert!(text.contains("\n    do: "), "{text}");
+        assert!(
+            text.ends_with("0 objects, 1 error, 0 warnings.\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_cannot_be_checked() {
+        let args = Check {
+            path: "/nowhere/at/all".into(),
+            output: Format::Table,
+        };
+        let error = format!("{:#}", run(&args).unwrap_err());
+        assert!(
+            error.contains("/nowhere/at/all cannot be checked"),
+            "{error}"
+        );
+    }
+}

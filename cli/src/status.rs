@@ -1,0 +1,275 @@
+//! `weft status`: which proxies are connected, and what each has acknowledged.
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use serde::Deserialize;
+use weft_api::names;
+
+use crate::admin::{Admin, Error};
+use crate::output::{Cell, Format, Paint, Tone, print_json, span, table};
+use crate::{Bad, duration};
+
+/// How often `--wait` asks.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// Flags of `weft status`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  weft status
+  weft status --wait --timeout 30s       until every proxy has the latest tables
+  weft status --control-plane-admin http://10.0.0.5:15014 --output json
+
+The exit code is 1 when a proxy has refused something, or (with --wait) is still behind.")]
+pub struct StatusArgs {
+    /// Admin address of the control plane.
+    #[arg(long, value_name = "URL", env = "WEFT_CONTROL_PLANE_ADMIN",
+          default_value_t = format!("http://127.0.0.1:{}", names::CONTROL_ADMIN_PORT))]
+    control_plane_admin: String,
+    /// Wait until every connected proxy has acknowledged everything.
+    #[arg(long)]
+    wait: bool,
+    /// How long to wait.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration, requires = "wait")]
+    timeout: Duration,
+    #[arg(long, short, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// What the control plane says at /status; the part that is used here.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub version: String,
+    pub proxies: Vec<Proxy>,
+    pub findings: Vec<Finding>,
+}
+
+/// One connected proxy.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// "namespace/name".
+    pub workload: String,
+    pub version: String,
+    /// Seconds since the Unix epoch; 0 when unknown.
+    pub certificate_expires: i64,
+    /// Tables that wait to be sent.
+    pub waiting: usize,
+    pub resources: Vec<Resource>,
+}
+
+/// One table as a proxy has it. Versions are hexadecimal; empty for none.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Resource {
+    pub kind: String,
+    pub name: String,
+    pub newest: String,
+    pub acknowledged: String,
+    /// Why the proxy refused the newest.
+    #[serde(default)]
+    pub refused: Option<String>,
+}
+
+/// Something wrong with the manifests.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Finding {
+    #[serde(default)]
+    pub file: Option<String>,
+    #[serde(default)]
+    pub line: Option<u32>,
+    pub severity: String,
+    pub message: String,
+}
+
+impl Proxy {
+    fn refused(&self) -> impl Iterator<Item = (&Resource, &str)> {
+        let reason = |r| -> Option<(&Resource, &str)> {
+            let resource: &Resource = r;
+            Some((resource, resource.refused.as_deref()?))
+        };
+        self.resources.iter().filter_map(reason)
+    }
+
+    /// Tables that were sent, or should be, and are not acknowledged.
+    fn behind(&self) -> usize {
+        let behind = |r: &&Resource| r.refused.is_none() && r.acknowledged != r.newest;
+        self.waiting
+            .max(self.resources.iter().filter(behind).count())
+    }
+
+    fn acknowledged(&self) -> usize {
+        let newest = |r: &&Resource| r.acknowledged == r.newest;
+        self.resources.iter().filter(newest).count()
+    }
+}
+
+impl Status {
+    pub fn connected(&self) -> usize {
+        self.proxies.len()
+    }
+
+    /// Proxies that have not acknowledged everything yet.
+    pub fn behind(&self) -> usize {
+        self.proxies.iter().filter(|p| p.behind() > 0).count()
+    }
+
+    /// Tables refused, of all proxies.
+    pub fn refused(&self) -> usize {
+        self.proxies.iter().map(|p| p.refused().count()).sum()
+    }
+}
+
+/// Asks a control plane.
+pub async fn fetch(admin: &Admin) -> Result<Status, Error> {
+    admin.json("/status").await
+}
+
+/// What `--output json` prints: all that the control plane says.
+async fn fetch_all(admin: &Admin) -> Result<serde_json::Value, Error> {
+    admin.json("/status").await
+}
+
+pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
+    let admin = Admin::new(&args.control_plane_admin)?;
+    let mut status = fetch(&admin).await?;
+    if args.wait {
+        let deadline = tokio::time::Instant::now() + args.timeout;
+        while status.behind() > 0 && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(AGAIN).await;
+            status = fetch(&admin).await?;
+        }
+    }
+    match args.output {
+        Format::Json => print_json(&fetch_all(&admin).await?)?,
+        Format::Table => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let now = now.unwrap_or_default().as_secs_f64();
+            print!("{}", render(&status, now, Paint::stdout()));
+        }
+    }
+    let bad = status.refused() > 0 || (args.wait && status.behind() > 0);
+    Ok(if bad { Bad::exit() } else { ExitCode::SUCCESS })
+}
+
+/// For people; `now` in seconds since the Unix epoch.
+fn render(status: &Status, now: f64, paint: Paint) -> String {
+    let mut rows = Vec::new();
+    let mut refusals = Vec::new();
+    let mut proxies: Vec<&Proxy> = status.proxies.iter().collect();
+    proxies.sort_by(|a, b| a.workload.cmp(&b.workload));
+    for proxy in proxies {
+        let (pending, refused) = (proxy.behind(), proxy.refused().count());
+        let state = match (pending, refused) {
+            (0, 0) => Cell::new(Tone::Good, "up to date"),
+            (_, 0) => Cell::new(Tone::Warning, format!("{pending} behind")),
+            (0, _) => Cell::new(Tone::Bad, format!("{refused} refused")),
+            _ => Cell::new(Tone::Bad, format!("{refused} refused, {pending} behind")),
+        };
+        let left = proxy.certificate_expires as f64 - now;
+        let certificate = match proxy.certificate_expires {
+            0 => Cell::new(Tone::Dim, "unknown"),
+            _ if left <= 0.0 => Cell::new(Tone::Bad, "expired"),
+            _ => Cell::from(span(left)),
+        };
+        rows.push(vec![
+            Cell::from(proxy.workload.as_str()),
+            Cell::from(proxy.version.as_str()),
+            certificate,
+            Cell::from(format!(
+                "{} of {}",
+                proxy.acknowledged(),
+                proxy.resources.len()
+            )),
+            state,
+        ]);
+        for (table, reason) in proxy.refused() {
+            refusals.push(format!(
+                "{} refused {} {}: {reason}",
+                proxy.workload, table.kind, table.name
+            ));
+        }
+    }
+    let mut out = table(
+        &[
+            "WORKLOAD",
+            "VERSION",
+            "CERTIFICATE",
+            "ACKNOWLEDGED",
+            "STATE",
+        ],
+        &rows,
+        paint,
+    );
+    for refusal in refusals {
+        out.push_str(&paint.paint(Tone::Bad, &refusal));
+        out.push('\n');
+    }
+    for finding in &status.findings {
+        let place = match (&finding.file, finding.line) {
+            (Some(file), Some(line)) => format!("{file}:{line}: "),
+            (Some(file), None) => format!("{file}: "),
+            _ => String::new(),
+        };
+        let tone = match finding.severity.as_str() {
+            "error" => Tone::Bad,
+            _ => Tone::Warning,
+        };
+        let severity = paint.paint(tone, &finding.severity);
+        out.push_str(&format!("{place}{severity}: {}\n", finding.message));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_says_who_is_behind_and_who_refused_what() {
+        let table = |acknowledged: &str, refused: serde_json::Value| {
+            serde_json::json!({
+                "kind": "destination", "name": "10.96.0.20:80", "newest": "00000000000000aa",
+                "acknowledged": acknowledged, "refused": refused,
+            })
+        };
+        let newest = table("00000000000000aa", serde_json::Value::Null);
+        let status: Status = serde_json::from_value(serde_json::json!({
+            "version": "0.1.0", "ready": true, "certificateAuthority": {},
+            "proxies": [
+                {
+                    "workload": "shop/front-1", "identity": "spiffe://x", "address": "10.77.0.8:4",
+                    "adminAddress": "", "version": "0.1.0", "instance": "a", "connected": 0,
+                    "certificateExpires": 86_400, "upToDate": true, "waiting": 0,
+                    "resources": [newest, newest, newest],
+                },
+                {
+                    "workload": "shop/catalog-1", "version": "0.1.0", "certificateExpires": 5,
+                    "waiting": 0,
+                    "resources": [
+                        table("", serde_json::Value::Null),
+                        table("", "a weight is missing".into()),
+                    ],
+                },
+            ],
+            "findings": [
+                {"file": "shop.yaml", "line": 3, "severity": "error", "message": "no such Service"},
+            ],
+        }))
+        .unwrap();
+        assert_eq!((status.behind(), status.refused()), (1, 1));
+        assert_eq!(
+            render(&status, 10.0, Paint::NEVER),
+            "\
+WORKLOAD        VERSION  CERTIFICATE  ACKNOWLEDGED  STATE
+shop/catalog-1  0.1.0    expired      0 of 2        1 refused, 1 behind
+shop/front-1    0.1.0    23 h 59 min  3 of 3        up to date
+shop/catalog-1 refused destination 10.96.0.20:80: a weight is missing
+shop.yaml:3: error: no such Service
+"
+        );
+    }
+}
