@@ -4,8 +4,20 @@
 //! for the way from the mesh to the application.
 
 pub mod balance;
+pub mod capture;
 pub mod config;
+pub mod detect;
+pub mod discovery;
+pub mod http;
+pub mod http1;
+pub mod http2;
 pub mod identity;
+pub mod inbound;
+pub mod listen;
+pub mod outbound;
+pub mod run;
 pub mod tables;
+pub mod tcp;
 pub mod telemetry;
 pub mod transport;
+pub mod worker;

@@ -1,1 +1,34 @@
-fn main() {}
+//! The data plane's binary.
+
+use clap::{Parser, Subcommand};
+use weft_proxy::config::Config;
+use weft_proxy::{capture, run};
+
+/// Weft's transparent proxy: runs beside a workload and carries its connections.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy.
+    Run(Box<Config>),
+    /// Set up, check or remove the netfilter rules that hand connections to the proxy.
+    Init(capture::command::Args),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Run(config) => {
+            tracing_subscriber::fmt()
+                .with_env_filter(config.log.clone())
+                .with_writer(std::io::stderr)
+                .init();
+            run::run(*config)
+        }
+        Command::Init(args) => capture::command::run(&args),
+    }
+}

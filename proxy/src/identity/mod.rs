@@ -1,35 +1,23 @@
 //! Who the proxy is: key, certificate, renewal, and the TLS configurations made from them.
+//!
+//! [`renewal`] asks the control plane for a certificate and keeps it fresh; the result is a
+//! [`Credentials`], replaced whole behind a [`Handle`] that the workers read. [`trust`] is the set
+//! of roots, [`verify`] decides whom a peer's certificate makes it, and says why not in plain
+//! words ([`explain`]).
+//!
+//! Key material never leaves memory: the key is made anew for every certificate.
 
-use std::sync::Arc;
-use std::time::SystemTime;
+mod credentials;
+mod handle;
+pub mod renewal;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+pub mod trust;
+pub mod verify;
 
-use weft_api::identity::SpiffeId;
-
-/// What is inside a mutual-TLS connection between proxies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Alpn {
-    Http1,
-    H2,
-    Tcp,
-}
-
-/// The certificate in use and what is trusted: replaced whole on renewal and root rotation.
-pub struct Credentials {
-    pub id: SpiffeId,
-    pub expires: SystemTime,
-    /// Grows with every replacement.
-    pub generation: u64,
-}
-
-impl Credentials {
-    /// For connections to a peer that must show `expected`; offers only `alpn`.
-    pub fn client_config(&self, expected: &Arc<SpiffeId>, alpn: Alpn) -> Arc<rustls::ClientConfig> {
-        let _ = (expected, alpn);
-        unreachable!()
-    }
-
-    /// For incoming connections: takes the three Weft ALPN names, wants a client certificate.
-    pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
-        unreachable!()
-    }
-}
+pub use credentials::{Alpn, Credentials, CredentialsError, server_name};
+pub use handle::Handle;
+pub use trust::{TrustBundle, TrustError};
+pub use verify::{PeerError, explain, peer_identity};

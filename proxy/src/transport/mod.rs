@@ -1,4 +1,18 @@
 //! Byte streams as the data path sees them: plain TCP or TLS, with what was read already.
+//!
+//! - [`connect`]: opening them ([`connect_plain`], [`connect_tls`]), TLS on accepted ones
+//!   ([`accept_tls`]), and why it did not work ([`ConnectError`], [`TlsError`])
+//! - [`ending`]: resets that come after the data before them ([`Io::abort`]), and noticing a
+//!   peer's ([`Hangup`])
+//! - [`socket`], [`scratch`]: reading with the worker's buffers, so that an idle connection holds
+//!   none
+//!
+//! How a connection ends is said the same way over both kinds:
+//!
+//! | | plain | TLS | reader sees |
+//! |---|---|---|---|
+//! | half-close ([`poll_shutdown`](AsyncWrite::poll_shutdown)) | FIN | `close_notify`, FIN | 0 bytes |
+//! | reset ([`Io::abort`]) | RST | FIN (then RST) without `close_notify` | an error |
 
 use std::io;
 use std::pin::Pin;
@@ -8,12 +22,28 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+pub mod connect;
+pub mod ending;
+pub mod scratch;
+pub mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use connect::{
+    CONNECT_TIMEOUT, ConnectError, HANDSHAKE_TIMEOUT, Options, TlsError, accept_tls, connect_plain,
+    connect_tls, prepare_listener,
+};
+pub use ending::Hangup;
+pub use socket::Socket;
+
 /// A connection, plain or under TLS.
 #[derive(Debug)]
 pub enum Io {
     Plain(TcpStream),
-    Client(Box<tokio_rustls::client::TlsStream<TcpStream>>),
-    Server(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    Client(Box<tokio_rustls::client::TlsStream<Socket>>),
+    Server(Box<tokio_rustls::server::TlsStream<Socket>>),
 }
 
 /// A connection, and bytes that were read from it while finding out what it is.
@@ -28,17 +58,30 @@ impl Io {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Io::Plain(io) => io,
-            Io::Client(io) => io.get_ref().0,
-            Io::Server(io) => io.get_ref().0,
+            Io::Client(io) => io.get_ref().0.tcp(),
+            Io::Server(io) => io.get_ref().0.tcp(),
         }
     }
+}
 
-    /// Ends the connection so that the peer sees it cut off, not finished. Plain: a reset, once
-    /// what was written has left. TLS: the connection is closed without `close_notify`
-    /// (RFC 8446 section 6.1), which [`Io`]'s reader on the other side reports as an error after
-    /// all data before it.
-    pub fn abort(self) {
-        let _ = socket2::SockRef::from(self.tcp()).set_linger(Some(std::time::Duration::ZERO));
+impl From<Io> for Stream {
+    fn from(io: Io) -> Self {
+        Self {
+            io,
+            prefix: Bytes::new(),
+        }
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(tcp: TcpStream) -> Self {
+        Io::Plain(tcp).into()
+    }
+}
+
+impl AsMut<Stream> for Stream {
+    fn as_mut(&mut self) -> &mut Stream {
+        self
     }
 }
 
@@ -69,6 +112,22 @@ impl AsyncWrite for Io {
         }
     }
 
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Client(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Server(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Io::Plain(io) => Pin::new(io).poll_flush(cx),
@@ -96,6 +155,9 @@ impl AsyncRead for Stream {
             let n = self.prefix.len().min(buf.remaining());
             buf.put_slice(&self.prefix[..n]);
             self.prefix.advance(n);
+            if self.prefix.is_empty() {
+                self.prefix = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.io).poll_read(cx, buf)
@@ -109,6 +171,18 @@ impl AsyncWrite for Stream {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,0 +1,213 @@
+//! A worker's picture of a backend's endpoints: who is there, who is ready, who is ejected.
+//!
+//! It is made anew only when the endpoints change, and regrouped only when some endpoint's circuit
+//! does: a pick in quiet times compares two numbers.
+
+use std::collections::{BinaryHeap, HashMap};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
+
+use super::balancer::Endpoint;
+use super::choose::Turn;
+use super::hash::{HashTable, Maglev, Ring};
+use super::health;
+use crate::tables::{Algorithm, BackendPolicy, EndpointInfo, EndpointSet, Health};
+
+/// An endpoint's place in a [`View`].
+#[derive(Debug)]
+pub(super) struct Slot<P> {
+    pub(super) endpoint: Rc<Endpoint<P>>,
+    /// As last told; the endpoint's own `info` is from when it was first seen.
+    pub(super) info: Arc<EndpointInfo>,
+    pub(super) ready: bool,
+    /// Ejected or half-open, as of the last regrouping.
+    pub(super) out: bool,
+    /// Weight as a share of the mean weight of those ready.
+    pub(super) share: f64,
+}
+
+#[derive(Debug)]
+pub(super) struct View<P> {
+    /// Of the endpoint set that this was made from; `None` before the first.
+    generation: Option<u64>,
+    /// [`health::changes`] at the last regrouping.
+    changes: u64,
+    pub(super) slots: Vec<Slot<P>>,
+    /// Slots that may be chosen: those that are well, or all that are ready in panic.
+    pub(super) candidates: Vec<u32>,
+    /// Running sums of the candidates' weights; `None` when all are equal.
+    pub(super) weights: Option<Vec<u64>>,
+    pub(super) any_ready: bool,
+    /// So few are well that all are used.
+    pub(super) panic: bool,
+    /// When the first of the ejected can be probed, in milliseconds of [`super::clock`].
+    pub(super) probe_at: u64,
+    /// Until then somebody may want to be avoided.
+    pub(super) avoid_until: u64,
+    /// Place of the round robin, where weights are equal and where not.
+    pub(super) next: usize,
+    pub(super) turns: BinaryHeap<Turn>,
+    /// For ring hash and maglev.
+    pub(super) table: Option<HashTable>,
+    pub(super) rng: SmallRng,
+}
+
+impl<P: Default> View<P> {
+    pub(super) fn new(rng: SmallRng) -> Self {
+        Self {
+            generation: None,
+            changes: 0,
+            slots: Vec::new(),
+            candidates: Vec::new(),
+            weights: None,
+            any_ready: false,
+            panic: false,
+            probe_at: u64::MAX,
+            avoid_until: 0,
+            next: 0,
+            turns: BinaryHeap::new(),
+            table: None,
+            rng,
+        }
+    }
+
+    /// A new view that knows the old one's endpoints, for a recompiled backend.
+    pub(super) fn successor(&mut self) -> Self {
+        let mut next = Self::new(SmallRng::from_rng(&mut self.rng));
+        next.slots = self
+            .slots
+            .iter()
+            .map(|slot| Slot {
+                endpoint: slot.endpoint.clone(),
+                info: slot.info.clone(),
+                ..*slot
+            })
+            .collect();
+        next
+    }
+
+    /// Brings the view up to date with the endpoints and their circuits.
+    pub(super) fn refresh(&mut self, set: &EndpointSet, policy: &BackendPolicy, now: Instant) {
+        if self.generation != Some(set.generation) {
+            self.reconcile(set, policy.algorithm, now);
+            self.regroup(policy);
+        } else if self.changes != health::changes() {
+            self.regroup(policy);
+        }
+    }
+
+    /// Takes over a new set. Endpoints that stay (same address, identity and workload: an address
+    /// can be given to another workload) keep their measurements and what the transport has put
+    /// there; those that leave live on only in what runs.
+    fn reconcile(&mut self, set: &EndpointSet, algorithm: Algorithm, now: Instant) {
+        type Key<'a> = (SocketAddr, Option<String>, &'a str);
+        fn key(info: &EndpointInfo) -> Key<'_> {
+            let identity = info.identity.as_ref().map(ToString::to_string);
+            (info.address, identity, &info.workload)
+        }
+        let old = std::mem::take(&mut self.slots);
+        let known: HashMap<Key<'_>, &Rc<Endpoint<P>>> =
+            old.iter().map(|s| (key(&s.info), &s.endpoint)).collect();
+        let ready = |info: &EndpointInfo| info.state == Health::Ready && info.weight > 0;
+        let (count, total) = set
+            .endpoints
+            .iter()
+            .filter(|info| ready(info))
+            .fold((0u32, 0f64), |(n, sum), info| {
+                (n + 1, sum + f64::from(info.weight))
+            });
+        let mean = total / f64::from(count.max(1));
+        self.slots = set
+            .endpoints
+            .iter()
+            .map(|info| {
+                let endpoint = match known.get(&key(info)) {
+                    Some(endpoint) => {
+                        endpoint.set_health(info.health.clone());
+                        Rc::clone(endpoint)
+                    }
+                    None => Rc::new(Endpoint::new(info.clone(), now)),
+                };
+                Slot {
+                    endpoint,
+                    ready: ready(info),
+                    out: false,
+                    share: f64::from(info.weight) / mean.max(1.0),
+                    info: info.clone(),
+                }
+            })
+            .collect();
+        self.any_ready = count > 0;
+        self.generation = Some(set.generation);
+        self.table = match algorithm {
+            Algorithm::RingHash => Some(HashTable::Ring(Ring::new(&self.members()))),
+            Algorithm::Maglev => Some(HashTable::Maglev(Maglev::new(&self.members()))),
+            _ => None,
+        };
+        // Whatever was remembered by slot is void.
+        self.candidates.clear();
+    }
+
+    /// Slots, addresses and weights of those ready.
+    fn members(&self) -> Vec<(u32, SocketAddr, u32)> {
+        self.ready()
+            .map(|(i, slot)| (i, slot.info.address, slot.info.weight))
+            .collect()
+    }
+
+    fn ready(&self) -> impl Iterator<Item = (u32, &Slot<P>)> {
+        (0u32..).zip(&self.slots).filter(|(_, slot)| slot.ready)
+    }
+
+    /// Groups the endpoints by their circuits.
+    fn regroup(&mut self, policy: &BackendPolicy) {
+        // Before looking: what changes meanwhile makes us look again.
+        self.changes = health::changes();
+        let ejecting = policy.outlier.is_some();
+        let (mut ready, mut well) = (0usize, 0usize);
+        self.probe_at = u64::MAX;
+        self.avoid_until = 0;
+        for slot in self.slots.iter_mut().filter(|slot| slot.ready) {
+            let health = &slot.info.health;
+            let probe_at = health.probe_at().filter(|_| ejecting);
+            slot.out = probe_at.is_some();
+            ready += 1;
+            well += usize::from(!slot.out);
+            self.probe_at = self.probe_at.min(probe_at.unwrap_or(u64::MAX));
+            self.avoid_until = self.avoid_until.max(health.avoid_until());
+        }
+        self.panic = well * 100 < policy.panic_threshold as usize * ready;
+        let panic = self.panic;
+        let candidates: Vec<u32> = self
+            .ready()
+            .filter(|(_, slot)| panic || !slot.out)
+            .map(|(i, _)| i)
+            .collect();
+        if candidates != self.candidates {
+            self.candidates = candidates;
+            self.reweigh();
+        }
+    }
+
+    fn reweigh(&mut self) {
+        let weight = |i: &u32| self.slots[*i as usize].info.weight;
+        let mut weights = self.candidates.iter().map(weight);
+        let first = weights.next();
+        self.weights = if weights.all(|w| Some(w) == first) {
+            None
+        } else {
+            let mut sum = 0;
+            let sums = self.candidates.iter().map(|i| {
+                sum += u64::from(weight(i));
+                sum
+            });
+            Some(sums.collect())
+        };
+        self.restart_turns();
+    }
+}

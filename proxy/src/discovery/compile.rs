@@ -1,0 +1,688 @@
+//! From what the control plane sends to the tables the workers read. Pure: no I/O, no clock.
+//!
+//! Everything is checked before anything is built. An error is a sentence that goes back as the
+//! reason of the NACK; the last good table stays.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method};
+use weft_api::identity::SpiffeId;
+use weft_api::proto;
+
+use crate::balance::SharedLimits;
+use crate::tables::{
+    Backend, BackendPolicy, Destination, EndpointInfo, EndpointSet, EndpointsCell, Fallback,
+    HashKey, OutlierDetection, PathMatch, RetryPolicy, Route, RouteMatch, RoutePolicy, Workload,
+    WorkloadPort, fresh_id,
+};
+
+/// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
+/// and a huge duration overflow.
+const MAX_MS: u64 = 31 * 24 * 3600 * 1000;
+/// Largest weight of a backend or endpoint: sums of them stay far from overflowing.
+const MAX_WEIGHT: u32 = 1_000_000;
+/// Routes of a destination; matches of a route; backends of a route; endpoints of a backend.
+const MAX_ROUTES: usize = 1024;
+const MAX_MATCHES: usize = 256;
+const MAX_BACKENDS: usize = 256;
+const MAX_ENDPOINTS: usize = 100_000;
+/// Tries after the first.
+const MAX_ATTEMPTS: u32 = 25;
+/// Bytes of a request's body kept for another try.
+const DEFAULT_RETRY_BODY: u64 = 64 * 1024;
+const MAX_RETRY_BODY: u64 = 16 * 1024 * 1024;
+/// Bytes of a fallback's body.
+const MAX_FALLBACK_BODY: usize = 1024 * 1024;
+const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const DEFAULT_BACKOFF_BASE: Duration = Duration::from_millis(25);
+const DEFAULT_BACKOFF_MAX: Duration = Duration::from_millis(250);
+const DEFAULT_OUTLIER_INTERVAL: Duration = Duration::from_secs(10);
+const DEFAULT_BASE_EJECTION: Duration = Duration::from_secs(30);
+const DEFAULT_MAX_EJECTION: Duration = Duration::from_secs(300);
+
+/// Why a resource is refused: a sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);
+
+macro_rules! refuse {
+    ($($text:tt)*) => { return Err(Invalid(format!($($text)*))) };
+}
+
+type Result<T> = std::result::Result<T, Invalid>;
+
+/// What tells one backend from another across recompilations.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct BackendKey {
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    pub port: u16,
+    pub endpoints: Arc<str>,
+}
+
+/// What compiled destinations share with one another and with their predecessors.
+pub trait Links {
+    /// The cell of an Endpoints resource, made empty when it is new.
+    fn endpoints(&mut self, name: &str) -> Arc<EndpointsCell>;
+    /// The counters of a backend, made new when nobody has them.
+    fn limits(&mut self, key: BackendKey) -> Arc<SharedLimits>;
+}
+
+/// Compiles a destination. `links` is asked only once the whole resource has been found good.
+pub fn destination(given: &proto::Destination, links: &mut dyn Links) -> Result<Destination> {
+    if given.namespace.is_empty() || given.service.is_empty() {
+        refuse!("the destination names no namespace or no service");
+    }
+    if given.routes.len() > MAX_ROUTES {
+        refuse!(
+            "the destination has {} routes; at most {MAX_ROUTES} are taken",
+            given.routes.len()
+        );
+    }
+    let port = port(given.port, "the destination")?;
+    let protocol = known::<proto::Protocol>(given.protocol, "protocol")?;
+    let mut drafts = Vec::with_capacity(given.routes.len());
+    for (index, route) in given.routes.iter().enumerate() {
+        let draft = draft_route(route)
+            .map_err(|Invalid(why)| Invalid(format!("route {index} ('{}'): {why}", route.name)))?;
+        drafts.push(draft);
+    }
+    let mut backends = Backends {
+        links,
+        built: Vec::new(),
+    };
+    let routes = drafts
+        .into_iter()
+        .map(|draft| Arc::new(draft.build(&mut backends)))
+        .collect();
+    Ok(Destination {
+        id: fresh_id(),
+        namespace: given.namespace.as_str().into(),
+        service: given.service.as_str().into(),
+        port,
+        protocol,
+        routes,
+    })
+}
+
+/// Names of the Endpoints that a compiled destination reads, each once.
+pub fn endpoint_names(destination: &Destination) -> Vec<Arc<str>> {
+    let mut names: Vec<Arc<str>> = destination
+        .routes
+        .iter()
+        .flat_map(|route| {
+            let fallback = match route.policy.fallback.as_deref() {
+                Some(Fallback::Backend(backend)) => Some(backend),
+                _ => None,
+            };
+            route
+                .backends
+                .iter()
+                .map(|(_, backend)| backend)
+                .chain(fallback)
+        })
+        .map(|backend| backend.endpoints.name.clone())
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// A route that has been checked; its backends are not linked yet.
+struct RouteDraft<'a> {
+    given: &'a proto::Route,
+    matches: Vec<RouteMatch>,
+    backends: Vec<(u32, BackendDraft<'a>)>,
+    total_weight: u32,
+    policy: RoutePolicy,
+    fallback: Option<FallbackDraft<'a>>,
+}
+
+struct BackendDraft<'a> {
+    given: &'a proto::Backend,
+    port: u16,
+    policy: BackendPolicy,
+}
+
+enum FallbackDraft<'a> {
+    Response(Fallback),
+    Backend(BackendDraft<'a>),
+}
+
+/// Backends of one destination: routes that name the same one share it, and what is learnt of it.
+struct Backends<'a, 'l> {
+    links: &'l mut dyn Links,
+    built: Vec<(&'a proto::Backend, Arc<Backend>)>,
+}
+
+impl<'a> Backends<'a, '_> {
+    fn get(&mut self, draft: BackendDraft<'a>) -> Arc<Backend> {
+        if let Some((_, backend)) = self.built.iter().find(|(given, _)| *given == draft.given) {
+            return backend.clone();
+        }
+        let endpoints = self.links.endpoints(&draft.given.endpoints);
+        let key = BackendKey {
+            namespace: draft.given.namespace.as_str().into(),
+            service: draft.given.service.as_str().into(),
+            port: draft.port,
+            endpoints: endpoints.name.clone(),
+        };
+        let backend = Arc::new(Backend {
+            id: fresh_id(),
+            namespace: key.namespace.clone(),
+            service: key.service.clone(),
+            port: key.port,
+            limits: self.links.limits(key),
+            endpoints,
+            policy: draft.policy,
+        });
+        self.built.push((draft.given, backend.clone()));
+        backend
+    }
+}
+
+impl<'a> RouteDraft<'a> {
+    fn build(self, backends: &mut Backends<'a, '_>) -> Route {
+        let fallback = self.fallback.map(|draft| {
+            Arc::new(match draft {
+                FallbackDraft::Response(response) => response,
+                FallbackDraft::Backend(backend) => Fallback::Backend(backends.get(backend)),
+            })
+        });
+        Route {
+            id: fresh_id(),
+            name: self.given.name.as_str().into(),
+            matches: self.matches,
+            backends: self
+                .backends
+                .into_iter()
+                .map(|(weight, draft)| (weight, backends.get(draft)))
+                .collect(),
+            total_weight: self.total_weight,
+            policy: RoutePolicy {
+                fallback,
+                ..self.policy
+            },
+        }
+    }
+}
+
+fn draft_route(given: &proto::Route) -> Result<RouteDraft<'_>> {
+    if given.matches.len() > MAX_MATCHES {
+        refuse!("it has more than {MAX_MATCHES} matches");
+    }
+    if given.backends.len() > MAX_BACKENDS {
+        refuse!("it has more than {MAX_BACKENDS} backends");
+    }
+    let matches = given
+        .matches
+        .iter()
+        .map(route_match)
+        .collect::<Result<_>>()?;
+    let mut backends = Vec::with_capacity(given.backends.len());
+    for weighted in &given.backends {
+        let Some(inner) = &weighted.backend else {
+            refuse!("a weighted backend names no backend");
+        };
+        backends.push((weight(weighted.weight)?, draft_backend(inner)?));
+    }
+    // At most MAX_BACKENDS * MAX_WEIGHT: fits.
+    let total_weight = backends.iter().map(|(weight, _)| weight).sum();
+    let (policy, fallback) = match &given.policy {
+        None => (RoutePolicy::default(), None),
+        Some(policy) => route_policy(policy)?,
+    };
+    Ok(RouteDraft {
+        given,
+        matches,
+        backends,
+        total_weight,
+        policy,
+        fallback,
+    })
+}
+
+/// The fallback apart: its backend is not linked yet.
+fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<FallbackDraft<'_>>)> {
+    let fallback = match &given.fallback {
+        None => None,
+        Some(fallback) => draft_fallback(fallback)?,
+    };
+    let policy = RoutePolicy {
+        request_timeout: duration(given.request_timeout_ms, "the request timeout")?,
+        per_try_timeout: duration(given.per_try_timeout_ms, "the per-try timeout")?,
+        idle_timeout: duration(given.idle_timeout_ms, "the idle timeout")?,
+        retry: given.retry.as_ref().map(retry).transpose()?.map(Arc::new),
+        fallback: None,
+    };
+    Ok((policy, fallback))
+}
+
+fn route_match(given: &proto::RouteMatch) -> Result<RouteMatch> {
+    use proto::route_match::Path;
+    let method = match given.method.as_str() {
+        "" => None,
+        name => Some(method(name)?),
+    };
+    let path = match &given.path {
+        None => None,
+        Some(Path::PathExact(path)) => Some(PathMatch::Exact(absolute(path)?.into())),
+        Some(Path::PathPrefix(path)) => {
+            let trimmed = absolute(path)?.trim_end_matches('/');
+            let prefix = if trimmed.is_empty() { "/" } else { trimmed };
+            Some(PathMatch::Prefix(prefix.into()))
+        }
+    };
+    let mut headers = given
+        .headers
+        .iter()
+        .map(|(name, value)| Ok((header_name(name)?, header_value(name, value)?)))
+        .collect::<Result<Vec<_>>>()?;
+    headers.sort();
+    Ok(RouteMatch {
+        method,
+        path,
+        headers,
+    })
+}
+
+fn draft_backend(given: &proto::Backend) -> Result<BackendDraft<'_>> {
+    if given.endpoints.is_empty() {
+        refuse!(
+            "backend {}/{} names no endpoints",
+            given.namespace,
+            given.service
+        );
+    }
+    let within = |Invalid(why)| {
+        Invalid(format!(
+            "backend {}/{}:{}: {why}",
+            given.namespace, given.service, given.port
+        ))
+    };
+    Ok(BackendDraft {
+        given,
+        port: port(given.port, "it").map_err(within)?,
+        policy: given
+            .policy
+            .as_ref()
+            .map_or_else(|| Ok(BackendPolicy::default()), backend_policy)
+            .map_err(within)?,
+    })
+}
+
+fn draft_fallback(given: &proto::Fallback) -> Result<Option<FallbackDraft<'_>>> {
+    use proto::fallback::Action;
+    Ok(match &given.action {
+        None => None,
+        Some(Action::Backend(backend)) => Some(FallbackDraft::Backend(draft_backend(backend)?)),
+        Some(Action::Response(response)) => {
+            let status = match u16::try_from(response.status) {
+                Ok(status @ 200..=599) => status,
+                _ => refuse!(
+                    "the fallback's status {} is not between 200 and 599",
+                    response.status
+                ),
+            };
+            if response.body.len() > MAX_FALLBACK_BODY {
+                refuse!("the fallback's body is larger than 1 MiB");
+            }
+            let mut headers = Vec::with_capacity(response.headers.len());
+            for header in &response.headers {
+                let name = header_name(&header.name)?;
+                // These say where the message ends; that is the proxy's to say.
+                if matches!(
+                    &*name,
+                    "content-length" | "transfer-encoding" | "connection" | "upgrade" | "trailer"
+                ) {
+                    refuse!("the fallback may not set the header '{name}'");
+                }
+                // The spelling stays: it is what the client will see.
+                let value = header_value(&header.name, &header.value)?;
+                headers.push((header.name.as_str().into(), value));
+            }
+            Some(FallbackDraft::Response(Fallback::Response {
+                status,
+                headers,
+                body: bytes::Bytes::from(response.body.to_vec()),
+            }))
+        }
+    })
+}
+
+fn retry(given: &proto::RetryPolicy) -> Result<RetryPolicy> {
+    if given.attempts > MAX_ATTEMPTS {
+        refuse!(
+            "{} retries are asked for; at most {MAX_ATTEMPTS} are taken",
+            given.attempts
+        );
+    }
+    let status_codes = given
+        .status_codes
+        .iter()
+        .map(|&code| match u16::try_from(code) {
+            Ok(code @ 200..=599) => Ok(code),
+            _ => refuse!("{code} is not a status of a final response (200 to 599)"),
+        })
+        .collect::<Result<_>>()?;
+    if let Some(code) = given.grpc_codes.iter().find(|code| **code > 16) {
+        refuse!("{code} is not a gRPC status code (0 to 16)");
+    }
+    let base =
+        duration(given.backoff_base_ms, "the retry backoff")?.unwrap_or(DEFAULT_BACKOFF_BASE);
+    let max = duration(given.backoff_max_ms, "the largest retry backoff")?
+        .unwrap_or(DEFAULT_BACKOFF_MAX.max(base));
+    if max < base {
+        refuse!("the largest retry backoff is less than the first");
+    }
+    let max_body = match given.max_body_bytes {
+        0 => DEFAULT_RETRY_BODY,
+        bytes if bytes <= MAX_RETRY_BODY => bytes,
+        bytes => refuse!("{bytes} bytes of body are to be kept for retries; at most 16 MiB are"),
+    };
+    Ok(RetryPolicy {
+        attempts: given.attempts,
+        status_codes,
+        grpc_codes: given.grpc_codes.clone(),
+        connect_failure: given.connect_failure,
+        refused_stream: given.refused_stream,
+        reset: given.reset,
+        timeout: given.timeout,
+        methods: given
+            .methods
+            .iter()
+            .map(|m| method(m))
+            .collect::<Result<_>>()?,
+        backoff_base: base,
+        backoff_max: max,
+        max_body: usize::try_from(max_body).unwrap_or(usize::MAX),
+        budget_percent: percent(given.budget_percent, "the retry budget")?,
+        budget_min_per_second: given.budget_min_per_second,
+    })
+}
+
+fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
+    let defaults = BackendPolicy::default();
+    let (algorithm, hash_key, panic_threshold) = match &given.load_balancer {
+        None => (defaults.algorithm, None, defaults.panic_threshold),
+        Some(balancer) => load_balancer(balancer)?,
+    };
+    let limits = given.limits.unwrap_or_default();
+    Ok(BackendPolicy {
+        algorithm,
+        hash_key,
+        panic_threshold,
+        max_connections: limits.max_connections,
+        max_requests: limits.max_requests,
+        max_pending_requests: limits.max_pending_requests,
+        outlier: given
+            .outlier_detection
+            .as_ref()
+            .map(outlier)
+            .transpose()?
+            .flatten(),
+        connect_timeout: duration(given.connect_timeout_ms, "the connect timeout")?
+            .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+    })
+}
+
+fn load_balancer(given: &proto::LoadBalancer) -> Result<(proto::Algorithm, Option<HashKey>, u32)> {
+    use proto::Algorithm;
+    use proto::load_balancer::HashKey as Given;
+    let algorithm = known::<Algorithm>(given.algorithm, "load balancing algorithm")?;
+    let key = match &given.hash_key {
+        Some(Given::Header(name)) => Some(HashKey::Header(header_name(name)?)),
+        Some(Given::Cookie(name)) => {
+            // A cookie's name is a token (RFC 6265 section 4.1.1), as a header's is.
+            if HeaderName::from_bytes(name.as_bytes()).is_err() {
+                refuse!("'{name}' is not a cookie's name");
+            }
+            Some(HashKey::Cookie(name.as_str().into()))
+        }
+        Some(Given::SourceAddress(true)) => Some(HashKey::SourceAddress),
+        Some(Given::SourceAddress(false)) | None => None,
+    };
+    if matches!(algorithm, Algorithm::RingHash | Algorithm::Maglev) && key.is_none() {
+        refuse!("a load balancer that hashes needs a hash key (header, cookie or source address)");
+    }
+    let panic = percent(given.panic_threshold_percent, "the panic threshold")?;
+    Ok((algorithm, key, panic))
+}
+
+/// `None` when every detector is off: then nothing has to be counted.
+fn outlier(given: &proto::OutlierDetection) -> Result<Option<OutlierDetection>> {
+    let threshold = percent(
+        given.success_rate_threshold_percent,
+        "the success rate threshold",
+    )?;
+    let base =
+        duration(given.base_ejection_ms, "the ejection time")?.unwrap_or(DEFAULT_BASE_EJECTION);
+    let max = duration(given.max_ejection_ms, "the longest ejection time")?
+        .unwrap_or(DEFAULT_MAX_EJECTION.max(base));
+    if max < base {
+        refuse!("the longest ejection time is less than the first");
+    }
+    let policy = OutlierDetection {
+        consecutive_gateway_errors: given.consecutive_gateway_errors,
+        consecutive_5xx: given.consecutive_5xx,
+        success_rate_threshold: threshold,
+        success_rate_min_requests: given.success_rate_min_requests,
+        interval: duration(given.interval_ms, "the outlier detection interval")?
+            .unwrap_or(DEFAULT_OUTLIER_INTERVAL),
+        base_ejection: base,
+        max_ejection: max,
+        max_ejection_percent: percent(
+            given.max_ejection_percent,
+            "the share of ejected endpoints",
+        )?,
+    };
+    let off = policy.consecutive_gateway_errors == 0
+        && policy.consecutive_5xx == 0
+        && policy.success_rate_threshold == 0;
+    Ok((!off).then_some(policy))
+}
+
+/// Compiles endpoints. Those that stay (same address and identity as in `before`) keep their
+/// health; one that is named twice counts once. The generation is the next one after `before`.
+pub fn endpoints(given: &proto::Endpoints, before: &EndpointSet) -> Result<EndpointSet> {
+    if given.endpoints.len() > MAX_ENDPOINTS {
+        refuse!(
+            "there are {} endpoints; at most {MAX_ENDPOINTS} are taken",
+            given.endpoints.len()
+        );
+    }
+    let old: std::collections::HashMap<_, _> = before
+        .endpoints
+        .iter()
+        .map(|info| ((info.address, info.identity.as_ref()), info))
+        .collect();
+    let mut seen = HashSet::with_capacity(given.endpoints.len());
+    let mut names = Interned::default();
+    let mut identities: HashSet<Arc<SpiffeId>> = HashSet::new();
+    let mut compiled = Vec::with_capacity(given.endpoints.len());
+    for endpoint in &given.endpoints {
+        let address: SocketAddr = endpoint
+            .address
+            .parse()
+            .map_err(|_| Invalid(format!("'{}' is not address:port", endpoint.address)))?;
+        if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
+            refuse!("{address} is no address to connect to");
+        }
+        let identity = match endpoint.identity.as_str() {
+            "" => None,
+            text => {
+                let id: SpiffeId = text
+                    .parse()
+                    .map_err(|e| Invalid(format!("endpoint {address}: {e}")))?;
+                let id = Arc::new(id);
+                Some(match identities.get(&id) {
+                    Some(known) => known.clone(),
+                    None => {
+                        identities.insert(id.clone());
+                        id
+                    }
+                })
+            }
+        };
+        let state = known::<proto::Health>(endpoint.health, "endpoint health")?;
+        let weight = weight(endpoint.weight)?;
+        if !seen.insert((address, identity.clone())) {
+            continue;
+        }
+        let health = old
+            .get(&(address, identity.as_ref()))
+            .map(|info| info.health.clone())
+            .unwrap_or_default();
+        compiled.push(Arc::new(EndpointInfo {
+            address,
+            identity,
+            workload: endpoint.workload.as_str().into(),
+            zone: names.get(&endpoint.zone),
+            weight,
+            state,
+            health,
+        }));
+    }
+    Ok(EndpointSet {
+        generation: before.generation + 1,
+        endpoints: compiled,
+    })
+}
+
+/// Compiles the proxy's own workload, asked for as "<namespace>/<name>".
+pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
+    let shown = format!("{}/{}", given.namespace, given.name);
+    if shown != asked {
+        refuse!("it is workload {shown}, but {asked} was asked for");
+    }
+    let telemetry = given.telemetry.clone().unwrap_or_default();
+    if telemetry.sampling_per_myriad > 10_000 {
+        refuse!(
+            "a sampling share of {}/10000 is more than all",
+            telemetry.sampling_per_myriad
+        );
+    }
+    let otlp = telemetry.otlp_endpoint;
+    if !otlp.is_empty() {
+        let uri: Option<http::Uri> = otlp.parse().ok();
+        if !uri
+            .is_some_and(|u| matches!(u.scheme_str(), Some("http" | "https")) && u.host().is_some())
+        {
+            refuse!("the OTLP endpoint '{otlp}' is not an http:// or https:// URL");
+        }
+    }
+    let mut ports = Vec::with_capacity(given.ports.len());
+    for declared in &given.ports {
+        let number = port(declared.port, "the workload")?;
+        if ports.iter().any(|p: &WorkloadPort| p.port == number) {
+            refuse!("port {number} is declared twice");
+        }
+        ports.push(WorkloadPort {
+            port: number,
+            protocol: known::<proto::Protocol>(declared.protocol, "protocol")?,
+            mtls: declared
+                .mtls
+                .map(|mode| known::<proto::MtlsMode>(mode, "mTLS mode"))
+                .transpose()?,
+        });
+    }
+    Ok(Workload {
+        namespace: given.namespace.as_str().into(),
+        name: given.name.as_str().into(),
+        display_name: match given.display_name.as_str() {
+            "" => given.name.as_str().into(),
+            name => name.into(),
+        },
+        service_account: given.service_account.as_str().into(),
+        zone: given.zone.as_str().into(),
+        mtls: known::<proto::MtlsMode>(given.mtls, "mTLS mode")?,
+        ports,
+        sampling_per_myriad: telemetry.sampling_per_myriad,
+        access_log: known::<proto::AccessLog>(telemetry.access_log, "access log mode")?,
+        otlp_endpoint: (!otlp.is_empty()).then_some(otlp),
+    })
+}
+
+/// Strings that occur many times, kept once.
+#[derive(Default)]
+struct Interned(HashSet<Arc<str>>);
+
+impl Interned {
+    fn get(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(text) {
+            return known.clone();
+        }
+        let new: Arc<str> = text.into();
+        self.0.insert(new.clone());
+        new
+    }
+}
+
+/// A value of an enumeration this proxy knows. A newer control plane may know more: taking such a
+/// value for the default would change traffic silently.
+fn known<E: TryFrom<i32>>(value: i32, what: &str) -> Result<E> {
+    E::try_from(value).map_err(|_| {
+        Invalid(format!(
+            "{what} {value} is not known to this version of the proxy"
+        ))
+    })
+}
+
+fn port(given: u32, whose: &str) -> Result<u16> {
+    match u16::try_from(given) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => refuse!("{whose} has port {given}, which is not between 1 and 65535"),
+    }
+}
+
+fn weight(given: u32) -> Result<u32> {
+    if given > MAX_WEIGHT {
+        refuse!("a weight of {given} is above {MAX_WEIGHT}");
+    }
+    Ok(given)
+}
+
+fn percent(given: u32, what: &str) -> Result<u32> {
+    if given > 100 {
+        refuse!("{what} of {given} percent is above 100");
+    }
+    Ok(given)
+}
+
+fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
+    if ms > MAX_MS {
+        refuse!("{what} of {ms} ms is above 31 days");
+    }
+    Ok((ms != 0).then(|| Duration::from_millis(ms)))
+}
+
+fn method(name: &str) -> Result<Box<str>> {
+    match Method::from_bytes(name.as_bytes()) {
+        Ok(_) => Ok(name.into()),
+        Err(_) => refuse!("'{name}' is not a method"),
+    }
+}
+
+fn absolute(path: &str) -> Result<&str> {
+    if !path.starts_with('/') || path.contains(['?', '#']) || !path.is_ascii() {
+        refuse!("'{path}' is not a path to match (ASCII, begins with /, no query)");
+    }
+    Ok(path)
+}
+
+fn header_name(name: &str) -> Result<Box<str>> {
+    match HeaderName::from_bytes(name.as_bytes()) {
+        Ok(name) => Ok(name.as_str().into()),
+        Err(_) => refuse!("'{name}' is not a header's name"),
+    }
+}
+
+fn header_value(name: &str, value: &str) -> Result<Box<str>> {
+    match HeaderValue::from_str(value) {
+        Ok(_) => Ok(value.into()),
+        Err(_) => refuse!("the value of header '{name}' holds what a header cannot"),
+    }
+}

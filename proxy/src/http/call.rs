@@ -1,0 +1,321 @@
+//! One request on its way: what was decided, and what each try made of it. No I/O.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::retry::{self, Failure};
+use super::{ErrorCode, ProxyError, RequestView, route};
+use crate::balance::{
+    Balancer, LimitReached, Outcome, Picked, RequestPermit, RetryBudget, Unavailable, hash_bytes,
+};
+use crate::tables::{Backend, Destination, Fallback, HashKey, Route};
+use crate::telemetry::Counter;
+use crate::worker::{Pools, Worker};
+
+/// A request that has a route, a backend and a permit.
+#[derive(Debug)]
+pub struct Call {
+    pub route: Arc<Route>,
+    pub balancer: Rc<Balancer<Pools>>,
+    pub started: Instant,
+    /// The request timeout, if there is one.
+    pub deadline: Option<Instant>,
+    /// Tries so far.
+    pub tries: u32,
+    tried: Vec<SocketAddr>,
+    key: Option<u64>,
+    on_fallback: bool,
+    permit: Option<RequestPermit>,
+    budget: Option<Rc<RetryBudget>>,
+}
+
+/// Why a request is answered here instead of being sent.
+#[derive(Debug, Clone)]
+pub enum Refusal {
+    Error(ProxyError),
+    /// The policy's fallback response answers; the error says why.
+    Fallback(Arc<Fallback>, ProxyError),
+}
+
+impl From<ProxyError> for Refusal {
+    fn from(error: ProxyError) -> Self {
+        Self::Error(error)
+    }
+}
+
+impl Call {
+    /// Chooses route and backend, takes a permit.
+    pub async fn begin<R: RequestView>(
+        worker: &Worker,
+        destination: &Arc<Destination>,
+        request: &R,
+        peer: SocketAddr,
+        now: Instant,
+    ) -> Result<Self, Refusal> {
+        let route = route::select(destination, request).ok_or_else(|| {
+            ProxyError::new(
+                ErrorCode::NoRoute,
+                format!(
+                    "no route of {}/{}:{} matches {} {}",
+                    destination.namespace,
+                    destination.service,
+                    destination.port,
+                    String::from_utf8_lossy(request.method()),
+                    String::from_utf8_lossy(route::path_only(request.path())),
+                ),
+            )
+        })?;
+        let backend = choose_backend(worker, route)?;
+        let balancer = worker.balancer(backend);
+        let retry = route.policy.retry.as_ref();
+        let mut call = Self {
+            route: route.clone(),
+            started: now,
+            deadline: route.policy.request_timeout.map(|t| now + t),
+            tries: 0,
+            tried: Vec::new(),
+            key: hash_key(backend, request, peer),
+            on_fallback: false,
+            permit: None,
+            budget: retry.map(|policy| worker.budget(route, policy)),
+            balancer,
+        };
+        if let Some(budget) = &call.budget {
+            budget.deposit(now);
+        }
+        if backend.policy.max_requests != 0 {
+            call.take_permit(worker).await?;
+        }
+        Ok(call)
+    }
+
+    /// Takes a permit of the current backend; of the fallback backend if its limit is reached.
+    async fn take_permit(&mut self, worker: &Worker) -> Result<(), Refusal> {
+        loop {
+            match self.balancer.request_permit().await {
+                Ok(permit) => {
+                    self.permit = Some(permit);
+                    return Ok(());
+                }
+                Err(limit) => {
+                    let error = self.limit_reached(worker, limit);
+                    self.fall_back(worker, error)?;
+                    if self.balancer.backend().policy.max_requests == 0 {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// The error for a limit that is reached; counted.
+    pub fn limit_reached(&self, worker: &Worker, limit: LimitReached) -> ProxyError {
+        let backend = self.balancer.backend();
+        let policy = &backend.policy;
+        let (what, number) = match limit {
+            LimitReached::Connections => ("maxConnections", policy.max_connections),
+            LimitReached::Requests => ("maxRequests", policy.max_requests),
+            LimitReached::PendingRequests => ("maxPendingRequests", policy.max_pending_requests),
+        };
+        worker.metrics.count(
+            Counter::LimitsRejected,
+            &[what, &backend.service, &backend.namespace],
+        );
+        ProxyError::new(
+            ErrorCode::LimitReached,
+            format!(
+                "{}: the circuit is open: {what} ({number}) of its TrafficPolicy is reached",
+                self.place()
+            ),
+        )
+    }
+
+    /// Route and backend, for sentences.
+    pub fn place(&self) -> String {
+        let backend = self.balancer.backend();
+        format!(
+            "route {}: backend {}/{}:{}",
+            self.route.name, backend.namespace, backend.service, backend.port
+        )
+    }
+
+    /// The circuit is open. `Ok`: from now on the fallback backend is used; otherwise the
+    /// fallback's response is the answer, or the error is.
+    pub fn fall_back(&mut self, worker: &Worker, error: ProxyError) -> Result<(), Refusal> {
+        match self.route.policy.fallback.clone() {
+            Some(fallback) if !self.on_fallback => {
+                self.on_fallback = true;
+                let Fallback::Backend(backend) = &*fallback else {
+                    return Err(Refusal::Fallback(fallback, error));
+                };
+                tracing::debug!("{error}: using the fallback {}", backend.service);
+                self.permit = None;
+                self.tried.clear();
+                self.balancer = worker.balancer(backend);
+                Ok(())
+            }
+            _ => Err(error.into()),
+        }
+    }
+
+    /// Chooses an endpoint for the next try, of the fallback backend if the backend has none.
+    pub fn pick(&mut self, worker: &Worker, now: Instant) -> Result<Picked<Pools>, Refusal> {
+        loop {
+            let reason = match self.balancer.pick(self.key, &self.tried, now) {
+                Ok(picked) => {
+                    self.tries += 1;
+                    return Ok(picked);
+                }
+                Err(reason) => reason,
+            };
+            let why = match reason {
+                Unavailable::NoEndpoints => {
+                    "it has no endpoints: does the Service's selector match a workload?"
+                }
+                Unavailable::NoneReady => "none of its endpoints is ready",
+                Unavailable::AllEjected => {
+                    "the circuit is open: all of its endpoints are ejected after failures"
+                }
+            };
+            let error = ProxyError::new(ErrorCode::NoEndpoint, format!("{}: {why}", self.place()));
+            self.fall_back(worker, error)?;
+        }
+    }
+
+    /// A try has failed: the pause before the next one, or `None` when there is none.
+    /// `replayable` says that all that was sent is still there.
+    #[allow(clippy::too_many_arguments)]
+    pub fn failed(
+        &mut self,
+        worker: &Worker,
+        address: SocketAddr,
+        method: &[u8],
+        grpc: bool,
+        failure: Failure,
+        replayable: bool,
+        retry_after: Option<Duration>,
+        now: Instant,
+    ) -> Option<Duration> {
+        let policy = self.route.policy.retry.as_deref();
+        if !replayable || !retry::wanted(policy, method, grpc, failure, self.tries) {
+            return None;
+        }
+        let pause = retry::backoff(policy, failure, self.tries, retry_after, worker.random());
+        if self
+            .deadline
+            .is_some_and(|deadline| now + pause >= deadline)
+        {
+            return None;
+        }
+        // What was never processed cost the endpoint nothing: it does not draw on the budget.
+        let free = matches!(failure, Failure::NeverProcessed);
+        if let Some(budget) = &self.budget
+            && !free
+            && !budget.withdraw(now)
+        {
+            let backend = self.balancer.backend();
+            worker.metrics.count(
+                Counter::RetryBudgetExhausted,
+                &[&backend.service, &backend.namespace],
+            );
+            return None;
+        }
+        self.tried.push(address);
+        let backend = self.balancer.backend();
+        worker.metrics.count(
+            Counter::Retries,
+            &[failure.name(), &backend.service, &backend.namespace],
+        );
+        Some(pause)
+    }
+
+    /// Deadline of the current try, to the head of its response.
+    pub fn try_deadline(&self, now: Instant) -> Option<Instant> {
+        let per_try = self.route.policy.per_try_timeout.map(|t| now + t);
+        match (per_try, self.deadline) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+}
+
+/// Chooses among a route's backends by weight.
+pub fn choose_backend<'r>(
+    worker: &Worker,
+    route: &'r Arc<Route>,
+) -> Result<&'r Arc<Backend>, ProxyError> {
+    if let [(weight, only)] = &route.backends[..]
+        && *weight > 0
+    {
+        return Ok(only);
+    }
+    if route.total_weight > 0 {
+        let mut at = (worker.random() * f64::from(route.total_weight)) as u32;
+        for (weight, backend) in &route.backends {
+            if at < *weight {
+                return Ok(backend);
+            }
+            at -= weight;
+        }
+    }
+    Err(ProxyError::new(
+        ErrorCode::NoEndpoint,
+        format!(
+            "route {}: it has no backend with a weight above 0",
+            route.name
+        ),
+    ))
+}
+
+/// Hash of what the backend's policy balances by.
+fn hash_key<R: RequestView>(backend: &Backend, request: &R, peer: SocketAddr) -> Option<u64> {
+    match backend.policy.hash_key.as_ref()? {
+        HashKey::Header(name) => request.header(name).map(hash_bytes),
+        HashKey::Cookie(name) => {
+            let cookies = request.header("cookie")?;
+            let value = cookies.split(|&b| b == b';').find_map(|pair| {
+                let rest = pair.trim_ascii().strip_prefix(name.as_bytes())?;
+                rest.strip_prefix(b"=")
+            })?;
+            Some(hash_bytes(value))
+        }
+        HashKey::SourceAddress => address_key(backend, peer),
+    }
+}
+
+/// Hash of the source address, where the backend's policy balances by it.
+pub fn address_key(backend: &Backend, peer: SocketAddr) -> Option<u64> {
+    if backend.policy.hash_key != Some(HashKey::SourceAddress) {
+        return None;
+    }
+    Some(match peer.ip() {
+        std::net::IpAddr::V4(ip) => hash_bytes(&ip.octets()),
+        std::net::IpAddr::V6(ip) => hash_bytes(&ip.octets()),
+    })
+}
+
+/// What a response's status says of the endpoint.
+pub fn outcome_of_status(status: u16) -> Outcome {
+    match status {
+        502..=504 => Outcome::GatewayError,
+        500..=599 => Outcome::ServerError,
+        _ => Outcome::Success,
+    }
+}
+
+/// What a gRPC status code says of the endpoint.
+pub fn outcome_of_grpc(code: u32) -> Outcome {
+    match code {
+        14 => Outcome::GatewayError,
+        2 | 13 | 15 => Outcome::ServerError,
+        _ => Outcome::Success,
+    }
+}
+
+/// A `Retry-After` in seconds (RFC 9110 section 10.2.3); dates are left to the client.
+pub fn retry_after(value: Option<&[u8]>) -> Option<Duration> {
+    let seconds: u64 = std::str::from_utf8(value?).ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds.min(3600)))
+}

@@ -1,0 +1,109 @@
+//! One accepted connection, as request handling sees it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::discovery::DestinationCell;
+use crate::tables::{Destination, EndpointInfo, Known};
+use crate::telemetry::{Direction, FlowLabels, FlowProtocol, RequestSeries};
+use crate::worker::Worker;
+
+/// Where a connection's requests go.
+#[derive(Debug)]
+pub enum Target {
+    /// A destination of the mesh, which can change while the connection lives.
+    Cell(Arc<DestinationCell>),
+    /// The application beside this proxy.
+    Fixed,
+}
+
+/// A connection's part of what is known of its requests.
+#[derive(Debug)]
+pub struct Flow {
+    pub direction: Direction,
+    pub target: Target,
+    /// What the target was when it was last looked at.
+    pub destination: RefCell<Arc<Destination>>,
+    pub peer: SocketAddr,
+    /// Workload and namespace of the source.
+    pub source: (Arc<str>, Arc<str>),
+    /// Another proxy is the client: the connection outlives `Connection: close`, which is meant
+    /// for the applications at both ends.
+    pub from_mesh: bool,
+    series: RefCell<HashMap<(SocketAddr, FlowProtocol), Rc<RequestSeries>>>,
+}
+
+impl Flow {
+    pub fn new(
+        direction: Direction,
+        target: Target,
+        destination: Arc<Destination>,
+        peer: SocketAddr,
+        source: (Arc<str>, Arc<str>),
+        from_mesh: bool,
+    ) -> Self {
+        Self {
+            direction,
+            target,
+            destination: RefCell::new(destination),
+            peer,
+            source,
+            from_mesh,
+            series: RefCell::default(),
+        }
+    }
+
+    /// The destination as it is now. One that has left the mesh stays as it was for connections
+    /// that are open.
+    pub fn destination(&self) -> Arc<Destination> {
+        if let Target::Cell(cell) = &self.target
+            && let Known::Present(now) = &**cell.current.load()
+            && now.id != self.destination.borrow().id
+        {
+            *self.destination.borrow_mut() = now.clone();
+        }
+        self.destination.borrow().clone()
+    }
+
+    /// Labels of requests and connections to an endpoint of this flow's destination.
+    pub fn labels(&self, endpoint: Option<&EndpointInfo>, protocol: FlowProtocol) -> FlowLabels {
+        let destination = self.destination.borrow();
+        let workload = endpoint.map_or("", |e| &*e.workload);
+        let (namespace, name) = workload.split_once('/').unwrap_or(("", workload));
+        let _ = namespace;
+        FlowLabels {
+            direction: self.direction,
+            source_workload: self.source.0.clone(),
+            source_namespace: self.source.1.clone(),
+            destination_service: destination.service.clone(),
+            destination_namespace: destination.namespace.clone(),
+            destination_workload: name.into(),
+            port: destination.port,
+            protocol,
+            mtls: match self.direction {
+                Direction::Inbound => self.from_mesh,
+                Direction::Outbound => endpoint.is_some_and(|e| e.identity.is_some()),
+            },
+        }
+    }
+
+    /// The counters of requests to an endpoint; resolved once a connection.
+    pub fn series(
+        &self,
+        worker: &Worker,
+        endpoint: Option<&EndpointInfo>,
+        protocol: FlowProtocol,
+    ) -> Rc<RequestSeries> {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let key = (endpoint.map_or(nowhere, |e| e.address), protocol);
+        if let Some(series) = self.series.borrow().get(&key) {
+            return series.clone();
+        }
+        let series = worker.metrics.requests(&self.labels(endpoint, protocol));
+        self.series.borrow_mut().insert(key, series.clone());
+        series
+    }
+}

@@ -1,0 +1,28 @@
+//! What HTTP/1.1 and HTTP/2 share: the view of a request that routing and policy see, route
+//! choice, retry decisions, and the errors the proxy answers itself.
+//!
+//! [`call::Call`] is one request on its way: it holds what was decided (route, backend, permits,
+//! deadlines) and is told how each try ended. It does no I/O; the engines in [`crate::http1`] and
+//! [`crate::http2`] do.
+
+pub mod call;
+pub mod error;
+pub mod flow;
+pub mod observe;
+pub mod retry;
+pub mod route;
+
+pub use error::{ErrorCode, ProxyError};
+
+/// A request as routing, policy and telemetry see it.
+pub trait RequestView {
+    fn method(&self) -> &[u8];
+    /// Path and query as they came; no normalisation.
+    fn path(&self) -> &[u8];
+    /// First value of a field; `name` is lower-case.
+    fn header(&self, name: &str) -> Option<&[u8]>;
+    /// Host field or authority.
+    fn host(&self) -> Option<&[u8]> {
+        self.header("host")
+    }
+}

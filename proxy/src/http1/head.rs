@@ -1,0 +1,363 @@
+//! Message heads, tokenised in place.
+//!
+//! A [`Head`] holds offsets into the connection's buffer: nothing is copied into a map. It is
+//! written on as it came, through a short list of [`Edit`]s, so the names' case, their order,
+//! duplicates and spacing survive.
+
+use std::mem::MaybeUninit;
+
+use super::framing::{self, Framing};
+use crate::http::RequestView;
+
+/// Fields that are tokenised without an allocation; more take one.
+const USUAL_FIELDS: usize = 64;
+/// Fields of one head; more are refused with 431. Common servers take 100.
+pub const MAX_FIELDS: usize = 1024;
+/// Bytes of one head, by default; more are refused with 431.
+pub const MAX_HEAD: usize = 64 * 1024;
+
+/// Bytes of the buffer, from start to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    pub start: u32,
+    pub end: u32,
+}
+
+impl Span {
+    fn of(buf: &[u8], part: &[u8]) -> Self {
+        let start = (part.as_ptr() as usize).wrapping_sub(buf.as_ptr() as usize);
+        debug_assert!(start <= buf.len());
+        Self {
+            start: start as u32,
+            end: (start + part.len()) as u32,
+        }
+    }
+
+    pub fn get(self, buf: &[u8]) -> &[u8] {
+        &buf[self.start as usize..self.end as usize]
+    }
+}
+
+/// One field line.
+#[derive(Debug, Clone, Copy)]
+pub struct Field {
+    pub name: Span,
+    pub value: Span,
+}
+
+/// A head as tokenised: offsets into the buffer it was read from. Reused from message to message.
+#[derive(Debug, Default)]
+pub struct Head {
+    /// Where the start line begins (after empty lines that RFC 9112 section 2.2 lets pass).
+    pub start: usize,
+    /// Where the body begins.
+    pub end: usize,
+    pub method: Span,
+    pub target: Span,
+    /// Responses: the status code.
+    pub status: u16,
+    /// Minor version of HTTP/1: 0 or 1.
+    pub minor: u8,
+    pub fields: Vec<Field>,
+    /// What the fields say about the message and the connection.
+    pub framing: Framing,
+}
+
+/// Why a head is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HeadError {
+    #[error("the head is not valid HTTP/1: {0}")]
+    Syntax(httparse::Error),
+    #[error("the head has more than {MAX_FIELDS} fields")]
+    TooManyFields,
+    #[error("{0}")]
+    Framing(#[from] framing::FramingError),
+}
+
+/// Whether a head is complete.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parsed {
+    Partial,
+    Complete,
+}
+
+type Fields<'h, 'b> = &'h mut [MaybeUninit<httparse::Header<'b>>];
+
+/// Tokenises a request's head at the beginning of `buf` and decides its framing
+/// (RFC 9112 sections 2.2, 3, 5, 6.3).
+pub fn parse_request(buf: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
+    let first = parse_request_into(buf, head, &mut [MaybeUninit::uninit(); USUAL_FIELDS]);
+    if first == Err(HeadError::TooManyFields) {
+        return parse_request_into(buf, head, &mut vec![MaybeUninit::uninit(); MAX_FIELDS]);
+    }
+    first
+}
+
+fn parse_request_into<'b>(
+    buf: &'b [u8],
+    head: &mut Head,
+    fields: Fields<'_, 'b>,
+) -> Result<Parsed, HeadError> {
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = request.parse_with_uninit_headers(buf, fields);
+    let end = match parsed {
+        Ok(httparse::Status::Complete(end)) => end,
+        Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
+        Err(error) => return Err(HeadError::Syntax(error)),
+    };
+    head.method = Span::of(buf, request.method.unwrap_or_default().as_bytes());
+    head.target = Span::of(buf, request.path.unwrap_or_default().as_bytes());
+    head.minor = request.version.unwrap_or(1);
+    head.status = 0;
+    head.start = head.method.start as usize;
+    head.end = end;
+    head.keep(buf, request.headers);
+    head.framing = framing::of_request(buf, head)?;
+    Ok(Parsed::Complete)
+}
+
+/// Tokenises a response's head. `method` is the request's: it decides whether there is a body.
+pub fn parse_response(buf: &[u8], method: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
+    let first = parse_response_into(
+        buf,
+        method,
+        head,
+        &mut [MaybeUninit::uninit(); USUAL_FIELDS],
+    );
+    if first == Err(HeadError::TooManyFields) {
+        let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
+        return parse_response_into(buf, method, head, &mut fields);
+    }
+    first
+}
+
+fn parse_response_into<'b>(
+    buf: &'b [u8],
+    method: &[u8],
+    head: &mut Head,
+    fields: Fields<'_, 'b>,
+) -> Result<Parsed, HeadError> {
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let end = match config.parse_response_with_uninit_headers(&mut response, buf, fields) {
+        Ok(httparse::Status::Complete(end)) => end,
+        Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
+        Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
+        Err(error) => return Err(HeadError::Syntax(error)),
+    };
+    head.start = buf
+        .iter()
+        .position(|&b| b != b'\r' && b != b'\n')
+        .unwrap_or(0);
+    head.end = end;
+    head.method = Span::default();
+    head.target = Span::default();
+    head.status = response.code.unwrap_or(0);
+    head.minor = response.version.unwrap_or(1);
+    head.keep(buf, response.headers);
+    head.framing = framing::of_response(buf, head, method)?;
+    Ok(Parsed::Complete)
+}
+
+impl Head {
+    fn keep(&mut self, buf: &[u8], headers: &[httparse::Header<'_>]) {
+        self.fields.clear();
+        self.fields.extend(headers.iter().map(|header| Field {
+            name: Span::of(buf, header.name.as_bytes()),
+            value: Span::of(buf, header.value),
+        }));
+    }
+
+    /// All field lines with this name, whatever its case.
+    pub fn all<'h>(&'h self, buf: &'h [u8], name: &'h str) -> impl Iterator<Item = &'h Field> + 'h {
+        self.fields
+            .iter()
+            .filter(move |f| f.name.get(buf).eq_ignore_ascii_case(name.as_bytes()))
+    }
+
+    /// The first value of a field.
+    pub fn value<'b>(&self, buf: &'b [u8], name: &str) -> Option<&'b [u8]> {
+        let field = self
+            .fields
+            .iter()
+            .find(|f| f.name.get(buf).eq_ignore_ascii_case(name.as_bytes()))?;
+        Some(field.value.get(buf))
+    }
+
+    /// The whole line of a field, its line end included.
+    pub fn line(&self, buf: &[u8], field: &Field) -> Span {
+        let from = field.value.end as usize;
+        let rest = &buf[from..self.end];
+        let end = rest
+            .iter()
+            .position(|&b| b == b'\n')
+            .map_or(rest.len(), |p| p + 1);
+        Span {
+            start: field.name.start,
+            end: (from + end) as u32,
+        }
+    }
+
+    /// Where lines can be added: before the empty line that ends the head.
+    pub fn tail(&self, buf: &[u8]) -> u32 {
+        let end = self.end as u32;
+        if buf[..self.end].ends_with(b"\r\n") {
+            end - 2
+        } else {
+            end - 1
+        }
+    }
+
+    /// Writes the head on, through the edits (sorted by place).
+    pub fn write(&self, buf: &[u8], edits: &[Edit], out: &mut Vec<u8>) {
+        let mut at = self.start;
+        for edit in edits {
+            let (start, end) = (edit.place.start as usize, edit.place.end as usize);
+            if start < at {
+                continue;
+            }
+            out.extend_from_slice(&buf[at..start]);
+            out.extend_from_slice(&edit.put);
+            at = end;
+        }
+        out.extend_from_slice(&buf[at..self.end]);
+    }
+}
+
+/// A change to a head: the bytes at `place` are replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    pub place: Span,
+    pub put: Vec<u8>,
+}
+
+impl Edit {
+    pub fn remove(place: Span) -> Self {
+        Self {
+            place,
+            put: Vec::new(),
+        }
+    }
+
+    pub fn insert(at: u32, put: Vec<u8>) -> Self {
+        Self {
+            place: Span { start: at, end: at },
+            put,
+        }
+    }
+}
+
+/// A request's head together with the bytes it was read from.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestHead<'a> {
+    pub head: &'a Head,
+    pub buf: &'a [u8],
+}
+
+impl RequestView for RequestHead<'_> {
+    fn method(&self) -> &[u8] {
+        self.head.method.get(self.buf)
+    }
+
+    fn path(&self) -> &[u8] {
+        let target = self.head.target.get(self.buf);
+        absolute_form_path(target).unwrap_or(target)
+    }
+
+    fn header(&self, name: &str) -> Option<&[u8]> {
+        self.head.value(self.buf, name)
+    }
+}
+
+/// The path of a target in absolute form (RFC 9112 section 3.2.2).
+fn absolute_form_path(target: &[u8]) -> Option<&[u8]> {
+    if target.first() == Some(&b'/') {
+        return None;
+    }
+    let scheme = target.windows(3).position(|w| w == b"://")?;
+    let authority = &target[scheme + 3..];
+    match authority.iter().position(|&b| b == b'/') {
+        Some(slash) => Some(&authority[slash..]),
+        None => Some(b"/"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(text: &[u8]) -> Result<Head, HeadError> {
+        let mut head = Head::default();
+        match parse_request(text, &mut head)? {
+            Parsed::Complete => Ok(head),
+            Parsed::Partial => panic!("partial"),
+        }
+    }
+
+    #[test]
+    fn a_head_is_written_on_as_it_came() {
+        let text = b"GET /a/../b%2F?x=%zz HTTP/1.1\r\nhOst:  a \r\nX-B: 1\r\nx-b:2\r\n\r\nbody";
+        let head = request(text).unwrap();
+        let mut out = Vec::new();
+        head.write(text, &[], &mut out);
+        assert_eq!(out, &text[..text.len() - 4]);
+        let view = RequestHead {
+            head: &head,
+            buf: text,
+        };
+        assert_eq!(view.path(), b"/a/../b%2F?x=%zz");
+        assert_eq!(view.header("host"), Some(&b"a"[..]));
+    }
+
+    #[test]
+    fn edits_replace_and_insert() {
+        let text = b"GET / HTTP/1.1\r\nA: 1\r\nB: 2\r\nC: 3\r\n\r\n";
+        let head = request(text).unwrap();
+        let b = head.line(text, &head.fields[1]);
+        let edits = [
+            Edit::remove(b),
+            Edit::insert(head.tail(text), b"D: 4\r\n".to_vec()),
+        ];
+        let mut out = Vec::new();
+        head.write(text, &edits, &mut out);
+        assert_eq!(out, b"GET / HTTP/1.1\r\nA: 1\r\nC: 3\r\nD: 4\r\n\r\n");
+    }
+
+    #[test]
+    fn any_token_is_a_method_and_absolute_form_has_a_path() {
+        let text = b"M-SEARCH http://h:80/p?q HTTP/1.1\r\nhost: h\r\n\r\n";
+        let head = request(text).unwrap();
+        let view = RequestHead {
+            head: &head,
+            buf: text,
+        };
+        assert_eq!(view.method(), b"M-SEARCH");
+        assert_eq!(view.path(), b"/p?q");
+    }
+
+    #[test]
+    fn more_fields_than_usual_are_taken_up_to_the_limit() {
+        let mut text = b"GET / HTTP/1.1\r\n".to_vec();
+        for i in 0..200 {
+            text.extend_from_slice(format!("x-{i}: {i}\r\n").as_bytes());
+        }
+        text.extend_from_slice(b"\r\n");
+        assert_eq!(request(&text).unwrap().fields.len(), 200);
+    }
+
+    #[test]
+    fn what_two_parsers_could_read_differently_is_refused() {
+        for bad in [
+            &b"GET / HTTP/1.1\r\nContent-Length : 5\r\n\r\n"[..],
+            b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+            b"GET / HTTP/1.1\r\nA: b\rc\r\n\r\n",
+            b"GET  / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/2.0\r\n\r\n",
+        ] {
+            let mut head = Head::default();
+            let parsed = parse_request(bad, &mut head);
+            assert!(parsed.is_err(), "{}", String::from_utf8_lossy(bad));
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The HTTP/1.1 engine: messages are forwarded, not re-made.
+//!
+//! - [`head`]: heads, tokenised in place and written on through a list of edits
+//! - [`framing`]: where a message ends; what could be read in two ways is refused
+//! - [`exchange`]: one request and its response between two connections, both directions at once
+//! - [`pool`]: idle server connections
+//! - [`serve`]: a client's connection, request after request; the way is written down there
+//!
+//! A connection between two proxies of the mesh (`weft/http1`) differs from one to an application
+//! in two ways. It outlives `Connection: close`, which is meant for the applications at its ends.
+//! And its orderly end (`close_notify`) before a response says that the request was not processed:
+//! a proxy that passed a request on ends the connection without `close_notify` when the application
+//! cuts it off, so that even a POST can be sent again when the proxy behind goes away politely.
+
+pub mod conn;
+pub mod exchange;
+pub mod framing;
+pub mod head;
+pub mod pool;
+mod serve;
+
+pub use serve::{HEAD_TIMEOUT, serve};

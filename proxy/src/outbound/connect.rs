@@ -1,0 +1,74 @@
+//! A connection to an endpoint: mutual TLS where a proxy stands before it, plaintext elsewhere.
+
+use std::time::Instant;
+
+use crate::http::{ErrorCode, ProxyError};
+use crate::identity::Alpn;
+use crate::tables::{BackendPolicy, EndpointInfo};
+use crate::telemetry::{Counter, Direction, Histogram};
+use crate::transport::{self, ConnectError, Stream, TlsError};
+use crate::worker::Worker;
+
+/// Opens a connection to `endpoint`; `alpn` names what will be inside.
+///
+/// The workload's own endpoint is reached without TLS: the connection does not leave the host, and
+/// the proxy's own connections are not captured.
+pub async fn connect(
+    worker: &Worker,
+    endpoint: &EndpointInfo,
+    policy: &BackendPolicy,
+    alpn: Alpn,
+) -> Result<Stream, ConnectError> {
+    let mut options = worker.connect_options.clone();
+    options.connect_timeout = policy.connect_timeout;
+    let Some(identity) = &endpoint.identity else {
+        return transport::connect_plain(endpoint.address, &options).await;
+    };
+    if worker.is_me(&endpoint.workload) {
+        return transport::connect_plain(endpoint.address, &options).await;
+    }
+    let Some(credentials) = worker.identity.get() else {
+        return Err(ConnectError::Local {
+            addr: endpoint.address,
+            source: std::io::Error::other(
+                "this proxy has no certificate yet (is the control plane reachable?)",
+            ),
+        });
+    };
+    let config = credentials.client_config(identity, alpn);
+    let began = Instant::now();
+    let connected = transport::connect_tls(endpoint.address, &options, config).await;
+    let result = match &connected {
+        Ok(_) => "ok",
+        Err(ConnectError::Tls { source, .. }) => match source {
+            TlsError::TimedOut(_) => "timeout",
+            TlsError::Certificate(_) => "identity",
+            _ => "failed",
+        },
+        // TCP did not come about: that is no handshake.
+        Err(_) => return connected,
+    };
+    let direction = Direction::Outbound.as_str();
+    worker
+        .metrics
+        .count(Counter::TlsHandshakes, &[direction, result]);
+    worker
+        .metrics
+        .histogram(Histogram::TlsHandshake, &[direction])
+        .record(began.elapsed());
+    connected
+}
+
+/// The answer for a connection that did not come about; `place` names route and backend.
+pub fn to_proxy_error(error: &ConnectError, place: &str) -> ProxyError {
+    let code = match error {
+        ConnectError::Refused { .. } => ErrorCode::ConnectionRefused,
+        ConnectError::TimedOut { .. } => ErrorCode::ConnectionTimeout,
+        ConnectError::Closed { .. } => ErrorCode::ConnectionTerminated,
+        ConnectError::Tls { .. } => ErrorCode::TlsFailed,
+        ConnectError::Unreachable { .. } | ConnectError::Local { .. } => {
+            ErrorCode::ConnectionFailed
+        }
+    };
+    ProxyError::new(code, format!("{place}: {error}"))
+}

@@ -1,0 +1,211 @@
+//! Application → mesh: the way of a connection that the application opened.
+//!
+//! ```text
+//! accept ─ original destination ─ look up ┬ not of the mesh (or not known in time) ─ pass through
+//!                                         └ known ─ what is spoken? ┬ HTTP/1  ─ http1::serve
+//!                                                                   ├ HTTP/2  ─ http2::serve
+//!                                                                   └ opaque, TLS ─ choose once, copy
+//! ```
+//!
+//! Whoever speaks first decides what is spoken ([`crate::detect`]), unless the port's protocol is
+//! declared.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::net::TcpStream;
+
+use crate::balance::Outcome;
+use crate::detect::{self, Detected, Timings};
+use crate::http::ErrorCode;
+use crate::http::flow::{Flow, Target};
+use crate::identity::Alpn;
+use crate::tables::{Destination, Known, Protocol};
+use crate::tcp::{self, Counters};
+use crate::telemetry::{Counter, Direction, FlowProtocol};
+use crate::transport::{ConnectError, Io, Stream};
+use crate::worker::Worker;
+use crate::{http1, http2};
+
+pub mod connect;
+mod opaque;
+
+use opaque::Upstream;
+
+/// A port that is declared HTTP has no server that speaks first: its clients may take their time.
+const DECLARED_HTTP: Duration = Duration::from_secs(3600);
+
+/// Takes a captured connection to its end.
+pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr, to: SocketAddr) {
+    let cell = worker.directory.lookup(to);
+    let mut known = Known::clone(&cell.current.load());
+    if matches!(known, Known::Pending) {
+        let wait = Duration::from_millis(worker.config.discovery_wait_ms);
+        known = cell.resolved(Instant::now() + wait).await;
+    }
+    let Known::Present(destination) = known else {
+        return pass_through(&worker, client, peer, to).await;
+    };
+    let source = worker.workload().source();
+    let flow = Flow::new(
+        Direction::Outbound,
+        Target::Cell(cell),
+        destination.clone(),
+        peer,
+        source,
+        false,
+    );
+
+    let timings = match destination.protocol {
+        Protocol::Tcp | Protocol::Tls => {
+            let protocol = match destination.protocol {
+                Protocol::Tls => FlowProtocol::Tls,
+                _ => FlowProtocol::Tcp,
+            };
+            let opened = Upstream::open(&worker, &flow, &destination).await;
+            return copy(&worker, &flow, client.into(), opened, protocol).await;
+        }
+        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Timings {
+            silence: DECLARED_HTTP,
+            undecided: http1::HEAD_TIMEOUT,
+            ..Timings::default()
+        },
+        Protocol::Auto => Timings::default(),
+    };
+    let open = || Upstream::open(&worker, &flow, &destination);
+    let detected = Box::pin(detect::detect(&mut client, BytesMut::new(), &timings, open)).await;
+    let io = Io::Plain(client);
+    match detected {
+        Ok(Detected::Http1 { buf }) => {
+            let prefix = buf.freeze();
+            http1::serve(worker.clone(), Stream { io, prefix }, Rc::new(flow)).await;
+        }
+        Ok(Detected::Http2 { buf }) => {
+            let prefix = buf.freeze();
+            http2::serve(worker.clone(), Stream { io, prefix }, Rc::new(flow)).await;
+        }
+        Ok(Detected::Tls { buf, hello }) => {
+            tracing::debug!(sni = hello.sni.as_deref(), %to, "application's own TLS");
+            let prefix = buf.freeze();
+            let opened = Upstream::open(&worker, &flow, &destination).await;
+            copy(
+                &worker,
+                &flow,
+                Stream { io, prefix },
+                opened,
+                FlowProtocol::Tls,
+            )
+            .await;
+        }
+        Ok(Detected::Opaque { buf, upstream }) => {
+            let prefix = buf.freeze();
+            let opened = match upstream {
+                Some(upstream) => Ok(upstream),
+                None => Upstream::open(&worker, &flow, &destination).await,
+            };
+            copy(
+                &worker,
+                &flow,
+                Stream { io, prefix },
+                opened,
+                FlowProtocol::Tcp,
+            )
+            .await;
+        }
+        Ok(Detected::Reset { buf, upstream }) => {
+            drop(io);
+            let upstream = match upstream {
+                Some(upstream) => Ok(upstream),
+                None if buf.is_empty() => return,
+                None => Upstream::open(&worker, &flow, &destination).await,
+            };
+            if let Ok(upstream) = upstream {
+                tcp::deliver_reset(upstream.stream, buf.freeze()).await;
+            }
+        }
+        Err(error) => refuse(&worker, &flow, io, &error),
+    }
+}
+
+/// Copies an opaque connection, or passes on that there is none.
+async fn copy(
+    worker: &Worker,
+    flow: &Flow,
+    client: Stream,
+    opened: Result<Upstream, opaque::Unopened>,
+    protocol: FlowProtocol,
+) {
+    match opened {
+        Ok(Upstream {
+            stream: server,
+            mut picked,
+            idle_timeout,
+            permit: _permit,
+        }) => {
+            let labels = flow.labels(Some(&picked.endpoint.info), protocol);
+            let series = worker.metrics.connections(&labels);
+            let _open = series.open();
+            let counters = Counters::default();
+            let options = tcp::Options { idle_timeout };
+            let ended = tcp::copy(client, server, &options, &counters, worker.cut()).await;
+            series.to_destination(counters.to_server.get());
+            series.to_source(counters.to_client.get());
+            if ended == tcp::Ended::ResetByServer && counters.to_client.get() == 0 {
+                picked.observe(Outcome::Reset, Instant::now());
+            }
+        }
+        Err(error) => refuse(worker, flow, client.io, &error),
+    }
+}
+
+/// The application sees a reset where, without a proxy, it would have seen a refusal.
+fn refuse(worker: &Worker, flow: &Flow, client: Io, error: &opaque::Unopened) {
+    let destination: Arc<Destination> = flow.destination();
+    tracing::info!(
+        destination = %format_args!("{}/{}:{}", destination.namespace, destination.service, destination.port),
+        client = %flow.peer,
+        "connection refused: {error}",
+    );
+    worker.metrics.count(
+        Counter::Errors,
+        &[
+            error.code().name(),
+            flow.direction.as_str(),
+            &destination.service,
+            &destination.namespace,
+        ],
+    );
+    client.abort();
+}
+
+/// To an address that is not of the mesh: untouched, bytes for bytes.
+async fn pass_through(worker: &Worker, client: TcpStream, peer: SocketAddr, to: SocketAddr) {
+    let client = Stream::from(client);
+    match crate::transport::connect_plain(to, &worker.connect_options).await {
+        Ok(server) => {
+            let labels = worker.unknown_destination(to);
+            let series = worker.metrics.connections(&labels);
+            let _open = series.open();
+            let counters = Counters::default();
+            let options = tcp::Options::default();
+            tcp::copy(client, server, &options, &counters, worker.cut()).await;
+            series.to_destination(counters.to_server.get());
+            series.to_source(counters.to_client.get());
+        }
+        Err(error) => {
+            tracing::debug!(%peer, "passing through to {to}: {error}");
+            client.io.abort();
+        }
+    }
+}
+
+/// What `Proxy-Status` calls a connection that did not come about.
+fn code_of(error: &ConnectError) -> ErrorCode {
+    connect::to_proxy_error(error, "").code
+}
+
+/// ALPN of opaque bytes between proxies.
+const OPAQUE: Alpn = Alpn::Tcp;

@@ -1,0 +1,177 @@
+//! `weft-proxy run`: two kinds of runtime. One thread for control, admin and telemetry export; a
+//! thread for each data worker, so that a metrics scrape or a burst of tables costs no request
+//! anything.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::listen::{self, Listener};
+use crate::telemetry::{Registry, access_log, trace::span_channel};
+use crate::worker::{Shared, Worker};
+use crate::{discovery, identity};
+
+/// How far the proxy is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    Running,
+    /// No new work; what runs is finished.
+    Draining,
+    /// The deadline has passed: what still runs is cut.
+    Cutting,
+}
+
+/// How often a draining worker looks whether it has finished.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Runs the proxy until it is told to end.
+///
+/// # Errors
+/// When it cannot start: an address is taken, a file of its identity is missing.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("weft-control")
+        .build()
+        .context("the control runtime could not be started")?;
+    runtime.block_on(control(config))
+}
+
+async fn control(config: Arc<Config>) -> anyhow::Result<()> {
+    let registry = Registry::new();
+    let (spans, span_source) = span_channel(registry.clone());
+    let (access_log, access_log_source) = access_log::channel(registry.clone());
+    let handle = identity::Handle::new();
+    let identity_settings = identity::renewal::Settings::from_config(&config)?;
+    let discovery_settings = discovery::Settings::from_config(&config)?;
+    let (client, directory) = discovery::Client::new(discovery_settings, handle.clone());
+
+    let shared = Shared {
+        config: config.clone(),
+        directory,
+        identity: handle.clone(),
+        registry,
+        spans,
+        access_log,
+    };
+    // All listeners before any worker: an address that is taken is an error at once.
+    let mut listeners = Vec::new();
+    for _ in 0..config.workers.max(1) {
+        listeners.push(listen::open(&config)?);
+    }
+    let (stage, watching) = watch::channel(Stage::Running);
+    let open = Arc::new(AtomicUsize::new(0));
+    let mut workers = Vec::new();
+    for (number, listeners) in listeners.into_iter().enumerate() {
+        let (shared, watching, open) = (shared.clone(), watching.clone(), open.clone());
+        let worker = std::thread::Builder::new()
+            .name(format!("weft-worker-{number}"))
+            .spawn(move || work(&shared, listeners, watching, &open))
+            .context("a worker thread could not be started")?;
+        workers.push(worker);
+    }
+    tokio::spawn(identity::renewal::run(identity_settings, handle));
+    tokio::spawn(client.run());
+    tokio::spawn(access_log_source.run(tokio::io::stdout()));
+    drop(span_source);
+    tracing::info!(
+        workload = config.workload,
+        outbound = config.outbound_port,
+        inbound = config.inbound_port,
+        workers = config.workers,
+        "weft-proxy {} is running",
+        env!("CARGO_PKG_VERSION"),
+    );
+
+    terminated().await?;
+    let began = Instant::now();
+    tracing::info!("draining for at most {} s", config.drain_seconds);
+    let _ = stage.send(Stage::Draining);
+    while workers.iter().any(|worker| !worker.is_finished()) && began.elapsed() < config.drain() {
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    let left = open.load(Ordering::Relaxed);
+    let _ = stage.send(Stage::Cutting);
+    for worker in workers {
+        let joined = tokio::task::spawn_blocking(move || worker.join()).await?;
+        joined.map_err(|_| anyhow::anyhow!("a worker has panicked"))?;
+    }
+    tracing::info!(
+        "ended after {} ms; {left} connections were cut",
+        began.elapsed().as_millis()
+    );
+    Ok(())
+}
+
+/// Until SIGTERM or SIGINT.
+async fn terminated() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// A worker's thread.
+fn work(
+    shared: &Shared,
+    listeners: Vec<Listener>,
+    mut stage: watch::Receiver<Stage>,
+    open: &AtomicUsize,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("a worker could not be started: {error}");
+            return;
+        }
+    };
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let worker = Worker::new(shared);
+        let mut accepting = Vec::new();
+        for listener in listeners {
+            let accept = listen::run(worker.clone(), listener);
+            accepting.push(tokio::task::spawn_local(async move {
+                if let Err(error) = accept.await {
+                    tracing::error!("a listener ended: {error}");
+                }
+            }));
+        }
+        let sweeping = tokio::task::spawn_local(Rc::clone(&worker).sweep());
+        let _ = stage.wait_for(|stage| *stage >= Stage::Draining).await;
+        worker.drain.begin();
+        for accept in accepting {
+            let _ = accept.await;
+        }
+        let mut counted = 0;
+        loop {
+            let now = worker.open_connections();
+            // Wrapping: the difference may be negative.
+            open.fetch_add(now.wrapping_sub(counted), Ordering::Relaxed);
+            counted = now;
+            if now == 0 || *stage.borrow() == Stage::Cutting {
+                break;
+            }
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        worker.drain.end();
+        // What is cut is told so: a moment for the resets to leave.
+        if counted > 0 {
+            tokio::time::sleep(DRAIN_POLL).await;
+        }
+        sweeping.abort();
+    });
+}
