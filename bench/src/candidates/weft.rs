@@ -134,9 +134,8 @@ pub fn start(
         "weft-control-plane",
         &setup.control_plane,
         [
-            "run".to_owned(),
             format!("--source=folder:{}", manifests.display()),
-            format!("--state={}", state.display()),
+            format!("--data-dir={}", state.display()),
             format!("--listen={}", loopback(control)),
             format!("--admin={}", loopback(control_admin)),
         ],
@@ -157,7 +156,7 @@ pub fn start(
         let token = folder.join(format!("{workload}.token"));
         let output = Command::new(&setup.control_plane)
             .arg("token")
-            .arg(format!("--state={}", state.display()))
+            .arg(format!("--data-dir={}", state.display()))
             .args(["--namespace=bench", &format!("--service-account={account}")])
             .output()?;
         anyhow::ensure!(
