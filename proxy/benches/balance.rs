@@ -1,6 +1,7 @@
 //! What a pick costs: `cargo bench -p weft-proxy --bench balance`.
 //!
-//! Prints nanoseconds per pick, observe and drop, the time of the request itself being given.
+//! Prints nanoseconds per pick, observe and drop, the time of the request itself being given; then
+//! what the first pick after a change of the endpoints costs, in microseconds.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -59,6 +60,25 @@ fn backend(endpoints: u16, algorithm: Algorithm, weighted: bool) -> Arc<Backend>
     })
 }
 
+/// What a worker spends on taking over a changed set of endpoints, in microseconds.
+fn measure_change(balancer: &Balancer<()>) -> f64 {
+    const CHANGES: u64 = 20;
+    let cell = &balancer.backend().endpoints.current;
+    let now = Instant::now();
+    let mut spent = Duration::ZERO;
+    for generation in 2..2 + CHANGES {
+        let endpoints = cell.load().endpoints.clone();
+        cell.store(Arc::new(EndpointSet {
+            generation,
+            endpoints,
+        }));
+        let start = Instant::now();
+        std::hint::black_box(balancer.pick(None, &[], now).is_ok());
+        spent += start.elapsed();
+    }
+    spent.as_nanos() as f64 / 1000.0 / CHANGES as f64
+}
+
 /// The best of several rounds, in nanoseconds per try.
 fn measure(balancer: &Balancer<()>, keyed: bool) -> f64 {
     let mut now = Instant::now();
@@ -94,5 +114,15 @@ fn main() {
         let [few, many] =
             [10, 1000].map(|n| measure(&Balancer::new(backend(n, algorithm, weighted)), keyed));
         println!("{name:<28}{few:>8.0}{many:>8.0}");
+    }
+    println!("\n{:<28}{:>8}{:>8}   us per change", "endpoints", 10, 1000);
+    for (name, algorithm) in [
+        ("peak ewma", Algorithm::PeakEwma),
+        ("ring hash", Algorithm::RingHash),
+        ("maglev", Algorithm::Maglev),
+    ] {
+        let [few, many] =
+            [10, 1000].map(|n| measure_change(&Balancer::new(backend(n, algorithm, false))));
+        println!("{name:<28}{few:>8.1}{many:>8.1}");
     }
 }

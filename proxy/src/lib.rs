@@ -3,6 +3,7 @@
 //! Read [`outbound`] for the way of a connection from the application into the mesh, [`inbound`]
 //! for the way from the mesh to the application.
 
+pub mod admin;
 pub mod balance;
 pub mod capture;
 pub mod config;
@@ -19,5 +20,7 @@ pub mod run;
 pub mod tables;
 pub mod tcp;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod transport;
 pub mod worker;

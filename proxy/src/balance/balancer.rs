@@ -61,7 +61,7 @@ pub struct Picked<P> {
 #[derive(Debug, Clone, PartialEq)]
 pub struct EndpointStatus {
     pub address: SocketAddr,
-    /// "<namespace>/<name>".
+    /// `<namespace>/<name>`.
     pub workload: Arc<str>,
     pub weight: u32,
     /// As the control plane sees it.

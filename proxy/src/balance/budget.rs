@@ -9,6 +9,7 @@ const SLOT: Duration = Duration::from_secs(1);
 
 /// Share of live traffic that may be retries, plus a floor; one per worker and route.
 ///
+/// The floor holds for each budget: with several workers, the process has as many floors.
 /// Over the last 10 s there are never more retries than `percent` of the requests begun plus 10
 /// times `min_per_second`.
 #[derive(Debug)]

@@ -119,21 +119,23 @@ pub(super) struct Ring {
 
 impl Ring {
     pub(super) fn new(members: &[Member]) -> Self {
+        // By address where two points fall together, so that all proxies agree.
+        let mut members = members.to_vec();
+        members.sort_unstable_by_key(|m| m.1);
         let divisor = members.iter().fold(0, |d, m| gcd(d, m.2)).max(1);
         let units = |weight: u32| u64::from(weight / divisor);
         let total: u64 = members.iter().map(|m| units(m.2)).sum();
         // Fewer points when there would be too many. The first ones stay where they are.
         let scale = (MAX_POINTS as f64 / (total * POINTS).max(1) as f64).min(1.0);
         let mut ring = Vec::new();
-        for &(slot, address, weight) in members {
+        for (rank, &(_, address, weight)) in (0u32..).zip(&members) {
             let points = ((units(weight) * POINTS) as f64 * scale).round().max(1.0) as u32;
-            ring.extend((0..points).map(|n| (hash_address(address, n), address, slot)));
+            ring.extend((0..points).map(|n| (hash_address(address, n), rank)));
         }
-        // By address where two points fall together, so that all proxies agree.
         ring.sort_unstable();
         Self {
             points: ring.iter().map(|p| p.0).collect(),
-            slots: ring.iter().map(|p| p.2).collect(),
+            slots: ring.iter().map(|p| members[p.1 as usize].0).collect(),
         }
     }
 
@@ -196,7 +198,10 @@ impl Maglev {
                 }
                 turn.credit -= 1.0;
                 while slots[turn.at] != FREE {
-                    turn.at = (turn.at + turn.skip) % MAGLEV_SIZE;
+                    turn.at += turn.skip;
+                    if turn.at >= MAGLEV_SIZE {
+                        turn.at -= MAGLEV_SIZE;
+                    }
                 }
                 slots[turn.at] = turn.slot;
                 free -= 1;

@@ -1,12 +1,12 @@
 //! Which endpoint gets a request: balancing, outlier ejection, concurrency limits, retry budgets.
 //!
-//! A worker has a [`Balancer`] for each backend, of its own and without locks ([`balancer`]). It
-//! asks for a [`RequestPermit`] ([`limits`]), then for an endpoint: the candidates are those that
-//! are ready and not ejected ([`view`]), chosen by the policy's algorithm ([`choose`], [`hash`])
-//! over what the worker has measured ([`ewma`]). What the try came to goes back through
+//! A worker has a [`Balancer`] for each backend, of its own and without locks (`balancer`). It
+//! asks for a [`RequestPermit`] (`limits`), then for an endpoint: the candidates are those that
+//! are ready and not ejected (`view`), chosen by the policy's algorithm (`choose`, `hash`)
+//! over what the worker has measured (`ewma`). What the try came to goes back through
 //! [`Picked::observe`] into the measurements and into the endpoint's [`EndpointHealth`], which all
-//! workers share ([`health`], with the states and the ways between them in [`circuit`]).
-//! [`RetryBudget`] says whether a failed try may be followed by another ([`budget`]).
+//! workers share (`health`, with the states and the ways between them in `circuit`).
+//! [`RetryBudget`] says whether a failed try may be followed by another (`budget`).
 //!
 //! Everything takes the time from its caller, so tests need not sleep.
 

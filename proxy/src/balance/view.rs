@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use weft_api::identity::SpiffeId;
 
 use super::balancer::Endpoint;
 use super::choose::Turn;
@@ -105,10 +106,9 @@ impl<P: Default> View<P> {
     /// can be given to another workload) keep their measurements and what the transport has put
     /// there; those that leave live on only in what runs.
     fn reconcile(&mut self, set: &EndpointSet, algorithm: Algorithm, now: Instant) {
-        type Key<'a> = (SocketAddr, Option<String>, &'a str);
+        type Key<'a> = (SocketAddr, Option<&'a SpiffeId>, &'a str);
         fn key(info: &EndpointInfo) -> Key<'_> {
-            let identity = info.identity.as_ref().map(ToString::to_string);
-            (info.address, identity, &info.workload)
+            (info.address, info.identity.as_deref(), &info.workload)
         }
         let old = std::mem::take(&mut self.slots);
         let known: HashMap<Key<'_>, &Rc<Endpoint<P>>> =

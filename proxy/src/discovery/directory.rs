@@ -263,6 +263,11 @@ impl Directory {
             .collect()
     }
 
+    /// How many destinations are known.
+    pub fn destination_count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Forgets destinations that nobody holds and nobody asked for within `idle`; they are
     /// returned, to be unsubscribed.
     pub(super) fn forget_idle(&self, idle: Duration) -> Vec<SocketAddr> {

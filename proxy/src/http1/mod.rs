@@ -20,3 +20,5 @@ pub mod pool;
 mod serve;
 
 pub use serve::{HEAD_TIMEOUT, serve};
+#[cfg(test)]
+mod serve_tests;

@@ -2,7 +2,8 @@
 //!
 //! Every cell has one writer, the worker it belongs to, so that adding is a relaxed load and a
 //! relaxed store: no locked instruction, no cache line that another core writes. The handles are
-//! not `Send`; that is what keeps the promise.
+//! not `Send`; that is what keeps the promise. Cells begin on a cache line of their own, apart from
+//! another worker's and from the reference counts that a scrape touches.
 
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -69,6 +70,7 @@ pub const BUCKET_LABELS: [&str; 17] = [
 
 /// Durations by bucket (not cumulative) and their sum.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct HistogramCells {
     buckets: [Cell64; BUCKETS.len() + 1],
     sum_ns: Cell64,
@@ -101,6 +103,7 @@ fn class_of(status: u16) -> usize {
 
 /// What is counted of requests between two parties by one worker.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct RequestCells {
     pub(super) by_class: [Cell64; CLASSES.len()],
     pub(super) by_grpc: [Cell64; GRPC_CODES],
@@ -110,6 +113,7 @@ pub struct RequestCells {
 
 /// What is counted of connections between two parties by one worker.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct ConnectionCells {
     pub(super) opened: Cell64,
     pub(super) closed: Cell64,
@@ -119,6 +123,7 @@ pub struct ConnectionCells {
 
 /// One event of one worker.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub struct CounterCells {
     pub(super) count: Cell64,
 }

@@ -1,12 +1,13 @@
 //! Metrics as Prometheus reads them: the text format, version 0.0.4.
 //! <https://prometheus.io/docs/instrumenting/exposition_formats/>
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::cells::{BUCKET_LABELS, CLASSES, ConnectionSum, HistogramSum};
-use super::labels::FlowLabels;
-use super::metrics::Snapshot;
+use super::labels::{FlowLabels, OTHER};
+use super::metrics::{MAX_SERIES, Snapshot};
 use super::names::{self, Counter, Definition, Histogram};
 use super::process::ProcessStats;
 use super::stats::EndpointView;
@@ -102,11 +103,14 @@ fn connections(out: &mut Text, snapshot: &Snapshot) {
 }
 
 fn endpoint_states(out: &mut Text, endpoints: &[EndpointView]) {
-    let mut counts = std::collections::BTreeMap::<_, u64>::new();
+    let mut counts = BTreeMap::<_, u64>::new();
     for e in endpoints {
-        *counts
-            .entry((&*e.service, &*e.namespace, e.port, e.state.as_str()))
-            .or_default() += 1;
+        let state = e.state.as_str();
+        let mut key = (&*e.service, &*e.namespace, e.port, state);
+        if counts.len() >= MAX_SERIES && !counts.contains_key(&key) {
+            key = (OTHER, OTHER, 0, state);
+        }
+        *counts.entry(key).or_default() += 1;
     }
     let mut family = out.family(&names::ENDPOINTS);
     for ((service, namespace, port, state), n) in counts {

@@ -113,8 +113,8 @@ impl Registry {
     pub(super) fn snapshot_at(&self, now: Instant) -> Snapshot {
         let gauge = |g: Gauge| f64::from_bits(self.gauges[g as usize].load(Ordering::Relaxed));
         Snapshot {
-            requests: sums(&self.requests, now, |cells| RequestSum::of(cells)),
-            connections: sums(&self.connections, now, |cells| ConnectionSum::of(cells)),
+            requests: sums(&self.requests, now, RequestSum::of),
+            connections: sums(&self.connections, now, ConnectionSum::of),
             counters: sums(&self.counters, now, |cells| {
                 cells.iter().map(|c| c.count.get()).sum()
             }),
@@ -195,7 +195,8 @@ impl WorkerMetrics {
         })
     }
 
-    /// Counts a rare event once, without keeping a handle.
+    /// Counts a rare event once, without keeping a handle. An event that names a destination takes
+    /// the registry's lock (it may have been forgotten); the others take it the first time.
     pub fn count(&self, counter: Counter, labels: &[&str]) {
         self.counter(counter, labels).inc();
     }
@@ -231,6 +232,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 struct Cache<K, S> {
     handles: HashMap<Arc<K>, Weak<S>>,
+    /// Handles of series that are never forgotten; the family's limit is theirs.
+    kept: Vec<Rc<S>>,
     /// Dead entries are swept when there are this many.
     sweep_at: usize,
 }
@@ -239,6 +242,7 @@ impl<K, S> Default for Cache<K, S> {
     fn default() -> Self {
         Self {
             handles: HashMap::new(),
+            kept: Vec::new(),
             sweep_at: 64,
         }
     }
@@ -262,6 +266,9 @@ impl<K: Labels, S> Cache<K, S> {
             self.sweep_at = (self.handles.len() * 2).max(64);
         }
         let handle = Rc::new(S::from(cells));
+        if !resolved.forgettable() {
+            self.kept.push(handle.clone());
+        }
         self.handles.insert(resolved, Rc::downgrade(&handle));
         handle
     }

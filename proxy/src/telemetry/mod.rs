@@ -4,16 +4,19 @@
 //!   endpoint, or accepts a connection) and then only writes memory of its own; the sums are made
 //!   when somebody asks ([`exposition`] for Prometheus, [`stats`] as JSON).
 //! - [`trace`]: trace context in and out, sampling, and the compact record of a span that a worker
-//!   sends away.
+//!   sends away; [`export`] turns records into OTLP on the control thread.
 //! - [`access_log`]: one JSON line a request, written by the control thread.
+//! - [`log`]: the proxy's own log and its level, which can be changed while it runs.
 //!
 //! Nothing here blocks a worker: what the control thread cannot take in time is dropped and
 //! counted.
 
 pub mod access_log;
 pub mod cells;
+pub mod export;
 pub mod exposition;
 pub mod labels;
+pub mod log;
 pub mod metrics;
 pub mod names;
 pub mod process;

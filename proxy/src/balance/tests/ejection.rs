@@ -398,6 +398,40 @@ proptest! {
     }
 }
 
+/// Another worker ejects another endpoint between the look at the share and the ejection.
+#[test]
+fn an_ejection_that_is_one_too_many_is_taken_back() {
+    let policy = outlier();
+    let health = EndpointHealth::default();
+    let others = std::cell::Cell::new(0);
+    let room = || Room {
+        ejected: others.replace(1) + usize::from(health.is_out()),
+        allowed: 1,
+    };
+    let judge = Judge {
+        policy: &policy,
+        now: clock::millis(Instant::now()),
+        jitter: 1.0,
+        room: &room,
+    };
+    for _ in 0..3 {
+        health.failed(false, Fault::Gateway, &judge);
+    }
+    assert_eq!(health.state(), HealthState::Closed);
+    assert_eq!(health.ejections(), 0);
+    // The other one is back, and this one fails once more: the streak has not been forgotten.
+    let room = || Room {
+        ejected: usize::from(health.is_out()),
+        allowed: 1,
+    };
+    let judge = Judge {
+        room: &room,
+        ..judge
+    };
+    health.failed(false, Fault::Gateway, &judge);
+    assert!(health.is_out());
+}
+
 /// Many threads fail many endpoints at once: never more out than allowed, once they are done.
 #[test]
 fn workers_together_keep_to_the_share() {

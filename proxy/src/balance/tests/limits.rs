@@ -1,6 +1,6 @@
 //! Permits: what is refused, who waits, and that nothing is lost across threads.
 
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::task::Poll;
 
 use futures_util::{FutureExt as _, poll};
@@ -103,6 +103,7 @@ async fn who_leaves_the_queue_leaves_the_place_to_the_next() {
     assert!(poll!(&mut only).is_pending());
     drop(running);
     drop(only);
+    assert_eq!(backend.limits.in_use().requests, 0);
     assert!(balancer.request_permit().now_or_never().is_some());
     assert_eq!(backend.limits.in_use().requests, 0);
 }
@@ -133,6 +134,124 @@ async fn a_changed_limit_holds_for_those_who_wait() {
     // Taken away altogether.
     let _free = lowered.replace(recompiled(limited(0, 0, 0)));
     assert!(poll!(&mut waiting).is_ready());
+}
+
+#[tokio::test]
+async fn wake_ups_that_fold_into_one_reach_everybody() {
+    let backend = backend(&cell(infos(&[1])), limited(0, 3, 5));
+    let balancer = Balancer::<()>::new(backend.clone());
+    let mut running = Vec::new();
+    for _ in 0..3 {
+        running.push(balancer.request_permit().await.unwrap());
+    }
+    let mut first = std::pin::pin!(balancer.request_permit());
+    let mut second = std::pin::pin!(balancer.request_permit());
+    let mut third = std::pin::pin!(balancer.request_permit());
+    assert!(poll!(&mut first).is_pending());
+    // One is woken; for the other two places nobody is there to be woken yet.
+    running.clear();
+    let second = poll!(&mut second);
+    let third = poll!(&mut third);
+    assert!(second.is_ready() && third.is_ready());
+    assert!(poll!(&mut first).is_ready());
+}
+
+/// Does both at the same moment on two threads, thousands of times, a little shifted each time.
+fn race<A: Send + 'static, B>(
+    prepare: impl Fn(&Arc<SharedLimits>) -> (A, B),
+    there: impl Fn(A) + Send + 'static,
+    here: impl Fn(B),
+) {
+    const ROUNDS: u32 = 20_000;
+    let spin_until = |reached: &dyn Fn() -> bool| {
+        for turn in 0u32.. {
+            if reached() {
+                break;
+            }
+            std::hint::spin_loop();
+            if turn % 1000 == 999 {
+                std::thread::yield_now();
+            }
+        }
+    };
+    let slot = Arc::new(std::sync::Mutex::new(None::<A>));
+    let [given, begun, done] = [(); 3].map(|()| Arc::new(AtomicU32::new(0)));
+    let thread = std::thread::spawn({
+        let (slot, given, begun, done) = (slot.clone(), given.clone(), begun.clone(), done.clone());
+        move || {
+            for round in 1..=ROUNDS {
+                spin_until(&|| given.load(Ordering::SeqCst) == round);
+                let mine = slot.lock().unwrap().take().expect("given");
+                begun.store(round, Ordering::SeqCst);
+                for _ in 0..round / 32 % 64 {
+                    std::hint::spin_loop();
+                }
+                there(mine);
+                done.store(round, Ordering::SeqCst);
+            }
+        }
+    });
+    for round in 1..=ROUNDS {
+        let limits = Arc::new(SharedLimits::default());
+        limits.set_max_requests(1);
+        let (a, b) = prepare(&limits);
+        *slot.lock().unwrap() = Some(a);
+        given.store(round, Ordering::SeqCst);
+        spin_until(&|| begun.load(Ordering::SeqCst) == round);
+        for _ in 0..round % 32 {
+            std::hint::spin_loop();
+        }
+        here(b);
+        spin_until(&|| done.load(Ordering::SeqCst) == round);
+        assert_eq!(limits.in_use(), LimitsInUse::default(), "round {round}");
+    }
+    thread.join().unwrap();
+}
+
+/// The only place in flight.
+fn taken(limits: &Arc<SharedLimits>) -> RequestPermit {
+    limits.request(1, 5).now_or_never().unwrap().unwrap()
+}
+
+#[test]
+fn a_place_given_back_while_somebody_joins_the_queue_is_found() {
+    let prepare = |limits: &Arc<SharedLimits>| (taken(limits), limits.clone());
+    race(prepare, drop, |limits| {
+        let mut joining = std::pin::pin!(limits.request(1, 5));
+        // Only woken is it polled again.
+        let woken = Arc::new(Flag::default());
+        let waker = std::task::Waker::from(woken.clone());
+        let mut context = std::task::Context::from_waker(&waker);
+        while joining.as_mut().poll(&mut context).is_pending() {
+            let start = std::time::Instant::now();
+            while !woken.0.swap(false, Ordering::SeqCst) {
+                assert!(start.elapsed() < 20 * SECOND, "forgotten");
+                std::thread::yield_now();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_place_given_back_while_the_queue_empties_is_free() {
+    let prepare = |limits: &Arc<SharedLimits>| {
+        let permit = taken(limits);
+        let limits = limits.clone();
+        let mut waiting = Box::pin(async move { limits.request(1, 5).await.map(drop) });
+        assert!((&mut waiting).now_or_never().is_none());
+        (permit, waiting)
+    };
+    race(prepare, drop, drop);
+}
+
+/// A waker that remembers that it was called.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl std::task::Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Four workers, more requests than places: never more at once than allowed, nobody is forgotten,

@@ -80,3 +80,33 @@ fn dates() {
         assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), expected);
     }
 }
+
+#[test]
+fn every_field_is_explained() {
+    let page = include_str!("../../../../docs/reference/observability.md");
+    let address = Some("10.0.0.1:80".parse().unwrap());
+    let some: Arc<str> = "shop/x".into();
+    let record = AccessRecord {
+        method: "GET".into(),
+        path: "/".into(),
+        authority: "x".into(),
+        status: 200,
+        grpc_status: Some(0),
+        error: Some(some.clone()),
+        time_to_head: Some(Duration::ZERO),
+        source_address: address,
+        source_workload: some.clone(),
+        destination_service: some.clone(),
+        destination_workload: some.clone(),
+        destination_address: address,
+        route: some,
+        trace_id: Some(1),
+        ..AccessRecord::new(Direction::Outbound, FlowProtocol::Http1, UNIX_EPOCH)
+    };
+    let line = serde_json::to_value(Line::from(&record)).unwrap();
+    let fields = line.as_object().unwrap();
+    assert_eq!(fields.len(), 22);
+    for field in fields.keys() {
+        assert!(page.contains(&format!("`{field}`")), "{field}");
+    }
+}

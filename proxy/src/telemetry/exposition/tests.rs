@@ -13,8 +13,7 @@ use crate::telemetry::stats::EndpointState;
 struct Parsed {
     kind: String,
     help: String,
-    /// Name with suffix, labels in order, value.
-    samples: Vec<(String, Vec<(String, String)>, f64)>,
+    samples: Vec<Sample>,
 }
 
 fn is_name(name: &str) -> bool {
@@ -24,6 +23,9 @@ fn is_name(name: &str) -> bool {
         .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
+
+/// Name with suffix, labels in order, value.
+type Sample = (String, Vec<(String, String)>, f64);
 
 /// Parses the text format strictly and panics on anything a Prometheus server could dislike:
 /// heads repeated, missing or apart from their samples, bad names, labels or escapes, duplicates.
@@ -69,7 +71,7 @@ fn parse(text: &str) -> BTreeMap<String, Parsed> {
     metrics
 }
 
-fn sample(line: &str) -> (String, Vec<(String, String)>, f64) {
+fn sample(line: &str) -> Sample {
     let end = line.find(['{', ' ']).unwrap();
     let name = line[..end].to_owned();
     assert!(is_name(&name), "{line}");

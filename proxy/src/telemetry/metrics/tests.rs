@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::cells::BUCKETS;
+use super::super::cells::{BUCKET_LABELS, BUCKETS};
 use super::super::labels::{Direction, FlowProtocol, OTHER};
 use super::*;
 
@@ -60,6 +60,18 @@ fn the_same_labels_are_the_same_handle() {
     let snapshot = registry.snapshot();
     assert_eq!(snapshot.requests.len(), 1);
     assert_eq!(snapshot.requests[0].1.by_class, [0, 0, 2, 0, 1, 0]);
+}
+
+#[test]
+fn what_is_never_forgotten_is_resolved_once() {
+    let worker = Registry::new().worker();
+    worker.count(Counter::TlsHandshakes, &["inbound", "ok"]);
+    let handle = worker.counter(Counter::TlsHandshakes, &["inbound", "ok"]);
+    assert_eq!(Rc::strong_count(&handle), 2, "the worker keeps one");
+    let labels = ["cart", "shop"];
+    worker.count(Counter::RetryBudgetExhausted, &labels);
+    let handle = worker.counter(Counter::RetryBudgetExhausted, &labels);
+    assert_eq!(Rc::strong_count(&handle), 1);
 }
 
 #[test]
@@ -141,6 +153,20 @@ fn a_series_nobody_holds_is_forgotten_in_time() {
         .record(200, None, Duration::ZERO);
     assert_eq!(names(start + FORGET_AFTER), ["kept", "left"]);
     drop(kept);
+}
+
+#[test]
+fn a_bound_belongs_to_its_bucket_and_has_its_label() {
+    let registry = Registry::new();
+    let worker = registry.worker();
+    let series = worker.histogram(Histogram::TlsHandshake, &["inbound"]);
+    for (bound, label) in BUCKETS.into_iter().zip(BUCKET_LABELS) {
+        series.record(Duration::from_nanos(bound));
+        assert_eq!(bound as f64 / 1e9, label.parse::<f64>().unwrap());
+    }
+    series.record(Duration::from_nanos(BUCKETS[BUCKETS.len() - 1] + 1));
+    let sum = registry.snapshot().histograms[0].1.clone();
+    assert_eq!(sum.buckets, [1; BUCKETS.len() + 1]);
 }
 
 proptest! {

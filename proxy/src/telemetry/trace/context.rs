@@ -5,6 +5,13 @@
 /// Flag of a sampled request (W3C Trace Context section 3.2.2.5.1).
 pub const SAMPLED: u8 = 0x01;
 
+/// Flag of a trace id that was made at random (level 2, section 3.2.2.5.2): belongs to the trace,
+/// and so goes with it. The other flags mean nothing yet and are not passed on.
+pub const RANDOM_TRACE_ID: u8 = 0x02;
+
+/// Name of the header, in lower case.
+pub const TRACEPARENT: &str = "traceparent";
+
 /// Length of a version 00 `traceparent`.
 pub const TRACEPARENT_LENGTH: usize = 55;
 

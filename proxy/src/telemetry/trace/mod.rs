@@ -9,6 +9,8 @@
 //! - Without a decision, the [`Sampler`] makes one. "No" is told onwards too (a `traceparent` with
 //!   the flag 00), so that the next proxy does not throw the dice again and start a trace in the
 //!   middle; with a rate of 0 nothing is said.
+//! - B3 is read, never written: its headers pass as they came, and the next proxy reads our
+//!   `traceparent` first.
 
 pub mod context;
 mod span;
@@ -124,7 +126,8 @@ impl Tracer {
     fn sampled(&self, incoming: Option<&TraceContext>, kind: SpanKind) -> Started {
         let parent = incoming.and_then(|context| context.ids);
         let ids = self.fresh(parent.map(|ids| ids.trace_id));
-        let flags = incoming.map_or(0, |context| context.flags) | context::SAMPLED;
+        let random = incoming.map_or(0, |context| context.flags & context::RANDOM_TRACE_ID);
+        let flags = random | context::SAMPLED;
         let record = SpanRecord::new(ids, parent.map(|ids| ids.span_id), kind, SystemTime::now());
         Started {
             propagate: Some(Traceparent { ids, flags }),

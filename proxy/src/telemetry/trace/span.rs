@@ -121,7 +121,7 @@ impl ActiveSpan {
         }
     }
 
-    /// The trace's id as 32 hex digits, for the access log.
+    /// The trace's id, for the access log.
     pub fn trace_id(&self) -> Option<u128> {
         self.record.as_ref().map(|record| record.ids.trace_id)
     }
@@ -180,6 +180,18 @@ pub fn span_channel(registry: Arc<Registry>) -> (SpanSink, SpanSource) {
             registry,
         },
     )
+}
+
+impl SpanSource {
+    /// Turns tracing on, as the exporter does when it has an endpoint.
+    pub fn turn_on(&self) {
+        self.on.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes a finished span, if there is one.
+    pub fn try_recv(&mut self) -> Option<SpanRecord> {
+        self.queue.try_recv().ok()
+    }
 }
 
 impl SpanSink {

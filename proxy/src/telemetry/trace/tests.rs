@@ -156,6 +156,15 @@ fn a_server_span_is_the_child_of_the_client_span() {
 }
 
 #[test]
+fn flags_of_the_trace_go_with_it_and_unknown_ones_do_not() {
+    let (tracer, _source) = tracer();
+    let incoming = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-ff";
+    let incoming = TraceContext::from_traceparent(incoming).unwrap();
+    let started = tracer.start(Some(&incoming), Sampler::default(), SpanKind::Client);
+    assert!(started.propagate.unwrap().to_bytes().ends_with(b"-03"));
+}
+
+#[test]
 fn a_full_queue_drops_and_counts() {
     let registry = Registry::new();
     let (sink, source) = span_channel(registry.clone());

@@ -1,0 +1,217 @@
+use std::sync::atomic::AtomicUsize;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::telemetry::labels::{Direction, FlowLabels, FlowProtocol};
+use crate::telemetry::stats::EndpointState;
+
+struct Known;
+
+impl Introspect for Known {
+    fn config(&self) -> serde_json::Value {
+        serde_json::json!({ "workload": "shop/front" })
+    }
+
+    fn endpoints(&self) -> Vec<EndpointView> {
+        vec![EndpointView {
+            service: "cart".to_owned(),
+            namespace: "shop".to_owned(),
+            port: 80,
+            address: "10.0.0.1:80".to_owned(),
+            workload: "shop/cart".to_owned(),
+            zone: String::new(),
+            state: EndpointState::Ready,
+        }]
+    }
+}
+
+fn state() -> (AdminState, Arc<AtomicUsize>) {
+    let drained = Arc::new(AtomicUsize::new(0));
+    let count = drained.clone();
+    let state = AdminState {
+        registry: Registry::new(),
+        readiness: Arc::default(),
+        introspect: Arc::new(Known),
+        log: None,
+        drain: Arc::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        }),
+    };
+    (state, drained)
+}
+
+const NEAR: &str = "127.0.0.1:1000";
+const FAR: &str = "10.0.0.9:1000";
+
+async fn ask(state: &AdminState, peer: &str, method: &str, target: &str) -> (u16, String) {
+    let request = Request::builder().method(method).uri(target).body(());
+    let response = respond(state, peer.parse().unwrap(), &request.unwrap());
+    let status = response.status().as_u16();
+    let body = http_body_util::BodyExt::collect(response.into_body()).await;
+    let text = String::from_utf8(body.unwrap().to_bytes().to_vec()).unwrap();
+    (status, text)
+}
+
+#[tokio::test]
+async fn ready_when_all_is_in_place_and_not_draining() {
+    let (state, drained) = state();
+    let ready = &state.readiness;
+    let (status, why) = ask(&state, FAR, "GET", "/readyz").await;
+    assert_eq!(status, 503);
+    assert_eq!(
+        why,
+        "waiting for the control plane to send the workload's table, the trusted roots, a certificate\n"
+    );
+    ready.workload.store(true, Ordering::Relaxed);
+    ready.trust.store(true, Ordering::Relaxed);
+    let (status, why) = ask(&state, FAR, "GET", "/readyz").await;
+    assert_eq!((status, why.contains("certificate")), (503, true));
+    assert!(!why.contains("roots"));
+    ready.certificate.store(true, Ordering::Relaxed);
+    assert_eq!(ask(&state, FAR, "GET", "/readyz").await.0, 200);
+
+    assert_eq!(ask(&state, NEAR, "GET", "/drain").await.0, 405);
+    assert_eq!(ask(&state, FAR, "POST", "/drain").await.0, 403);
+    assert_eq!(drained.load(Ordering::Relaxed), 0);
+    assert_eq!(
+        ask(&state, "[::ffff:127.0.0.1]:9", "POST", "/drain")
+            .await
+            .0,
+        200
+    );
+    assert_eq!(ask(&state, NEAR, "POST", "/drain").await.0, 200);
+    assert_eq!(drained.load(Ordering::Relaxed), 1, "begun once");
+    let (status, why) = ask(&state, FAR, "GET", "/readyz").await;
+    assert_eq!((status, why.contains("draining")), (503, true));
+    assert_eq!(ask(&state, FAR, "GET", "/healthz").await.0, 200);
+}
+
+#[tokio::test]
+async fn shows_what_it_knows() {
+    let (state, _) = state();
+    let worker = state.registry.worker();
+    let series = worker.requests(&FlowLabels {
+        direction: Direction::Outbound,
+        source_workload: "front".into(),
+        source_namespace: "shop".into(),
+        destination_service: "cart".into(),
+        destination_namespace: "shop".into(),
+        destination_workload: "cart".into(),
+        port: 80,
+        protocol: FlowProtocol::H2,
+        mtls: true,
+    });
+    series.record(200, None, Duration::from_millis(1));
+    let (status, metrics) = ask(&state, FAR, "GET", "/metrics").await;
+    assert_eq!(status, 200);
+    assert!(
+        metrics.contains("\nweft_requests_total{direction=\"outbound\",source_workload=\"front\",")
+    );
+    assert!(metrics.contains("state=\"ready\"} 1\n"));
+    assert!(metrics.contains("\nprocess_resident_memory_bytes "));
+    let (_, stats) = ask(&state, FAR, "GET", "/stats.json").await;
+    let stats: serde_json::Value = serde_json::from_str(&stats).unwrap();
+    assert_eq!(stats["destinations"][0]["requests"], 1);
+    assert_eq!(
+        stats["destinations"][0]["endpoints"][0]["address"],
+        "10.0.0.1:80"
+    );
+    let (_, config) = ask(&state, FAR, "GET", "/config").await;
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["workload"], "shop/front");
+    assert_eq!(ask(&state, NEAR, "POST", "/metrics").await.0, 405);
+    assert_eq!(ask(&state, NEAR, "POST", "/quit").await.0, 404);
+}
+
+#[tokio::test]
+async fn the_log_filter_changes_while_it_runs() {
+    use tracing_subscriber::layer::SubscriberExt;
+    let (mut state, _) = state();
+    assert_eq!(ask(&state, NEAR, "GET", "/log").await.0, 404);
+    let (layer, log) = LogControl::with_layer("info").unwrap();
+    let subscriber = tracing_subscriber::registry().with(layer);
+    state.log = Some(log);
+    let target = "/log?level=weft_proxy%3Ddebug,h2=warn";
+    assert_eq!(ask(&state, FAR, "PUT", target).await.0, 403);
+    let (status, now) = ask(&state, NEAR, "PUT", target).await;
+    assert_eq!(status, 200);
+    assert!(
+        now.contains("weft_proxy=debug") && now.contains("h2=warn"),
+        "{now}"
+    );
+    let (status, why) = ask(&state, NEAR, "POST", "/log?level=a=b=c").await;
+    assert_eq!((status, why.contains("'a=b=c'")), (400, true), "{why}");
+    assert_eq!(ask(&state, NEAR, "POST", "/log").await.0, 400);
+    assert_eq!(
+        ask(&state, FAR, "GET", "/log").await,
+        (200, now),
+        "the old one stays"
+    );
+    // What the filter says is what passes.
+    tracing::subscriber::with_default(subscriber, || {
+        assert!(tracing::enabled!(target: "weft_proxy", tracing::Level::DEBUG));
+        assert!(!tracing::enabled!(target: "h2", tracing::Level::INFO));
+    });
+}
+
+#[test]
+fn escapes() {
+    assert_eq!(decode("a%3Db%2c%zz%"), "a=b,%zz%");
+    assert_eq!(decode("%e2%82%ac"), "\u{20ac}");
+}
+
+async fn exchange(stream: &mut TcpStream, request: &[u8]) -> String {
+    // The server may have closed already.
+    let _ = stream.write_all(request).await;
+    let mut out = Vec::new();
+    let _ = stream.read_to_end(&mut out).await;
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_and_oversized_clients_are_shown_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (state, _) = state();
+    let server = tokio::spawn(serve(listener, state));
+
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let answer = exchange(
+        &mut client,
+        b"GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+
+    let mut long = b"GET / HTTP/1.1\r\nx: ".to_vec();
+    long.resize(MAX_HEAD * 3, b'x');
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let answer = exchange(&mut client, &long).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
+
+    // All places taken by clients that stall mid-head: they are shown out, and one more is served.
+    let begun = tokio::time::Instant::now();
+    let mut stalled = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET /healthz HT").await.unwrap();
+        stalled.push(client);
+    }
+    let mut client = TcpStream::connect(address).await.unwrap();
+    let answer = exchange(
+        &mut client,
+        b"GET /healthz HTTP/1.1\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    let waited = begun.elapsed();
+    assert!(
+        waited <= HEAD_TIMEOUT + Duration::from_secs(1),
+        "{waited:?}"
+    );
+    server.abort();
+}

@@ -1,0 +1,258 @@
+use proptest::prelude::*;
+use prost::Message;
+use weft_api::proto::*;
+
+use super::samples::*;
+use crate::discovery::compile::{self, Invalid};
+use crate::discovery::{Discard, decode};
+use crate::tables::{self, EndpointSet, PathMatch};
+
+fn compiled(given: &Destination) -> Result<tables::Destination, String> {
+    compile::destination(given, &mut Discard).map_err(|Invalid(why)| why)
+}
+
+#[test]
+fn a_destination_becomes_a_table() {
+    let table = compiled(&destination()).unwrap();
+    assert_eq!((&*table.service, table.port), ("cart", 80));
+    let route = &table.routes[0];
+    assert_eq!(route.total_weight, 3);
+    assert_eq!(route.matches[0].method.as_deref(), Some("GET"));
+    assert_eq!(
+        route.matches[0].path,
+        Some(PathMatch::Prefix("/api".into()))
+    );
+    assert_eq!(route.matches[0].headers, [("x-version".into(), "2".into())]);
+    let policy = &route.policy;
+    assert_eq!(policy.request_timeout.unwrap().as_millis(), 1500);
+    assert_eq!(policy.idle_timeout, None);
+    let retry = policy.retry.as_ref().unwrap();
+    assert_eq!((retry.attempts, retry.max_body), (2, 64 * 1024));
+    let backend = &route.backends[0].1;
+    let outlier = backend.policy.outlier.as_ref().unwrap();
+    assert_eq!(outlier.consecutive_gateway_errors, 5);
+    assert_eq!(outlier.interval.as_secs(), 10);
+    assert_eq!(
+        compile::endpoint_names(&table)
+            .iter()
+            .map(|n| &**n)
+            .collect::<Vec<_>>(),
+        [ENDPOINTS]
+    );
+}
+
+#[test]
+fn routes_with_the_same_backend_share_it() {
+    let mut given = destination();
+    given.routes.push(route());
+    let mut other = route();
+    other.backends[0].backend.as_mut().unwrap().policy = None;
+    given.routes.push(other);
+    let table = compiled(&given).unwrap();
+    let id = |route: usize| table.routes[route].backends[0].1.id;
+    assert_eq!(id(0), id(1));
+    assert_ne!(id(0), id(2));
+}
+
+type Change = fn(&mut Destination);
+
+#[test]
+fn what_is_wrong_is_said() {
+    fn policy(d: &mut Destination) -> &mut RoutePolicy {
+        d.routes[0].policy.as_mut().unwrap()
+    }
+    fn inner(d: &mut Destination) -> &mut Backend {
+        d.routes[0].backends[0].backend.as_mut().unwrap()
+    }
+    fn retry(d: &mut Destination) -> &mut RetryPolicy {
+        policy(d).retry.as_mut().unwrap()
+    }
+    fn answer(d: &mut Destination, status: u32, name: &str, value: &str) {
+        policy(d).fallback = Some(Fallback {
+            action: Some(fallback::Action::Response(FallbackResponse {
+                status,
+                headers: vec![Header {
+                    name: name.into(),
+                    value: value.into(),
+                }],
+                body: Default::default(),
+            })),
+        });
+    }
+    let cases: &[(&str, Change)] = &[
+        ("port 0", |d| d.port = 0),
+        ("port 70000", |d| inner(d).port = 70_000),
+        ("names no namespace", |d| d.service.clear()),
+        ("protocol 99 is not known", |d| d.protocol = 99),
+        ("weight of 4000000000", |d| {
+            d.routes[0].backends[0].weight = 4_000_000_000
+        }),
+        ("names no backend", |d| {
+            d.routes[0].backends[0].backend = None
+        }),
+        ("names no endpoints", |d| inner(d).endpoints.clear()),
+        ("'GE T' is not a method", |d| {
+            d.routes[0].matches[0].method = "GE T".into()
+        }),
+        ("not a path to match", |d| {
+            d.routes[0].matches[0].path = Some(route_match::Path::PathExact("api".into()));
+        }),
+        ("'a b' is not a header's name", |d| {
+            d.routes[0].matches[0].headers = [("a b".into(), "1".into())].into();
+        }),
+        ("above 31 days", |d| policy(d).request_timeout_ms = u64::MAX),
+        ("above 31 days", |d| {
+            inner(d).policy.as_mut().unwrap().connect_timeout_ms = u64::MAX
+        }),
+        ("99 is not a status", |d| retry(d).status_codes = vec![99]),
+        ("17 is not a gRPC", |d| retry(d).grpc_codes = vec![17]),
+        ("at most 25", |d| retry(d).attempts = 1000),
+        ("less than the first", |d| {
+            retry(d).backoff_base_ms = 1000;
+            retry(d).backoff_max_ms = 10;
+        }),
+        ("101 percent", |d| retry(d).budget_percent = 101),
+        ("status 101", |d| answer(d, 101, "a", "b")),
+        ("may not set the header 'content-length'", |d| {
+            answer(d, 200, "Content-Length", "1")
+        }),
+        ("holds what a header cannot", |d| {
+            answer(d, 200, "a", "b\r\nc: d")
+        }),
+        ("needs a hash key", |d| {
+            inner(d).policy.as_mut().unwrap().load_balancer = Some(LoadBalancer {
+                algorithm: Algorithm::Maglev.into(),
+                ..Default::default()
+            });
+        }),
+    ];
+    for (expected, change) in cases {
+        let mut given = destination();
+        change(&mut given);
+        let said = compiled(&given).unwrap_err();
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn endpoints_are_checked() {
+    let with = |change: fn(&mut Endpoint)| {
+        let mut given = endpoints(&["10.1.0.1:80"]);
+        change(&mut given.endpoints[0]);
+        compile::endpoints(&given, &EndpointSet::default())
+            .map(|_| ())
+            .map_err(|e| e.0)
+    };
+    assert_eq!(with(|_| {}), Ok(()));
+    assert_eq!(with(|e| e.identity.clear()), Ok(()));
+    for (expected, change) in [
+        (
+            "not address:port",
+            (|e| e.address = "cart:80".into()) as fn(&mut Endpoint),
+        ),
+        ("no address to connect to", |e| {
+            e.address = "10.1.0.1:0".into()
+        }),
+        ("no address to connect to", |e| e.address = "[::]:80".into()),
+        ("not a workload identity", |e| e.identity = "cart".into()),
+        ("not known to this version", |e| e.health = 9),
+        ("weight", |e| e.weight = u32::MAX),
+    ] {
+        let said = with(change).unwrap_err();
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let twice = endpoints(&["10.1.0.1:80", "10.1.0.1:80"]);
+    let set = compile::endpoints(&twice, &EndpointSet::default()).unwrap();
+    assert_eq!(set.endpoints.len(), 1);
+}
+
+#[test]
+fn a_workload_is_checked() {
+    let table = compile::workload(&workload(), "shop/web").unwrap();
+    assert_eq!(table.port(8080), (MtlsMode::Permissive, Protocol::Http));
+    assert_eq!(table.port(9090), (MtlsMode::Strict, Protocol::Auto));
+    assert_eq!(&*table.display_name, "web");
+    assert!(compile::workload(&workload(), "shop/other").is_err());
+    let with = |change: fn(&mut Workload)| {
+        let mut given = workload();
+        change(&mut given);
+        compile::workload(&given, "shop/web").unwrap_err().0
+    };
+    assert!(with(|w| w.mtls = 7).contains("not known"));
+    assert!(with(|w| w.ports.push(w.ports[0])).contains("twice"));
+    assert!(with(|w| w.telemetry.as_mut().unwrap().sampling_per_myriad = 10_001).contains("all"));
+    assert!(
+        with(|w| w.telemetry.as_mut().unwrap().otlp_endpoint = "collector".into()).contains("URL")
+    );
+}
+
+fn sample() -> DiscoveryResponse {
+    DiscoveryResponse {
+        resources: vec![
+            of_destination(1, destination()),
+            of_endpoints(2, &["10.1.0.1:80", "[fd00::1]:80"]),
+            of_workload(3),
+        ],
+    }
+}
+
+#[test]
+fn the_sample_is_good() {
+    let results = decode(&sample().encode_to_vec()).unwrap();
+    assert_eq!(results, [Ok(()), Ok(()), Ok(())]);
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
+        let _ = decode(&bytes);
+    }
+
+    #[test]
+    fn a_damaged_message_is_survived(
+        damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..24),
+        cut in any::<prop::sample::Index>(),
+    ) {
+        let mut bytes = sample().encode_to_vec();
+        for (at, value) in damage {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        let _ = decode(&bytes);
+        bytes.truncate(cut.index(bytes.len()));
+        let _ = decode(&bytes);
+    }
+
+    #[test]
+    fn any_numbers_are_survived(
+        numbers in proptest::collection::vec(prop_oneof![any::<u32>(), 0u32..200], 12),
+        times in proptest::collection::vec(any::<u64>(), 6),
+    ) {
+        let mut given = destination();
+        given.port = numbers[0];
+        given.protocol = numbers[1] as i32;
+        let route = &mut given.routes[0];
+        route.backends[0].weight = numbers[2];
+        let policy = route.policy.as_mut().unwrap();
+        policy.request_timeout_ms = times[0];
+        policy.per_try_timeout_ms = times[1];
+        let retry = policy.retry.as_mut().unwrap();
+        retry.attempts = numbers[3];
+        retry.backoff_base_ms = times[2];
+        retry.backoff_max_ms = times[3];
+        retry.max_body_bytes = times[4];
+        retry.budget_percent = numbers[4];
+        let backend = route.backends[0].backend.as_mut().unwrap();
+        backend.port = numbers[5];
+        let outlier = backend.policy.as_mut().unwrap().outlier_detection.as_mut().unwrap();
+        outlier.interval_ms = times[5];
+        outlier.max_ejection_percent = numbers[6];
+        // What is taken keeps its promises.
+        if let Ok(table) = compiled(&given) {
+            prop_assert_eq!(u32::from(table.port), given.port);
+            let retry = table.routes[0].policy.retry.as_ref().unwrap();
+            prop_assert!(retry.backoff_base <= retry.backoff_max);
+            prop_assert!(retry.budget_percent <= 100 && retry.attempts <= 25);
+        }
+    }
+}
