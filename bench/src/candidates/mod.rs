@@ -1,0 +1,113 @@
+//! What is measured: a way from the load generator to the origin.
+
+pub mod envoy;
+pub mod weft;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::load::{self, Kind, Load};
+use crate::process::{Cpus, Process, Side, free_port, wait_for};
+
+/// A way to the origin, with an address for each kind of traffic that it takes.
+#[derive(Default, Clone)]
+pub struct Ways {
+    pub http1: Option<SocketAddr>,
+    pub http2: Option<SocketAddr>,
+    /// Opaque: bytes are copied.
+    pub tcp: Option<SocketAddr>,
+}
+
+/// Something to measure.
+pub struct Candidate {
+    pub name: &'static str,
+    pub ways: Ways,
+    /// Outbound and inbound proxy; none for the direct path.
+    pub pids: Option<(u32, u32)>,
+    /// Killed with the candidate.
+    pub _processes: Vec<Process>,
+}
+
+impl Candidate {
+    /// Waits until every way answers a request.
+    pub fn wait_ready(&self) -> anyhow::Result<()> {
+        let ways = [
+            (self.ways.http1, Kind::Http1),
+            (self.ways.tcp, Kind::Http1),
+            (self.ways.http2, Kind::Http2),
+        ];
+        for (target, kind) in ways {
+            let Some(target) = target else { continue };
+            let what = format!("{} to answer {kind:?} on {target}", self.name);
+            wait_for(&what, Duration::from_secs(20), || answers(target, kind))?;
+        }
+        Ok(())
+    }
+}
+
+/// A short run that must succeed.
+fn answers(target: SocketAddr, kind: Kind) -> anyhow::Result<()> {
+    let load = Load {
+        kind,
+        target,
+        connections: 1,
+        streams: 1,
+        warmup: Duration::ZERO,
+        window: Duration::from_millis(60),
+    };
+    let outcome = load::run(&load, &mut |_| {})?;
+    match outcome.first_error {
+        Some(error) => anyhow::bail!("{error}"),
+        None if outcome.latencies.count() == 0 => anyhow::bail!("no answer"),
+        None => Ok(()),
+    }
+}
+
+/// The origin, and the direct path to it.
+pub struct Origin {
+    _process: Process,
+    pub http1: SocketAddr,
+    pub http2: SocketAddr,
+}
+
+impl Origin {
+    pub fn start(cpus: &Cpus, folder: &Path) -> anyhow::Result<Self> {
+        let http1 = loopback(free_port()?);
+        let http2 = loopback(free_port()?);
+        let log = folder.join("origin.log");
+        cpus.enter(Side::Server)?;
+        let process = Process::start(
+            "origin",
+            &std::env::current_exe()?,
+            ["origin".to_owned(), http1.to_string(), http2.to_string()],
+            &log,
+        )?;
+        cpus.enter(Side::Client)?;
+        let origin = Self {
+            _process: process,
+            http1,
+            http2,
+        };
+        origin.direct().wait_ready()?;
+        Ok(origin)
+    }
+
+    /// No proxy between.
+    pub fn direct(&self) -> Candidate {
+        Candidate {
+            name: "direct",
+            ways: Ways {
+                http1: Some(self.http1),
+                http2: Some(self.http2),
+                tcp: None,
+            },
+            pids: None,
+            _processes: Vec::new(),
+        }
+    }
+}
+
+pub fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}

@@ -1,0 +1,350 @@
+//! Our own pair: the real control plane with a folder of manifests, and two real proxies that it
+//! tells what to do. Everything that is on by default is on, and besides: ten endpoints to balance
+//! over (ten addresses of the one inbound proxy), retries armed, outlier detection, 1 % of the
+//! requests traced. No netfilter: the proxies are given their connections by `--forward`.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context;
+
+use super::{Candidate, Origin, Ways, loopback};
+use crate::process::{Cpus, Process, Side, free_port, wait_for};
+
+/// Addresses that the one inbound proxy is reached at; loopback answers to all of 127/8.
+const ENDPOINTS: u8 = 10;
+
+/// Where the programs are, and what the pair is told.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub name: &'static str,
+    pub proxy: PathBuf,
+    pub control_plane: PathBuf,
+    /// Services in the control plane's folder that nothing is sent to; ten endpoints each.
+    pub unused_services: usize,
+}
+
+impl Setup {
+    /// Builds the two programs as released, and finds them.
+    pub fn build() -> anyhow::Result<Self> {
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let status = Command::new(cargo)
+            .args([
+                "build",
+                "--release",
+                "-p",
+                "weft-proxy",
+                "-p",
+                "weft-control-plane",
+            ])
+            .arg("--manifest-path")
+            .arg(manifest)
+            .status()
+            .context("running cargo build")?;
+        anyhow::ensure!(
+            status.success(),
+            "weft-proxy and weft-control-plane do not build"
+        );
+        let beside = std::env::current_exe()?;
+        let folder = beside.parent().context("the benchmark lies in no folder")?;
+        // A debug build of the benchmark still measures release builds of the proxy.
+        let folder = match folder.file_name() {
+            Some(name) if name == "release" => folder.to_owned(),
+            _ => folder.with_file_name("release"),
+        };
+        Self::in_folder(&folder)
+    }
+
+    /// Takes the programs that lie in a folder.
+    pub fn in_folder(folder: &Path) -> anyhow::Result<Self> {
+        let find = |name: &str| {
+            let path = folder.join(name);
+            anyhow::ensure!(path.is_file(), "{} is missing", path.display());
+            Ok(path)
+        };
+        Ok(Self {
+            name: "weft",
+            proxy: find("weft-proxy")?,
+            control_plane: find("weft-control-plane")?,
+            unused_services: 0,
+        })
+    }
+}
+
+/// A Service that the pair carries: its virtual address, the loopback port that stands for it at
+/// the outbound proxy, the port of the inbound proxy, and where that one goes on to.
+struct Carried {
+    name: &'static str,
+    app_protocol: &'static str,
+    vip: SocketAddr,
+    outbound: u16,
+    inbound: u16,
+    origin: SocketAddr,
+}
+
+/// Starts control plane and pair, and waits until requests go through.
+pub fn start(
+    setup: &Setup,
+    origin: &Origin,
+    cpus: &Cpus,
+    folder: &Path,
+) -> anyhow::Result<Candidate> {
+    let folder = folder.join(format!("{}-{}", setup.name, free_port()?));
+    let manifests = folder.join("manifests");
+    let state = folder.join("state");
+    fs::create_dir_all(&manifests)?;
+    fs::create_dir_all(&state)?;
+    let carried = [
+        ("http", "http", 80, origin.http1),
+        ("http2", "kubernetes.io/h2c", 8080, origin.http2),
+        ("tcp", "tcp", 9000, origin.http1),
+    ];
+    let carried = carried
+        .into_iter()
+        .zip(1..)
+        .map(|((name, app_protocol, port, origin), i)| {
+            Ok(Carried {
+                name,
+                app_protocol,
+                vip: SocketAddr::from(([10, 96, 0, i], port)),
+                outbound: free_port()?,
+                inbound: free_port()?,
+                origin,
+            })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    fs::write(manifests.join("bench.yaml"), used(&carried)?)?;
+    if setup.unused_services > 0 {
+        fs::write(
+            manifests.join("unused.yaml"),
+            unused(setup.unused_services)?,
+        )?;
+    }
+
+    let control = free_port()?;
+    let control_admin = free_port()?;
+    let log = folder.join("control-plane.log");
+    cpus.enter(Side::Server)?;
+    let mut control_plane = Process::start(
+        "weft-control-plane",
+        &setup.control_plane,
+        [
+            format!("--source=folder:{}", manifests.display()),
+            format!("--data-dir={}", state.display()),
+            format!("--listen={}", loopback(control)),
+            format!("--admin={}", loopback(control_admin)),
+        ],
+        &log,
+    )?;
+    cpus.enter(Side::Client)?;
+    let root = state.join("root.pem");
+    wait_for("the control plane", Duration::from_secs(20), || {
+        control_plane.check(&log)?;
+        std::net::TcpStream::connect(loopback(control))?;
+        anyhow::ensure!(root.is_file(), "{} is not there yet", root.display());
+        Ok(())
+    })?;
+
+    let mut processes = Vec::new();
+    for (side, workload) in [(Side::Server, "server-1"), (Side::Client, "client")] {
+        let account = workload.split('-').next().unwrap_or(workload);
+        let token = folder.join(format!("{workload}.token"));
+        let output = Command::new(&setup.control_plane)
+            .arg("token")
+            .arg(format!("--data-dir={}", state.display()))
+            .args(["--namespace=bench", &format!("--service-account={account}")])
+            .output()?;
+        anyhow::ensure!(
+            output.status.success(),
+            "no token for {account}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        fs::write(&token, output.stdout)?;
+        let forwards = carried.iter().map(|c| match side {
+            Side::Client => format!("--forward=outbound:{}={}", c.outbound, c.vip),
+            Side::Server => format!("--forward=inbound:{}={}", c.inbound, c.origin),
+        });
+        let log = folder.join(format!("{workload}.log"));
+        let admin = loopback(free_port()?);
+        let arguments = [
+            "run".to_owned(),
+            format!("--control-plane={}", loopback(control)),
+            format!("--trust-root={}", root.display()),
+            format!("--token={}", token.display()),
+            format!("--workload=bench/{workload}"),
+            format!("--outbound-port={}", free_port()?),
+            format!("--inbound-port={}", free_port()?),
+            format!("--admin={admin}"),
+            "--workers=1".to_owned(),
+        ];
+        cpus.enter(side)?;
+        let mut process = Process::start(
+            workload,
+            &setup.proxy,
+            arguments.into_iter().chain(forwards),
+            &log,
+        )?;
+        cpus.enter(Side::Client)?;
+        wait_for(
+            &format!("the proxy of {workload}"),
+            Duration::from_secs(20),
+            || {
+                process.check(&log)?;
+                ready(admin)
+            },
+        )?;
+        processes.push(process);
+    }
+    let pids = Some((processes[1].pid(), processes[0].pid()));
+    processes.push(control_plane);
+    let way = |name: &str| {
+        carried
+            .iter()
+            .find(|c| c.name == name)
+            .map(|c| loopback(c.outbound))
+    };
+    let candidate = Candidate {
+        name: setup.name,
+        ways: Ways {
+            http1: way("http"),
+            http2: way("http2"),
+            tcp: way("tcp"),
+        },
+        pids,
+        _processes: processes,
+    };
+    candidate
+        .wait_ready()
+        .with_context(|| format!("logs are in {}", folder.display()))?;
+    Ok(candidate)
+}
+
+/// Asks the admin port whether tables and certificate are in place.
+fn ready(admin: SocketAddr) -> anyhow::Result<()> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(admin)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.lines().next().unwrap_or_default();
+    anyhow::ensure!(status.contains(" 200 "), "not ready: {answer}");
+    Ok(())
+}
+
+/// The manifests of what is measured.
+fn used(carried: &[Carried]) -> anyhow::Result<String> {
+    let mut yaml = String::new();
+    for c in carried {
+        writeln!(
+            yaml,
+            "---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: bench}}
+spec:
+  clusterIP: {ip}
+  selector: {{app: server}}
+  ports:
+  - {{name: main, port: {port}, targetPort: {target}, appProtocol: {protocol}}}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {name}, namespace: bench}}
+spec:
+  targetRefs: [{{kind: Service, name: {name}}}]
+  retries:
+    attempts: 2
+    codes: [503]
+    on: [ConnectFailure, RefusedStream, Reset]
+  circuitBreaker:
+    outlierDetection:
+      consecutiveGatewayErrors: 5
+      baseEjectionTime: 30s",
+            name = c.name,
+            ip = c.vip.ip(),
+            port = c.vip.port(),
+            target = c.inbound,
+            protocol = c.app_protocol,
+        )?;
+    }
+    for i in 1..=ENDPOINTS {
+        write!(
+            yaml,
+            "---
+apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata:
+  name: server-{i}
+  namespace: bench
+  labels: {{app: server}}
+spec:
+  addresses: [127.0.1.{i}]
+  serviceAccount: server
+  ports:
+"
+        )?;
+        for c in carried {
+            writeln!(yaml, "  - {{name: {}, port: {}}}", c.name, c.inbound)?;
+        }
+    }
+    yaml.push_str(
+        "---
+apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {name: client, namespace: bench, labels: {app: client}}
+spec:
+  addresses: [127.0.2.1]
+  serviceAccount: client
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: Telemetry
+metadata: {name: all, namespace: bench}
+spec:
+  tracing: {samplingPercent: 1}
+",
+    );
+    Ok(yaml)
+}
+
+/// Services that exist and are not called.
+fn unused(count: usize) -> anyhow::Result<String> {
+    let mut yaml = String::new();
+    for i in 0..count {
+        let (high, low) = (i >> 8, i & 255);
+        write!(
+            yaml,
+            "---
+apiVersion: v1
+kind: Service
+metadata: {{name: unused-{i}, namespace: others}}
+spec:
+  clusterIP: 10.97.{high}.{low}
+  ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: unused-{i}
+  namespace: others
+  labels: {{kubernetes.io/service-name: unused-{i}}}
+addressType: IPv4
+ports: [{{name: http, port: 8080}}]
+endpoints:
+"
+        )?;
+        for e in 1..=10 {
+            writeln!(
+                yaml,
+                "- {{addresses: [10.{}.{low}.{e}], conditions: {{ready: true}}}}",
+                100 + high
+            )?;
+        }
+    }
+    Ok(yaml)
+}

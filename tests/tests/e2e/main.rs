@@ -1,0 +1,109 @@
+//! The mesh from outside: real proxies, a real control plane and real capture, on hosts of their
+//! own. One module for each concern; `weft_tests` has what they stand on.
+//!
+//! Namespaces have to be entered before the first thread starts, so this is a program of its own
+//! (`cargo test -p weft-tests --test e2e [NAME] [-- --list]`).
+
+#![allow(clippy::unwrap_used)] // The whole crate is a test.
+
+mod http1;
+mod http2;
+mod policy;
+mod resilience;
+mod tcp;
+mod tls;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Completion, Trial};
+use weft_tests::binaries::binaries;
+use weft_tests::netns::{Network, isolate};
+
+macro_rules! trials {
+    ($($module:ident::$name:ident,)*) => {
+        [$((concat!(stringify!($module), "::", stringify!($name)), $module::$name as fn())),*]
+    };
+}
+
+const TRIALS: &[(&str, fn())] = &trials![
+    http1::bytes_pass_unchanged_both_ways,
+    http1::a_workload_is_reached_by_its_own_address,
+    http1::connections_are_kept,
+    http1::pipelined_requests_are_answered_in_order,
+    http1::chunks_and_trailers_pass_as_they_are,
+    http1::interim_responses_pass,
+    http1::an_upgrade_becomes_a_byte_copy,
+    http1::connect_becomes_a_byte_copy,
+    http1::answers_without_a_body,
+    http1::http_1_0_without_a_host,
+    http1::conflicting_framing_is_refused,
+    http1::an_answer_may_come_before_the_request_has_ended,
+    http1::events_are_streamed_at_once,
+    http1::a_body_cut_off_arrives_cut_off,
+    http1::a_refused_connection_is_a_clear_502_or_503,
+    http1::a_client_that_stalls_in_its_head_holds_up_nobody,
+    http2::requests_with_prior_knowledge,
+    http2::grpc_trailers_and_streams_both_ways,
+    http2::a_reset_stream_is_reset_at_the_far_end,
+    http2::a_slow_reader_holds_the_sender_back,
+    tcp::servers_that_speak_first_need_no_configuration,
+    tcp::a_few_bytes_are_passed_on_at_once,
+    tcp::half_closes_are_kept_both_ways,
+    tcp::resets_arrive_as_resets,
+    tcp::data_before_a_reset_arrives,
+    tcp::many_bytes_arrive_whole,
+    tcp::ipv6_is_captured_too,
+    tcp::what_is_not_in_the_mesh_passes_through,
+    tcp::a_refused_connection_is_not_left_hanging,
+    tls::nothing_goes_over_the_wire_in_the_clear,
+    tls::the_applications_own_tls_passes_untouched,
+    tls::strict_refuses_plaintext,
+    tls::permissive_takes_plaintext,
+    policy::a_changed_policy_takes_effect_without_a_restart,
+    policy::a_bad_policy_changes_nothing,
+    policy::requests_over_the_limit_get_503,
+    policy::an_open_circuit_is_answered_by_the_fallback,
+    policy::failed_requests_are_tried_again_when_a_policy_says_so,
+    policy::a_post_is_never_sent_twice_by_default,
+    policy::a_request_timeout_is_504,
+    resilience::traffic_goes_on_without_a_control_plane,
+    resilience::a_killed_endpoint_costs_no_request,
+    resilience::an_endpoint_that_fails_is_ejected_and_comes_back,
+    resilience::a_polite_restart_of_the_servers_proxy_loses_no_request,
+    resilience::a_polite_restart_of_the_clients_proxy_loses_no_request,
+    resilience::a_killed_proxy_comes_back,
+    resilience::roots_are_rotated_under_load,
+];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each test has a handful of processes.
+    arguments.test_threads.get_or_insert(2);
+    let mut refused = None;
+    if !arguments.list {
+        if let Err(error) = binaries() {
+            eprintln!("{error:#}");
+            return ExitCode::FAILURE;
+        }
+        // Whatever runs from here on is in namespaces of our own, or not at all.
+        refused = isolate(Network::Private)
+            .err()
+            .map(|error| error.to_string());
+    }
+    let trials = TRIALS
+        .iter()
+        .map(|(name, body)| {
+            let refused = refused.clone();
+            Trial::ignorable_test(*name, move || {
+                Ok(match refused {
+                    Some(why) => Completion::ignored_with(why),
+                    None => {
+                        body();
+                        Completion::Completed
+                    }
+                })
+            })
+        })
+        .collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,199 @@
+//! What policies do, and that they can be changed while everything runs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use weft_tests::mesh::{Mesh, Workload};
+use weft_tests::wire::{Server, Wire, header, ok, serve_http, status};
+use weft_tests::{PATIENCE, eventually};
+
+fn prepare() -> (Mesh, SocketAddr) {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    mesh.workload(Workload::new("server").port(8080, None));
+    let vip = mesh.service("server", 8080, Some("http"));
+    (mesh, vip)
+}
+
+fn get(mesh: &Mesh, to: SocketAddr) -> (String, Vec<u8>) {
+    ask(mesh, to, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+}
+
+fn ask(mesh: &Mesh, to: SocketAddr, request: &str) -> (String, Vec<u8>) {
+    let mut client = mesh.sidecar(0).connect(to);
+    client.send(request);
+    client.read_answer()
+}
+
+/// A server whose first `failures` answers are 503, and a count of its requests.
+fn failing_first(mesh: &Mesh, failures: usize) -> Arc<AtomicUsize> {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    Server::start(mesh.host(1), 8080, move |wire| {
+        let count = Arc::clone(&counter);
+        serve_http(wire, move |_| {
+            if count.fetch_add(1, Ordering::SeqCst) < failures {
+                b"HTTP/1.1 503 Not Now\r\nContent-Length: 0\r\n\r\n".to_vec()
+            } else {
+                ok("well")
+            }
+        });
+    });
+    count
+}
+
+pub fn a_changed_policy_takes_effect_without_a_restart() {
+    let (mut mesh, vip) = prepare();
+    mesh.traffic_policy("server", "  timeouts: {request: 10s}");
+    mesh.start();
+    let _server = Server::start(mesh.host(1), 8080, |wire| {
+        serve_http(wire, |_| {
+            std::thread::sleep(Duration::from_millis(300));
+            ok("slow")
+        });
+    });
+    assert_eq!(status(&get(&mesh, vip).0), 200);
+    mesh.traffic_policy("server", "  timeouts: {request: 100ms}");
+    eventually("requests time out", PATIENCE, || {
+        status(&get(&mesh, vip).0) == 504
+    });
+    mesh.traffic_policy("server", "  timeouts: {request: 10s}");
+    eventually("requests have time", PATIENCE, || {
+        status(&get(&mesh, vip).0) == 200
+    });
+}
+
+pub fn a_bad_policy_changes_nothing() {
+    let (mut mesh, vip) = prepare();
+    mesh.traffic_policy("server", "  timeouts: {request: 100ms}");
+    mesh.start();
+    let _server = Server::start(mesh.host(1), 8080, |wire| {
+        serve_http(wire, |_| {
+            std::thread::sleep(Duration::from_millis(300));
+            ok("slow")
+        });
+    });
+    assert_eq!(status(&get(&mesh, vip).0), 504);
+    mesh.traffic_policy("server", "  timeouts: {request: soon}");
+    mesh.manifest("broken", "this: [is not: a manifest");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(
+        status(&get(&mesh, vip).0),
+        504,
+        "the last good state does not stand"
+    );
+}
+
+pub fn requests_over_the_limit_get_503() {
+    let (mut mesh, vip) = prepare();
+    mesh.traffic_policy("server", "  circuitBreaker: {limits: {maxRequests: 2}}");
+    mesh.start();
+    let _server = Server::start(mesh.host(1), 8080, |wire| {
+        serve_http(wire, |_| {
+            std::thread::sleep(Duration::from_secs(1));
+            ok("slow")
+        });
+    });
+    let mut within: Vec<Wire> = (0..2).map(|_| mesh.sidecar(0).connect(vip)).collect();
+    for wire in &mut within {
+        wire.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    let start = Instant::now();
+    let (head, body) = get(&mesh, vip);
+    assert_eq!(status(&head), 503);
+    assert!(
+        start.elapsed() < Duration::from_millis(500),
+        "it did not fail at once"
+    );
+    let text = format!("{head}{}", String::from_utf8_lossy(&body));
+    assert!(
+        header(&head, "proxy-status").is_some() && text.contains("limit"),
+        "{text}"
+    );
+    for wire in &mut within {
+        assert_eq!(wire.read_answer().1, b"slow");
+    }
+    assert_eq!(
+        status(&get(&mesh, vip).0),
+        200,
+        "the permits were not given back"
+    );
+}
+
+pub fn an_open_circuit_is_answered_by_the_fallback() {
+    let (mut mesh, vip) = prepare();
+    mesh.traffic_policy(
+        "server",
+        "  circuitBreaker:
+    limits: {maxRequests: 1}
+    fallback: {response: {status: 200, headers: [{name: x-from, value: fallback}], body: cached}}",
+    );
+    mesh.start();
+    let _server = Server::start(mesh.host(1), 8080, |wire| {
+        serve_http(wire, |_| {
+            std::thread::sleep(Duration::from_secs(1));
+            ok("slow")
+        });
+    });
+    let mut within = mesh.sidecar(0).connect(vip);
+    within.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    std::thread::sleep(Duration::from_millis(300));
+    let (head, body) = get(&mesh, vip);
+    assert_eq!((status(&head), body.as_slice()), (200, &b"cached"[..]));
+    assert_eq!(header(&head, "x-from"), Some("fallback"));
+    assert_eq!(within.read_answer().1, b"slow");
+}
+
+pub fn failed_requests_are_tried_again_when_a_policy_says_so() {
+    let (mut mesh, vip) = prepare();
+    mesh.traffic_policy(
+        "server",
+        "  retries: {attempts: 2, codes: [503], backoff: {base: 1ms}}",
+    );
+    mesh.start();
+    let count = failing_first(&mesh, 2);
+    assert_eq!(get(&mesh, vip).1, b"well");
+    assert_eq!(count.load(Ordering::SeqCst), 3);
+}
+
+pub fn a_post_is_never_sent_twice_by_default() {
+    let (mut mesh, vip) = prepare();
+    mesh.start();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&count);
+    // It takes the request and dies.
+    let _server = Server::start(mesh.host(1), 8080, move |mut wire| {
+        wire.read_head();
+        wire.expect("order");
+        counter.fetch_add(1, Ordering::SeqCst);
+    });
+    let (head, _) = ask(
+        &mesh,
+        vip,
+        "POST /orders HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\norder",
+    );
+    assert!(matches!(status(&head), 502 | 503), "{head}");
+    assert_eq!(count.load(Ordering::SeqCst), 1);
+}
+
+pub fn a_request_timeout_is_504() {
+    let (mut mesh, vip) = prepare();
+    mesh.traffic_policy("server", "  timeouts: {request: 200ms}");
+    mesh.start();
+    let _server = Server::start(mesh.host(1), 8080, |mut wire| {
+        wire.read_head();
+        std::thread::sleep(PATIENCE);
+    });
+    let start = Instant::now();
+    let (head, _) = get(&mesh, vip);
+    assert_eq!(status(&head), 504, "{head}");
+    assert!(header(&head, "proxy-status").is_some(), "{head}");
+    let took = start.elapsed();
+    assert!(
+        (Duration::from_millis(190)..Duration::from_millis(1500)).contains(&took),
+        "{took:?}"
+    );
+}

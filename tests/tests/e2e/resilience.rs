@@ -1,0 +1,195 @@
+//! What breaks, and what the applications notice of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use weft_tests::mesh::{Mesh, Workload};
+use weft_tests::traffic::{Traffic, all_well};
+use weft_tests::wire::{Server, ok, serve_http, status};
+use weft_tests::{PATIENCE, eventually};
+
+/// A client (0) and `servers` servers (1..), each answering with its number.
+fn start(servers: usize, policy: Option<&str>) -> (Mesh, SocketAddr) {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    for i in 1..=servers {
+        mesh.workload(Workload::new(&format!("server-{i}")).port(8080, None));
+    }
+    let vip = mesh.service("server", 8080, Some("http"));
+    if let Some(policy) = policy {
+        mesh.traffic_policy("server", policy);
+    }
+    mesh.start();
+    (mesh, vip)
+}
+
+fn serve(mesh: &Mesh, servers: usize) -> Vec<Server> {
+    (1..=servers)
+        .map(|i| Server::answering(mesh.host(i), 8080, ok(&i.to_string())))
+        .collect()
+}
+
+fn get(mesh: &Mesh, to: SocketAddr) -> u16 {
+    let mut client = mesh.sidecar(0).connect(to);
+    client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    status(&client.read_answer().0)
+}
+
+pub fn traffic_goes_on_without_a_control_plane() {
+    let (mut mesh, vip) = start(2, None);
+    let _servers = serve(&mesh, 2);
+    let traffic = Traffic::start(mesh.host(0), vip, 4, Duration::from_millis(2));
+    traffic.wait_for(100);
+    mesh.kill_control_plane();
+    traffic.wait_for(300);
+    // New connections too, and what is not known yet passes through to where it was meant to go.
+    for _ in 0..10 {
+        assert_eq!(get(&mesh, vip), 200);
+    }
+    let outsider = mesh.outsider("outside");
+    let _outside = Server::answering(&outsider, 8080, ok("outside"));
+    assert_eq!(get(&mesh, SocketAddr::new(outsider.v4().into(), 8080)), 200);
+    mesh.start_control_plane();
+    traffic.wait_for(100);
+    all_well(&traffic.finish());
+}
+
+pub fn a_killed_endpoint_costs_no_request() {
+    let (mut mesh, vip) = start(3, None);
+    let _servers = serve(&mesh, 3);
+    let traffic = Traffic::start(mesh.host(0), vip, 4, Duration::from_millis(2));
+    traffic.wait_for(200);
+    // Its machine is gone: nothing answers, and the control plane knows nothing of it. GETs that it
+    // was answering may be tried again; the others were never sent.
+    mesh.kill_proxy(2);
+    traffic.wait_for(600);
+    let outcomes = traffic.finish();
+    let failed: u64 = outcomes
+        .iter()
+        .filter(|(outcome, _)| !outcome.starts_with("200 "))
+        .map(|(_, n)| n)
+        .sum();
+    // Those in flight on it at that very moment, one for each client at the most.
+    assert!(failed <= 4, "{outcomes:?}");
+    for i in ["200 1", "200 3"] {
+        assert!(outcomes.get(i).is_some_and(|n| *n > 50), "{outcomes:?}");
+    }
+}
+
+pub fn an_endpoint_that_fails_is_ejected_and_comes_back() {
+    let (mesh, vip) = start(
+        2,
+        Some(
+            "  circuitBreaker:
+    outlierDetection: {consecutive5xxErrors: 3, baseEjectionTime: 2s, maxEjectionTime: 4s}",
+        ),
+    );
+    let ill = Arc::new(AtomicBool::new(false));
+    let _one = Server::answering(mesh.host(1), 8080, ok("1"));
+    let state = Arc::clone(&ill);
+    let _two = Server::start(mesh.host(2), 8080, move |wire| {
+        let ill = Arc::clone(&state);
+        serve_http(wire, move |_| {
+            if ill.load(Ordering::SeqCst) {
+                b"HTTP/1.1 500 Ill\r\nContent-Length: 0\r\n\r\n".to_vec()
+            } else {
+                ok("2")
+            }
+        });
+    });
+    let traffic = Traffic::start(mesh.host(0), vip, 2, Duration::from_millis(2));
+    traffic.wait_for(100);
+    ill.store(true, Ordering::SeqCst);
+    std::thread::sleep(Duration::from_millis(1500));
+    ill.store(false, Ordering::SeqCst);
+    let first = traffic.finish();
+    let failures: u64 = first
+        .iter()
+        .filter(|(o, _)| o.starts_with("500"))
+        .map(|(_, n)| n)
+        .sum();
+    assert!(
+        (1..=20).contains(&failures),
+        "ejected late or never: {first:?}"
+    );
+
+    // It comes back when its time is over.
+    eventually("the endpoint takes requests again", PATIENCE, || {
+        let traffic = Traffic::start(mesh.host(0), vip, 2, Duration::from_millis(2));
+        traffic.wait_for(50);
+        traffic.finish().contains_key("200 2")
+    });
+}
+
+pub fn a_polite_restart_of_the_servers_proxy_loses_no_request() {
+    let (mut mesh, vip) = start(2, None);
+    let _servers = serve(&mesh, 2);
+    let traffic = Traffic::start(mesh.host(0), vip, 8, Duration::from_millis(1));
+    traffic.wait_for(200);
+    for _ in 0..3 {
+        assert_eq!(mesh.stop_proxy(1), Some(0));
+        traffic.wait_for(100);
+        mesh.start_proxy(1);
+        mesh.wait_ready(1);
+        traffic.wait_for(200);
+    }
+    let outcomes = traffic.finish();
+    all_well(&outcomes);
+    assert_eq!(outcomes.len(), 2, "both servers were used: {outcomes:?}");
+}
+
+pub fn a_polite_restart_of_the_clients_proxy_loses_no_request() {
+    let (mut mesh, vip) = start(1, None);
+    let _servers = serve(&mesh, 1);
+    // While there is no proxy, new connections cannot be taken: requests that run are what counts.
+    let _slow = Server::start(mesh.host(1), 9000, |wire| {
+        serve_http(wire, |_| {
+            std::thread::sleep(Duration::from_secs(2));
+            ok("finished")
+        });
+    });
+    let mut running = mesh.sidecar(0).connect(mesh.sidecar(1).address(9000));
+    running.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut idle = mesh.sidecar(0).connect(vip);
+    idle.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(idle.read_answer().1, b"1");
+    std::thread::sleep(Duration::from_millis(300));
+    let reader = std::thread::spawn(move || running.read_answer());
+    assert_eq!(mesh.stop_proxy(0), Some(0));
+    assert_eq!(reader.join().unwrap().1, b"finished");
+    idle.expect_end();
+    mesh.start_proxy(0);
+    mesh.wait_ready(0);
+    assert_eq!(get(&mesh, vip), 200);
+}
+
+pub fn a_killed_proxy_comes_back() {
+    let (mut mesh, vip) = start(1, None);
+    let _servers = serve(&mesh, 1);
+    assert_eq!(get(&mesh, vip), 200);
+    for i in [0, 1] {
+        mesh.kill_proxy(i);
+        mesh.start_proxy(i);
+        mesh.wait_ready(i);
+        eventually("requests pass again", PATIENCE, || get(&mesh, vip) == 200);
+    }
+}
+
+pub fn roots_are_rotated_under_load() {
+    let (mesh, vip) = start(2, None);
+    let _servers = serve(&mesh, 2);
+    let traffic = Traffic::start(mesh.host(0), vip, 4, Duration::from_millis(2));
+    traffic.wait_for(100);
+    for finish in [&["rotate-root"][..], &["rotate-root", "--finish"]] {
+        mesh.control(finish);
+        traffic.wait_for(500);
+        // New connections between the proxies as well, not only those that stand.
+        for i in [1, 2] {
+            let to = mesh.sidecar(i).address(8080);
+            assert_eq!(get(&mesh, to), 200, "after {finish:?}");
+        }
+    }
+    all_well(&traffic.finish());
+}
