@@ -58,7 +58,7 @@ pub struct AccessRecord {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub source_address: Option<SocketAddr>,
-    /// "<namespace>/<name>", as are the ones below.
+    /// `namespace/name`, as are the ones below.
     pub source_workload: Arc<str>,
     pub destination_service: Arc<str>,
     pub destination_workload: Arc<str>,

@@ -87,7 +87,7 @@ impl HistogramCells {
     }
 }
 
-/// Classes of responses; [`class_of`] gives the place.
+/// Classes of responses; a status of no class counts as "none".
 pub const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 /// gRPC status codes 0-16; what is above counts as 2 (UNKNOWN), as gRPC's clients read it.
 pub const GRPC_CODES: usize = 17;

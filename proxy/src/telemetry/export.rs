@@ -50,7 +50,7 @@ pub struct ExportConfig {
     pub service_name: String,
     /// `service.namespace`.
     pub service_namespace: String,
-    /// `service.instance.id`: the workload's own name, "<namespace>/<name>".
+    /// `service.instance.id`: the workload's own name, `namespace/name`.
     pub instance_id: String,
 }
 

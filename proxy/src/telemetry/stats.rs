@@ -18,7 +18,7 @@ pub struct EndpointView {
     pub port: u16,
     /// "address:port".
     pub address: String,
-    /// "<namespace>/<name>".
+    /// `namespace/name`.
     pub workload: String,
     pub zone: String,
     pub state: EndpointState,

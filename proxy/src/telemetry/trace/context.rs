@@ -202,9 +202,9 @@ impl Traceparent {
     pub fn to_bytes(&self) -> [u8; TRACEPARENT_LENGTH] {
         let mut out = [b'-'; TRACEPARENT_LENGTH];
         out[..2].copy_from_slice(b"00");
-        put_hex(&mut out[3..35], self.ids.trace_id);
-        put_hex(&mut out[36..52], u128::from(self.ids.span_id));
-        put_hex(&mut out[53..], u128::from(self.flags));
+        put_hex(&mut out[3..35], &self.ids.trace_id.to_be_bytes());
+        put_hex(&mut out[36..52], &self.ids.span_id.to_be_bytes());
+        put_hex(&mut out[53..], &[self.flags]);
         out
     }
 }
@@ -231,29 +231,59 @@ fn b3_span_id(value: &[u8]) -> Option<u64> {
     }
 }
 
-/// Lower-case only (W3C). No more than 32 digits; the caller has cut it to length.
+/// What no hex digit is worth.
+const NO_DIGIT: u8 = 0xff;
+
+/// Worth of every byte as a hex digit.
+const fn digits(upper: bool) -> [u8; 256] {
+    let mut table = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        let digit = DIGITS[value];
+        table[digit as usize] = value as u8;
+        if upper {
+            table[digit.to_ascii_uppercase() as usize] = value as u8;
+        }
+        value += 1;
+    }
+    table
+}
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+/// W3C trace context takes lower case only.
+static LOWER: [u8; 256] = digits(false);
+static ANY: [u8; 256] = digits(true);
+
 fn lower_hex(digits: &[u8]) -> Option<u128> {
-    digits.iter().try_fold(0u128, |n, digit| {
-        let value = match digit {
-            b'0'..=b'9' => digit - b'0',
-            b'a'..=b'f' => digit - b'a' + 10,
-            _ => return None,
-        };
-        Some(n << 4 | u128::from(value))
-    })
+    hex(digits, &LOWER)
 }
 
 fn any_hex(digits: &[u8]) -> Option<u128> {
-    digits.iter().try_fold(0u128, |n, digit| {
-        let value = char::from(*digit).to_digit(16)?;
-        Some(n << 4 | u128::from(value))
-    })
+    hex(digits, &ANY)
 }
 
-fn put_hex(out: &mut [u8], mut value: u128) {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for place in out.iter_mut().rev() {
-        *place = DIGITS[(value & 0xf) as usize];
-        value >>= 4;
+/// Up to 32 digits; the caller has cut them to length.
+fn hex(digits: &[u8], worth: &[u8; 256]) -> Option<u128> {
+    // Two halves, as shifting 128 bits is slow.
+    let (high, low) = digits.split_at(digits.len().saturating_sub(16));
+    Some(u128::from(hex64(high, worth)?) << 64 | u128::from(hex64(low, worth)?))
+}
+
+fn hex64(digits: &[u8], worth: &[u8; 256]) -> Option<u64> {
+    let mut number = 0u64;
+    let mut all = 0u8;
+    for digit in digits {
+        let value = worth[usize::from(*digit)];
+        all |= value;
+        number = number << 4 | u64::from(value & 0xf);
+    }
+    // A worth is below 16, and NO_DIGIT has the bits above.
+    (all < 16).then_some(number)
+}
+
+fn put_hex(out: &mut [u8], bytes: &[u8]) {
+    for (place, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        place[0] = DIGITS[usize::from(byte >> 4)];
+        place[1] = DIGITS[usize::from(byte & 0xf)];
     }
 }

@@ -46,10 +46,10 @@ pub struct SpanRecord {
     pub error: Option<Arc<str>>,
     pub destination_service: Arc<str>,
     pub destination_namespace: Arc<str>,
-    /// "<namespace>/<name>" of the workload at the other end.
+    /// `namespace/name` of the workload at the other end.
     pub peer_workload: Arc<str>,
     pub route: Arc<str>,
-    /// "<namespace>/<service>:<port>".
+    /// `namespace/service:port`.
     pub backend: Arc<str>,
     pub endpoint: Option<SocketAddr>,
     pub retries: u32,
