@@ -12,8 +12,8 @@
 //!   the worker's drain deadline              both sides are reset
 //! ```
 //!
-//! An idle connection costs about 11 KiB per proxy with TLS on one side (measured over 300 pairs),
-//! nearly all of it rustls' own.
+//! An idle connection costs about 11 KiB per proxy with TLS on one side (resident memory,
+//! measured over 300 pairs after 3,000 bytes each way).
 //!
 //! Two of these in a row, with TLS between them, do the same; what was measured of others (data
 //! followed by a reset lost, closes late by seconds, resets turned to closes) is tested here over
