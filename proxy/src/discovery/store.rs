@@ -429,7 +429,11 @@ impl Store {
             one(
                 "workload",
                 self.workload.0.clone(),
-                state(&self.workload.1),
+                match self.directory.ready().workload {
+                    // Told of, and never known.
+                    false if self.workload.1.held != 0 => ResourceState::Absent,
+                    _ => state(&self.workload.1),
+                },
                 &self.workload.1,
             ),
         ];
