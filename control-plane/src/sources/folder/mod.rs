@@ -16,7 +16,7 @@
 
 mod files;
 mod kubernetes;
-mod manifest;
+pub(crate) mod manifest;
 mod watch;
 mod yaml;
 
