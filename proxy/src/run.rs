@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use tokio::net::TcpListener;
+use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 
 use crate::admin::{self, AdminState};
@@ -55,7 +56,8 @@ async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
     let handle = identity::Handle::new();
     let identity_settings = identity::renewal::Settings::from_config(&config)?;
     let discovery_settings = discovery::Settings::from_config(&config)?;
-    let (client, directory) = discovery::Client::new(discovery_settings, handle.clone());
+    let (client, directory) =
+        discovery::Client::new(discovery_settings, handle.clone(), registry.clone());
 
     let shared = Shared {
         config: config.clone(),
@@ -157,7 +159,7 @@ fn work(
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()
+        .build_local(LocalOptions::default())
     {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -165,8 +167,7 @@ fn work(
             return;
         }
     };
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, async {
+    runtime.block_on(async {
         let worker = Worker::new(shared);
         let mut accepting = Vec::new();
         for listener in listeners {
