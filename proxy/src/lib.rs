@@ -19,5 +19,7 @@ pub mod run;
 pub mod tables;
 pub mod tcp;
 pub mod telemetry;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod transport;
 pub mod worker;

@@ -1,0 +1,107 @@
+//! A worker and destinations for tests over loopback sockets.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use clap::Parser;
+use weft_api::identity::SpiffeId;
+
+use crate::config::Config;
+use crate::discovery::Directory;
+use crate::http::flow::{Flow, Target};
+use crate::identity::{Credentials, Handle};
+use crate::tables::{
+    Backend, BackendPolicy, Destination, EndpointInfo, EndpointSet, EndpointsCell, Health,
+    Protocol, Route, RoutePolicy, fresh_id,
+};
+use crate::telemetry::{Direction, Registry, access_log, trace::span_channel};
+use crate::worker::{Shared, Worker};
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    config: Config,
+}
+
+/// A worker of the workload "shop/web".
+pub(crate) fn worker(credentials: Option<Credentials>) -> Rc<Worker> {
+    let flags = ["test", "--trust-root=-", "--token=-", "--workload=shop/web"];
+    let config = Flags::try_parse_from(flags).unwrap().config;
+    let identity = Handle::new();
+    if let Some(credentials) = credentials {
+        identity.set(credentials);
+    }
+    let registry = Registry::new();
+    Worker::new(&Shared {
+        config: Arc::new(config),
+        directory: Directory::detached(identity.clone()),
+        identity,
+        spans: span_channel(registry.clone()).0,
+        access_log: access_log::channel(registry.clone()).0,
+        registry,
+    })
+}
+
+/// An endpoint; with an identity it is reached by mutual TLS.
+pub(crate) fn endpoint(address: SocketAddr, identity: Option<&str>) -> Arc<EndpointInfo> {
+    Arc::new(EndpointInfo {
+        address,
+        identity: identity.map(|id| Arc::new(id.parse::<SpiffeId>().unwrap())),
+        workload: "shop/cart".into(),
+        zone: Arc::default(),
+        weight: 1,
+        state: Health::Ready,
+        health: Arc::default(),
+    })
+}
+
+pub(crate) fn backend(endpoints: Vec<Arc<EndpointInfo>>, policy: BackendPolicy) -> Arc<Backend> {
+    Arc::new(Backend {
+        id: fresh_id(),
+        namespace: "shop".into(),
+        service: "cart".into(),
+        port: 80,
+        endpoints: Arc::new(EndpointsCell {
+            name: "shop/cart".into(),
+            current: ArcSwap::from_pointee(EndpointSet {
+                generation: 1,
+                endpoints,
+            }),
+        }),
+        policy,
+        limits: Arc::default(),
+    })
+}
+
+/// A destination with one route to one backend.
+pub(crate) fn destination(backend: Arc<Backend>, policy: RoutePolicy) -> Arc<Destination> {
+    Arc::new(Destination {
+        id: fresh_id(),
+        namespace: "shop".into(),
+        service: "cart".into(),
+        port: 80,
+        protocol: Protocol::Auto,
+        routes: vec![Arc::new(Route {
+            id: fresh_id(),
+            name: "cart".into(),
+            matches: Vec::new(),
+            backends: vec![(1, backend)],
+            total_weight: 1,
+            policy,
+        })],
+    })
+}
+
+/// A connection of the application to `destination`.
+pub(crate) fn outbound(destination: Arc<Destination>) -> Rc<Flow> {
+    Rc::new(Flow::new(
+        Direction::Outbound,
+        Target::Fixed,
+        destination,
+        ([127, 0, 0, 1], 1).into(),
+        ("web".into(), "shop".into()),
+        false,
+    ))
+}
