@@ -99,7 +99,8 @@ impl World {
                     self.set_workload(workload.name.clone(), Some(workload), dirty);
                 }
                 Object::TrafficPolicy(policy) => {
-                    dirty.destinations |= put(&mut self.traffic, policy.name.clone(), Some(policy));
+                    dirty.destinations |=
+                        put(&mut self.traffic, policy.name.clone(), Some(*policy));
                 }
                 Object::PeerAuthentication(policy) => {
                     dirty.all_workloads |= put(
