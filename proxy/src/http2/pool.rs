@@ -98,6 +98,11 @@ pub(super) enum Unleased {
 }
 
 impl Pool {
+    /// Room on a connection that is open.
+    pub(super) fn take(&self) -> Option<Lease> {
+        self.inner.take()
+    }
+
     /// Room on a connection that is open or, after a while, on a new one.
     pub(super) async fn lease(
         &self,

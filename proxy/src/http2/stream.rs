@@ -2,13 +2,13 @@
 //!
 //! The way: [`serve`] chooses route, backend and permit ([`Call`]); [`Exchange::tries`] takes an
 //! endpoint and a connection for each try; [`Exchange::one_try`] sends the request and waits for
-//! the response's head while the body flows; [`Exchange::respond`] passes the response on.
+//! the response's head while the body flows; [`Exchange::pass_on`] passes the response on.
 //! Nothing of a response has passed to the client while a try can still be repeated.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -279,13 +279,14 @@ impl Exchange<'_> {
             };
             let info = &picked.endpoint.info;
             self.observation.endpoint(self.worker, self.flow, info);
-            let leasing = picked
-                .endpoint
-                .pool
-                .http2
-                .lease(self.worker, info, &call.balancer);
-            let leased =
-                patiently(&mut self.respond, &mut self.timer, call.deadline, leasing).await;
+            let pool = &picked.endpoint.pool.http2;
+            let leased = match pool.take() {
+                Some(lease) => Ok(Ok(lease)),
+                None => {
+                    let leasing = Box::pin(pool.lease(self.worker, info, &call.balancer));
+                    patiently(&mut self.respond, &mut self.timer, call.deadline, leasing).await
+                }
+            };
             let tried = match leased {
                 Ok(Ok(lease)) => self.one_try(call, &mut picked, lease).await,
                 Ok(Err(Unleased::Limit(limit))) => {
@@ -312,7 +313,7 @@ impl Exchange<'_> {
                     drop(picked);
                     self.upload.rewind();
                     if !pause.is_zero() {
-                        let sleep = tokio::time::sleep(pause);
+                        let sleep = Box::pin(tokio::time::sleep(pause));
                         let slept = patiently(&mut self.respond, &mut self.timer, None, sleep);
                         if slept.await.is_err() {
                             return;
@@ -387,7 +388,8 @@ impl Exchange<'_> {
         picked: &mut Picked<Pools>,
         mut lease: Lease,
     ) -> Tried {
-        if self.head.extensions.get::<Protocol>().is_some() && !lease.takes_extended_connect().await
+        if self.head.extensions.get::<Protocol>().is_some()
+            && !Box::pin(lease.takes_extended_connect()).await
         {
             let text = format!(
                 "{}: {} does not take extended CONNECT (RFC 8441)",
@@ -438,7 +440,17 @@ impl Exchange<'_> {
                     }
                 }
                 Event::Head(response) => {
-                    return self.on_head(call, picked, one, response, replayable).await;
+                    one.lease.heard(Instant::now());
+                    let (head, body) = response.into_parts();
+                    let mut download = Pump::new(body, None);
+                    match self.on_head(call, picked, head, &mut download, replayable) {
+                        Err(tried) => return tried,
+                        Ok(mut client) => {
+                            return self
+                                .pass_on(call, picked, &mut one, &mut download, &mut client)
+                                .await;
+                        }
+                    }
                 }
                 Event::Failed(error) => {
                     return self.failed(call, picked, &one, &error, replayable, passed);
@@ -550,6 +562,10 @@ impl Exchange<'_> {
                 ErrorCode::BadResponse,
                 format!("{place}: the response of {address} was refused: {error}"),
             ),
+            // The other proxy may know of another endpoint.
+            Fault::NeverProcessed if self.flow.from_mesh => {
+                return Tried::Reset(Reason::REFUSED_STREAM);
+            }
             Fault::NeverProcessed => ProxyError::new(
                 ErrorCode::ConnectionTerminated,
                 format!("{place}: the server at {address} went away before it took the request"),
@@ -566,19 +582,16 @@ impl Exchange<'_> {
         self.answer_or_reset(error, passed)
     }
 
-    /// The head of a response is here: it is passed on, or the try is repeated.
-    async fn on_head(
+    /// The head of a response is here: it goes to the client, or the try has failed.
+    fn on_head(
         &mut self,
         call: &mut Call,
         picked: &mut Picked<Pools>,
-        one: Try,
-        response: Response<RecvStream>,
+        head: http::response::Parts,
+        download: &mut Pump,
         replayable: bool,
-    ) -> Tried {
+    ) -> Result<SendStream<Bytes>, Tried> {
         let now = Instant::now();
-        one.lease.heard(now);
-        let (head, body) = response.into_parts();
-        let mut download = Pump::new(body, None);
         let status = head.status.as_u16();
         let policy = call.route.policy.retry.as_deref();
         let grpc = self.asked.grpc && head.status == StatusCode::OK;
@@ -587,7 +600,9 @@ impl Exchange<'_> {
         } else if download.is_empty() {
             grpc_status(&head.headers)
         } else if replayable && policy.is_some_and(|policy| !policy.grpc_codes.is_empty()) {
-            poll_fn(|cx| Poll::Ready(download.early_trailers(cx).and_then(grpc_status))).await
+            // What has not come yet is polled for with the task's own waker afterwards.
+            let mut cx = Context::from_waker(Waker::noop());
+            download.early_trailers(&mut cx).and_then(grpc_status)
         } else {
             None
         };
@@ -598,8 +613,9 @@ impl Exchange<'_> {
             (false, _) => picked.observe(call::outcome_of_status(status), now),
         }
         let failure = match code {
-            Some(0) | None if status < 400 => None,
+            Some(0) => None,
             Some(code) => Some(Failure::Grpc(code)),
+            None if status < 400 => None,
             None => Some(Failure::Status(status)),
         };
         if let Some(failure) = failure {
@@ -611,37 +627,33 @@ impl Exchange<'_> {
                 picked.back_off(after);
             }
             if let Some(pause) = self.verdict(call, picked, failure, replayable, after) {
-                return Tried::Again(pause);
+                return Err(Tried::Again(pause));
             }
         }
         self.ending.status = status;
         self.ending.grpc_status = code;
         self.upload.forget();
         self.observation.head(now);
-        let last = download.is_empty();
-        let Ok(client) = self
-            .respond
-            .send_response(Response::from_parts(head, ()), last)
-        else {
-            return Tried::Abandoned;
-        };
-        self.respond(call, picked, one, download, client, code.is_some())
-            .await
+        let response = Response::from_parts(head, ());
+        // An error says that the client is gone.
+        self.respond
+            .send_response(response, download.is_empty())
+            .map_err(|_| Tried::Abandoned)
     }
 
-    /// Passes a response on to its end. `observed`: how the call went is known already.
-    async fn respond(
+    /// Passes a response's body and trailers on to their end.
+    async fn pass_on(
         &mut self,
         call: &Call,
         picked: &mut Picked<Pools>,
-        mut one: Try,
-        mut download: Pump,
-        mut client: SendStream<Bytes>,
-        observed: bool,
+        one: &mut Try,
+        download: &mut Pump,
+        client: &mut SendStream<Bytes>,
     ) -> Tried {
+        let observed = self.ending.grpc_status.is_some();
         let idle = call.route.policy.idle_timeout;
         let passed = self
-            .until_end(&mut one, &mut download, &mut client, call.deadline, idle)
+            .until_end(one, download, client, call.deadline, idle)
             .await;
         self.ending.bytes_out = download.bytes;
         if let Some(code) = download.grpc_status
@@ -655,7 +667,7 @@ impl Exchange<'_> {
         match passed {
             Passed::Done => {
                 if !self.upload.is_done() && !one.broken {
-                    self.rest_of_request(&mut one).await;
+                    Box::pin(self.rest_of_request(one)).await;
                 }
                 // What is not finished is dropped: h2 tells the client with NO_ERROR (RFC 9113
                 // section 8.1), and the server with CANCEL.
