@@ -6,6 +6,8 @@
 //!
 //! - [`pool`]: connections to one endpoint, each shared by many streams
 //! - [`stream`]: one request from its HEADERS to the end of its response
+//! - [`drive`]: moving its bytes until something has to be decided
+//! - [`head`]: its head, as routing sees it and as it is sent
 //! - [`body`]: DATA and trailers of one direction, and the replay buffer
 //! - [`failure`]: what an error of a stream says
 //! - [`answer`]: responses of the proxy's own, as HTTP or as gRPC
@@ -36,7 +38,9 @@ use crate::worker::Worker;
 
 mod answer;
 mod body;
+mod drive;
 mod failure;
+mod head;
 pub mod pool;
 mod stream;
 #[cfg(test)]
