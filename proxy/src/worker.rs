@@ -61,7 +61,8 @@ pub struct Worker {
     open: Cell<usize>,
     balancers: RefCell<HashMap<(usize, usize), Rc<Balancer<Pools>>>>,
     budgets: RefCell<HashMap<Arc<str>, (Arc<RetryPolicy>, Rc<RetryBudget>)>>,
-    locals: RefCell<HashMap<SocketAddr, Arc<Destination>>>,
+    /// With the workload they were made from.
+    locals: RefCell<(Arc<Workload>, HashMap<SocketAddr, Arc<Destination>>)>,
     rng: RefCell<SmallRng>,
 }
 
@@ -179,16 +180,16 @@ impl Worker {
 
     /// The application as a destination, for connections that arrive for `to`.
     pub fn local(&self, to: SocketAddr) -> Arc<Destination> {
-        let mut locals = self.locals.borrow_mut();
-        if let Some(known) = locals.get(&to) {
-            return known.clone();
-        }
-        if locals.len() >= MAX_LOCAL {
+        let workload = self.workload();
+        let (made_from, locals) = &mut *self.locals.borrow_mut();
+        if !Arc::ptr_eq(made_from, &workload) || locals.len() >= MAX_LOCAL {
             locals.clear();
+            *made_from = workload.clone();
         }
-        let new = local::destination(&self.workload(), to);
-        locals.insert(to, new.clone());
-        new
+        locals
+            .entry(to)
+            .or_insert_with(|| local::destination(&workload, to))
+            .clone()
     }
 
     /// Labels of a connection to an address that is not of the mesh.

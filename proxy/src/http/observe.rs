@@ -158,11 +158,19 @@ impl Observation {
                 record.destination_service = labels.destination_service.clone();
                 record.destination_namespace = labels.destination_namespace.clone();
                 record.peer_workload = match flow.direction {
-                    Direction::Outbound => labels.destination_workload.clone(),
-                    Direction::Inbound => labels.source_workload.clone(),
+                    Direction::Outbound => {
+                        endpoint.map(|e| e.workload.clone()).unwrap_or_default()
+                    }
+                    Direction::Inbound => {
+                        join(&labels.source_namespace, &labels.source_workload)
+                    }
                 };
                 record.route = route.clone();
-                record.backend = labels.destination_service.clone();
+                record.backend = format!(
+                    "{}/{}:{}",
+                    labels.destination_namespace, labels.destination_service, labels.port
+                )
+                .into();
                 record.endpoint = endpoint.map(|e| e.address);
                 record.retries = retries;
                 record.mtls = labels.mtls;
@@ -172,12 +180,6 @@ impl Observation {
         if let Some((mode, mut line)) = self.log.take()
             && access_log::wanted(mode, ending.status, ending.grpc_status, error.is_some())
         {
-            let join = |namespace: &str, name: &str| -> Arc<str> {
-                match (namespace, name) {
-                    ("", name) => name.into(),
-                    (namespace, name) => format!("{namespace}/{name}").into(),
-                }
-            };
             line.protocol = self.protocol;
             line.status = ending.status;
             line.grpc_status = ending.grpc_status;
@@ -198,5 +200,13 @@ impl Observation {
             line.retries = retries;
             worker.access_log.send(line);
         }
+    }
+}
+
+/// "<namespace>/<name>"; the name alone where there is no namespace.
+fn join(namespace: &str, name: &str) -> Arc<str> {
+    match namespace {
+        "" => name.into(),
+        namespace => format!("{namespace}/{name}").into(),
     }
 }

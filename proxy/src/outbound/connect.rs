@@ -52,10 +52,12 @@ pub async fn connect(
     worker
         .metrics
         .count(Counter::TlsHandshakes, &[direction, result]);
-    worker
-        .metrics
-        .histogram(Histogram::TlsHandshake, &[direction])
-        .record(began.elapsed());
+    if connected.is_ok() {
+        worker
+            .metrics
+            .histogram(Histogram::TlsHandshake, &[direction])
+            .record(began.elapsed());
+    }
     connected
 }
 
