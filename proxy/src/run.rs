@@ -55,7 +55,8 @@ async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
     let handle = identity::Handle::new();
     let identity_settings = identity::renewal::Settings::from_config(&config)?;
     let discovery_settings = discovery::Settings::from_config(&config)?;
-    let (client, directory) = discovery::Client::new(discovery_settings, handle.clone());
+    let (client, directory) =
+        discovery::Client::new(discovery_settings, handle.clone(), registry.clone());
 
     let shared = Shared {
         config: config.clone(),

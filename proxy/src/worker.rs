@@ -256,7 +256,10 @@ impl Worker {
             let now = Instant::now();
             let balancers: Vec<_> = self.balancers.borrow().values().cloned().collect();
             for balancer in balancers {
-                balancer.for_each(now, |endpoint| endpoint.pool.http1.sweep(now));
+                balancer.for_each(now, |endpoint| {
+                    endpoint.pool.http1.sweep(now);
+                    endpoint.pool.http2.sweep(now);
+                });
             }
             // A backend that only this map knows is part of no table any more.
             self.balancers.borrow_mut().retain(|_, balancer| {

@@ -306,6 +306,15 @@ impl<P> Picked<P> {
         self.probe = false;
     }
 
+    /// The head of the response is here, but not yet what the call came to (gRPC says that in its
+    /// trailers): feeds the latency alone.
+    pub fn answered(&mut self, now: Instant) {
+        if !self.measured {
+            self.measured = true;
+            self.measure(Outcome::Success, false, now);
+        }
+    }
+
     fn measure(&self, outcome: Outcome, ejecting: bool, now: Instant) {
         let latency = now.saturating_duration_since(self.started);
         let ewma = &self.endpoint.ewma;

@@ -21,6 +21,7 @@ use super::status::Status;
 use super::store::Store;
 use crate::config::Config;
 use crate::identity::{Credentials, Handle};
+use crate::telemetry::{Counter, Registry};
 
 /// Destinations that nobody holds are forgotten after this long without a use.
 pub const IDLE_DESTINATION: Duration = Duration::from_secs(600);
@@ -68,6 +69,7 @@ pub struct Client {
     settings: Settings,
     instance: String,
     directory: Arc<Directory>,
+    registry: Arc<Registry>,
     store: Store,
     commands: mpsc::UnboundedReceiver<Command>,
     ticks: Interval,
@@ -96,7 +98,11 @@ enum Chore {
 
 impl Client {
     /// Must be called within a tokio runtime.
-    pub fn new(settings: Settings, identity: Handle) -> (Self, Arc<Directory>) {
+    pub fn new(
+        settings: Settings,
+        identity: Handle,
+        registry: Arc<Registry>,
+    ) -> (Self, Arc<Directory>) {
         let (directory, commands) = Directory::new(identity);
         let period = (settings.idle_destination / 20)
             .clamp(Duration::from_millis(10), Duration::from_secs(5));
@@ -111,12 +117,18 @@ impl Client {
             instance: format!("{:016x}", rand::random::<u64>()),
             settings,
             directory: directory.clone(),
+            registry,
             commands,
             ticks,
             last_error: None,
             state_since: Instant::now(),
         };
         (client, directory)
+    }
+
+    fn count(&self, result: &str, n: usize) {
+        let updates = Counter::DiscoveryUpdates;
+        self.registry.count(updates, &[result], n as u64);
     }
 
     /// Keeps a stream open, and opens a new one when it is lost.
@@ -218,6 +230,8 @@ impl Client {
                         Ok(Some(DiscoveryResponse { resources })) => {
                             *received = true;
                             let reply = self.store.apply(resources);
+                            self.count("ack", reply.acks.len());
+                            self.count("nack", reply.nacks.len());
                             reply.acks.into_iter().for_each(|ack| send(Message::Ack(ack)));
                             reply.nacks.into_iter().for_each(|nack| send(Message::Nack(nack)));
                             if !reply.subscribe.is_empty() {

@@ -132,7 +132,8 @@ impl DestinationCell {
         }
     }
 
-    fn set(&self, known: Known) {
+    /// A new value; those who wait for one see it. No use of the destination.
+    pub(super) fn set(&self, known: Known) {
         self.current.store(Arc::new(known));
         self.changed.notify_waiters();
     }
@@ -203,7 +204,7 @@ impl Directory {
         let address = canonical(address);
         match self.find(&address) {
             Some(cell) => cell,
-            None => self.insert(address, Known::Pending, true),
+            None => self.insert(address, true),
         }
     }
 
@@ -214,7 +215,7 @@ impl Directory {
         Some(cell.clone())
     }
 
-    fn insert(&self, address: SocketAddr, known: Known, ask: bool) -> Arc<DestinationCell> {
+    fn insert(&self, address: SocketAddr, ask: bool) -> Arc<DestinationCell> {
         let shard = self.shard(&address);
         let _writing = shard.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let index = shard.index.load_full();
@@ -229,7 +230,11 @@ impl Directory {
                 self.link.clone(),
             ));
         }
-        let cell = Arc::new(DestinationCell::new(address, known, self.link.clone()));
+        let cell = Arc::new(DestinationCell::new(
+            address,
+            Known::Pending,
+            self.link.clone(),
+        ));
         let mut next = HashMap::clone(&index);
         next.insert(address, cell.clone());
         shard.index.store(Arc::new(next));
@@ -243,14 +248,11 @@ impl Directory {
 
     /// Says what a destination is.
     pub fn put(&self, address: SocketAddr, known: Known) {
-        let address = canonical(address);
-        match self.cell(&address) {
-            Some(cell) => cell.set(known),
-            None => drop(self.insert(address, known, false)),
-        }
+        self.insert(canonical(address), false).set(known);
     }
 
-    /// A cell that is there, without counting as a use.
+    /// A cell that is there, without counting as a use. For the thread that forgets: on another one
+    /// a cell may be missing for a moment.
     pub(super) fn cell(&self, address: &SocketAddr) -> Option<Arc<DestinationCell>> {
         self.shard(address).index.load().get(address).cloned()
     }

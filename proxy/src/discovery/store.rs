@@ -269,12 +269,9 @@ impl Store {
                 for name in &destination.endpoints {
                     self.shared.held(name).users += 1;
                 }
-                self.directory.put(
-                    cell.address,
-                    compiled.map_or(Known::Absent, |table: Destination| {
-                        Known::Present(Arc::new(table))
-                    }),
-                );
+                cell.set(compiled.map_or(Known::Absent, |table: Destination| {
+                    Known::Present(Arc::new(table))
+                }));
                 self.release(before, reply);
                 Ok(true)
             }
@@ -364,7 +361,7 @@ impl Store {
                 if let Some(cell) = self.directory.cell(&address)
                     && matches!(cell.known(), Known::Pending)
                 {
-                    self.directory.put(address, Known::Absent);
+                    cell.set(Known::Absent);
                 }
             }
             ResourceKind::Endpoints => {
@@ -432,7 +429,11 @@ impl Store {
             one(
                 "workload",
                 self.workload.0.clone(),
-                state(&self.workload.1),
+                match self.directory.ready().workload {
+                    // Told of, and never known.
+                    false if self.workload.1.held != 0 => ResourceState::Absent,
+                    _ => state(&self.workload.1),
+                },
                 &self.workload.1,
             ),
         ];

@@ -158,12 +158,8 @@ impl Observation {
                 record.destination_service = labels.destination_service.clone();
                 record.destination_namespace = labels.destination_namespace.clone();
                 record.peer_workload = match flow.direction {
-                    Direction::Outbound => {
-                        endpoint.map(|e| e.workload.clone()).unwrap_or_default()
-                    }
-                    Direction::Inbound => {
-                        join(&labels.source_namespace, &labels.source_workload)
-                    }
+                    Direction::Outbound => endpoint.map(|e| e.workload.clone()).unwrap_or_default(),
+                    Direction::Inbound => join(&labels.source_namespace, &labels.source_workload),
                 };
                 record.route = route.clone();
                 record.backend = format!(

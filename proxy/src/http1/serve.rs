@@ -88,6 +88,9 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, flow: Rc<Flow>) {
     loop {
         match next_head(&worker, &flow, &mut client, &mut scratch).await {
             Next::Request => {}
+            // A proxy may just be sending a request: unread, it must not turn the orderly end,
+            // which says that it was not processed, into a reset.
+            Next::Closed if flow.from_mesh => return linger(client).await,
             Next::Closed => return finish(client).await,
             Next::Gone => return,
             Next::Refused(error) => {

@@ -11,6 +11,8 @@ mod credentials;
 mod handle;
 pub mod renewal;
 #[cfg(test)]
+mod renewal_tests;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

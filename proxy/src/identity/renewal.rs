@@ -344,6 +344,34 @@ fn read_token(path: &PathBuf) -> Result<String, CertifyError> {
 mod tests {
     use super::*;
 
+    use crate::identity::testing::{Authority, DOMAIN, trust};
+
+    /// A file that has not changed since the control plane spoke does not bring a root back.
+    #[test]
+    fn the_file_counts_at_first_and_when_it_changes() {
+        let (old, new, later) = (
+            Authority::new("old", 1),
+            Authority::new("new", 2),
+            Authority::new("later", 3),
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("root.pem");
+        std::fs::write(&path, &old.pem).unwrap();
+        let mut roots = BootstrapRoots::new(path.clone());
+        let (first, file) = roots.with(DOMAIN, None).unwrap();
+        assert_eq!(*first, *trust(&[&old]));
+        roots.adopted = Some(file);
+        // The mesh has gone on to another root; the file is as it was.
+        let current = trust(&[&new]);
+        let with = |roots: &BootstrapRoots| roots.with(DOMAIN, Some(&current)).unwrap().0;
+        assert_eq!(*with(&roots), *trust(&[&new]));
+        std::fs::write(&path, &later.pem).unwrap();
+        assert_eq!(*with(&roots), *trust(&[&new, &later]));
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(*with(&roots), *trust(&[&new]));
+        assert!(roots.with(DOMAIN, None).is_err());
+    }
+
     #[test]
     fn renewal_is_due_around_the_half_life() {
         let from = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);

@@ -1,13 +1,20 @@
 //! Certificates for tests.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType,
 };
+use rustls::ServerConfig;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt;
 
 use super::{Credentials, TrustBundle};
 
@@ -87,4 +94,47 @@ pub(crate) fn trust(authorities: &[&Authority]) -> Arc<TrustBundle> {
 /// `spiffe://cluster.local/ns/shop/sa/<account>`.
 pub(crate) fn shop(account: &str) -> String {
     format!("spiffe://{DOMAIN}/ns/shop/sa/{account}")
+}
+
+/// A gRPC server's configuration that asks the client for nothing.
+pub(crate) fn open_server(authority: &Authority, id: &str) -> Arc<ServerConfig> {
+    let provider = super::credentials::provider();
+    let key = KeyPair::generate().unwrap();
+    let chain = vec![authority.sign(&leaf(&[id]), &key)];
+    let key = provider
+        .key_provider
+        .load_private_key(private(&key))
+        .unwrap();
+    let mut server = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(
+            chain, key,
+        ))));
+    server.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(server)
+}
+
+/// Serves gRPC on one connection.
+pub(crate) fn serve<S>(io: TcpStream, acceptor: TlsAcceptor, service: S)
+where
+    S: tower::Service<
+            http::Request<hyper::body::Incoming>,
+            Response = http::Response<tonic::body::Body>,
+            Error = Infallible,
+            Future: Send,
+        > + Clone
+        + Send
+        + 'static,
+{
+    tokio::spawn(async move {
+        let Ok(tls) = acceptor.accept(io).await else {
+            return;
+        };
+        let service = hyper::service::service_fn(move |request| service.clone().oneshot(request));
+        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(tls), service)
+            .await;
+    });
 }

@@ -11,7 +11,7 @@ use aws_lc_rs::signature::{
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
-use weft_api::names::TOKEN_AUDIENCE;
+use weft_api::names::{CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT, TOKEN_AUDIENCE};
 
 use super::store::Store;
 use super::{CaError, unix};
@@ -46,6 +46,8 @@ pub enum InvalidToken {
     NotYet,
     #[error("it is for '{0}', not for this control plane")]
     Audience(String),
+    #[error("it is for the control plane's own identity, which no workload may have")]
+    Reserved,
     #[error("it is of the trust domain '{0}', not of this one")]
     TrustDomain(String),
 }
@@ -175,6 +177,10 @@ impl TokenKey {
         }
         let (namespace, service_account) =
             payload.sub.split_once('/').ok_or(InvalidToken::Malformed)?;
+        if (namespace, service_account) == (CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT)
+        {
+            return Err(InvalidToken::Reserved);
+        }
         Ok(Claims {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),

@@ -490,6 +490,20 @@ impl Connection {
         }
     }
 
+    /// Everything that waits to be sent, taken.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> Vec<weft_api::proto::Resource> {
+        let mut state = self.hub.state();
+        let Some(stream) = state.streams.get_mut(&self.id) else {
+            return Vec::new();
+        };
+        let mut resources = Vec::new();
+        while let Some((response, _)) = stream.take() {
+            resources.extend(response.resources);
+        }
+        resources
+    }
+
     /// Its requests, as a handle that does not keep it open.
     pub(super) fn requests(&self) -> Requests {
         Requests {

@@ -1,1 +1,137 @@
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
 
+use proptest::prelude::*;
+use weft_api::identity::SpiffeId;
+use weft_api::proto::{Held, Hello, ResourceKind, Trust};
+
+use super::{Hub, Key};
+use crate::compile::Settings;
+use crate::model::{Change, Object};
+use crate::serve::metrics::Metrics;
+use crate::serve::tls::Peer;
+use crate::sources::folder::manifest;
+
+fn hub() -> Arc<Hub> {
+    let settings = Settings {
+        trust_domain: "cluster.local".to_owned(),
+    };
+    Arc::new(Hub::new(
+        settings,
+        Trust::default(),
+        Arc::new(Metrics::default()),
+    ))
+}
+
+/// Objects that lead to one another and get in each other's way, some of the same name.
+fn objects() -> Vec<Object> {
+    let text = "
+{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, selector: {app: x}, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.2, selector: {app: y}, ports: [{port: 80, targetPort: web, appProtocol: http}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: b}, spec: {clusterIP: 10.96.0.1, selector: {app: x}, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: c}, spec: {clusterIP: 10.0.0.1, ports: [{port: 80}]}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: w, labels: {app: x}}, spec: {addresses: [10.0.0.1]}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: w, labels: {app: y}}, spec: {addresses: [10.0.0.2], ports: [{name: web, port: 8080}]}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: v, labels: {app: x}}, spec: {addresses: [10.0.0.1, 10.0.0.2], health: NotReady}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s, labels: {kubernetes.io/service-name: a}}, ports: [{port: 8080}], endpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.3]}]}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s, labels: {kubernetes.io/service-name: c}}, ports: [{port: 8080}], endpoints: [{addresses: [10.0.0.2]}]}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: p}, spec: {timeouts: {request: 1s}, circuitBreaker: {fallback: {backend: {name: c, port: 80}}}}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: q}, spec: {targetRefs: [{kind: Service, name: c}], timeouts: {request: 2s}}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: PeerAuthentication, metadata: {name: p}, spec: {selector: {matchLabels: {app: x}}, mtls: {mode: STRICT}}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: Telemetry, metadata: {name: t, namespace: weft-system}, spec: {accessLog: {mode: All}}}
+";
+    let (parsed, _) = manifest::parse(Path::new("x.yaml"), text).unwrap();
+    parsed.into_iter().map(|parsed| parsed.object).collect()
+}
+
+const KEYS: [(ResourceKind, &str); 15] = [
+    (ResourceKind::Destination, "10.96.0.1:80"),
+    (ResourceKind::Destination, "10.96.0.2:80"),
+    (ResourceKind::Destination, "10.0.0.1:80"),
+    (ResourceKind::Destination, "10.0.0.1:8080"),
+    (ResourceKind::Destination, "10.0.0.2:8080"),
+    (ResourceKind::Destination, "a.default:80"),
+    (ResourceKind::Destination, "b.default.svc:80"),
+    (ResourceKind::Destination, "c.default:80"),
+    (ResourceKind::Endpoints, "default/a:80"),
+    (ResourceKind::Endpoints, "default/b:80"),
+    (ResourceKind::Endpoints, "default/c:80"),
+    (ResourceKind::Endpoints, "workload/default/w:80"),
+    (ResourceKind::Endpoints, "workload/default/v:8080"),
+    (ResourceKind::Workload, "default/w"),
+    (ResourceKind::Trust, "trust"),
+];
+
+proptest! {
+    /// What a proxy has been sent is, after any changes, what a proxy that asks anew would get:
+    /// nothing that changed was overlooked.
+    #[test]
+    fn a_proxy_has_what_holds(steps in proptest::collection::vec((0usize..13, any::<bool>()), 1..40)) {
+        let hub = hub();
+        let peer = Peer {
+            identity: SpiffeId::new("cluster.local", "default", "default").unwrap(),
+            not_after: 0,
+        };
+        let hello = Hello { workload: "default/w".to_owned(), ..Hello::default() };
+        let address = ([127, 0, 0, 1], 1).into();
+        let connection = hub.connect(&peer, address, hello).unwrap();
+        let held = KEYS
+            .iter()
+            .map(|(kind, name)| Held {
+                key: Key::new(*kind, *name).map(|key| key.to_proto()),
+                version: 0,
+            })
+            .collect();
+        connection.requests().subscribe(held).unwrap();
+        let mut has = std::collections::BTreeMap::new();
+        let objects = objects();
+        for (index, set) in steps {
+            let object = objects[index].clone();
+            let change = if set {
+                Change::Set(Box::new(object))
+            } else {
+                Change::Remove(object.reference())
+            };
+            hub.apply(vec![change], Instant::now());
+            for resource in connection.waiting() {
+                has.insert(format!("{:?}", resource.key), resource.version);
+            }
+            for (kind, name) in KEYS {
+                let key = Key::new(kind, name).unwrap().to_proto();
+                let now = hub.look_up(&key).version();
+                prop_assert_eq!(has.get(&format!("{:?}", Some(&key))), Some(&now), "{}", name);
+            }
+        }
+        drop(connection);
+        prop_assert_eq!(hub.subscribed(), 0);
+    }
+}
+
+#[test]
+fn endpoints_come_before_what_leads_to_them() {
+    let mut keys: Vec<Key> = KEYS
+        .iter()
+        .map(|(kind, name)| Key::new(*kind, *name).unwrap())
+        .collect();
+    keys.sort();
+    let kinds: Vec<ResourceKind> = keys.iter().map(Key::kind).collect();
+    let first = kinds
+        .iter()
+        .position(|kind| *kind == ResourceKind::Destination);
+    assert_eq!(first, Some(7));
+    assert_eq!(kinds[0], ResourceKind::Trust);
+    assert!(Key::new(ResourceKind::Unspecified, "x").is_none());
+}

@@ -16,7 +16,7 @@
 
 mod files;
 mod kubernetes;
-mod manifest;
+pub(crate) mod manifest;
 mod watch;
 mod yaml;
 
@@ -205,8 +205,14 @@ impl Folder {
     /// Reads for good what looked half-written or gone (editors remove a file and write it anew).
     fn settle(&mut self, paths: Vec<PathBuf>) -> Vec<Change> {
         let mut changes = Vec::new();
+        // A folder that is gone as a whole (unmounted, moved away) is a mishap, not an order to
+        // forget everything.
+        let there = self.root.is_dir();
         for path in paths {
             let Some(stamp) = stamp(&path) else {
+                if !there {
+                    continue;
+                }
                 self.seen.remove(&path);
                 let mut files = lock(&self.files);
                 for path in files.under(&path) {
@@ -236,7 +242,17 @@ impl Folder {
         if !settled {
             return true;
         }
-        let findings = lock(&self.files).findings();
+        let mut findings = lock(&self.files).findings();
+        if !self.root.is_dir() {
+            findings.push(Finding {
+                file: Some(self.root.clone()),
+                line: None,
+                severity: Severity::Error,
+                object: None,
+                message: "the folder is gone; what it said last stands".to_owned(),
+                help: "put it back".to_owned(),
+            });
+        }
         if findings == *known {
             return true;
         }

@@ -1,11 +1,9 @@
 //! A control plane that says what the test tells it to.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
@@ -13,12 +11,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use tower::ServiceExt;
 use weft_api::proto::discovery_request::Message;
 use weft_api::proto::discovery_server::{Discovery, DiscoveryServer};
 use weft_api::proto::{DiscoveryRequest, DiscoveryResponse, Held, Hello, Resource};
 
 use crate::identity::Credentials;
+use crate::identity::testing::serve;
 
 /// Long enough for a busy machine; a test that waits this long has failed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -116,29 +114,6 @@ impl Scripted {
     pub(super) fn set_open(&self, open: bool) {
         self.open.send_replace(open);
     }
-}
-
-/// Serves gRPC on one connection.
-pub(crate) fn serve<S>(io: TcpStream, acceptor: TlsAcceptor, service: S)
-where
-    S: tower::Service<
-            http::Request<hyper::body::Incoming>,
-            Response = http::Response<tonic::body::Body>,
-            Error = Infallible,
-            Future: Send,
-        > + Clone
-        + Send
-        + 'static,
-{
-    tokio::spawn(async move {
-        let Ok(tls) = acceptor.accept(io).await else {
-            return;
-        };
-        let service = hyper::service::service_fn(move |request| service.clone().oneshot(request));
-        let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .serve_connection(TokioIo::new(tls), service)
-            .await;
-    });
 }
 
 /// A connection through a relay that can be stopped.

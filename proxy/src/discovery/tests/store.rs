@@ -356,7 +356,7 @@ async fn roots_come_from_the_stream() {
     let trust = |version, domain: &str, roots: &[&Authority]| {
         let trust = Trust {
             trust_domain: domain.into(),
-            roots: roots.iter().map(|a| a.cert.to_vec().into()).collect(),
+            roots: roots.iter().map(|a| a.cert.to_vec()).collect(),
         };
         vec![resource(
             ResourceKind::Trust,
@@ -425,8 +425,7 @@ fn forgetting_and_looking_up_at_once_lose_nothing() {
                         let cell = directory.lookup(address);
                         assert_eq!(cell.address, address);
                         // Who holds a cell holds the one that updates reach.
-                        let found = directory.cell(&address);
-                        assert!(found.is_some_and(|found| Arc::ptr_eq(&found, &cell)));
+                        assert!(Arc::ptr_eq(&directory.lookup(address), &cell));
                     }
                 })
             })
@@ -440,11 +439,10 @@ fn forgetting_and_looking_up_at_once_lose_nothing() {
             }
             forgotten
         });
-        for worker in workers {
-            worker.join().unwrap();
-        }
+        let ended: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
         done.store(true, Ordering::Relaxed);
         forgotten = forgetting.join().unwrap();
+        assert!(ended.iter().all(Result::is_ok));
     });
     assert!(forgotten > 0);
     let known = directory.destinations().len() as u64;

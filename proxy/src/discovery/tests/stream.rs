@@ -15,6 +15,7 @@ use crate::discovery::{Client, Directory, LinkState, Settings};
 use crate::identity::Handle;
 use crate::identity::testing::{Authority, DOMAIN, shop};
 use crate::tables::Known;
+use crate::telemetry::Registry;
 
 const CONTROL_PLANE: &str = "spiffe://cluster.local/ns/weft-system/sa/weft-control-plane";
 
@@ -52,7 +53,7 @@ impl Mesh {
         };
         let handle = Handle::new();
         handle.set(authority.credentials(&shop("web"), &[&authority]));
-        let (client, directory) = Client::new(settings, handle.clone());
+        let (client, directory) = Client::new(settings, handle.clone(), Registry::new());
         let client = tokio::spawn(async move {
             client.run().await;
         });
