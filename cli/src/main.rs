@@ -19,6 +19,7 @@ mod demo;
 #[allow(unsafe_code)]
 mod netns;
 mod output;
+mod routes;
 mod run;
 mod status;
 
@@ -53,6 +54,8 @@ enum Command {
     Check(check::Check),
     /// Which proxies are connected, and what each has acknowledged
     Status(status::StatusArgs),
+    /// What a proxy would do with a connection or a request, and why
+    Routes(routes::Routes),
     /// Completions for a shell, on standard output
     #[command(after_help = "\
 Examples:
@@ -110,6 +113,7 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
         Command::Check(args) => return check::run(&args),
+        Command::Routes(args) => return routes::run(args).await,
         Command::Status(args) => return status::run(args).await,
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "weft", &mut std::io::stdout());

@@ -185,7 +185,7 @@ mod tests {
                 ("pricing".to_owned(), counts(&[("pricing-1", 9 * one)])),
             ]
             .into(),
-            ejections: [("catalog".to_owned(), ejections)].into(),
+            ejections,
             ..ProxyView::default()
         }
     }
@@ -202,7 +202,7 @@ mod tests {
         assert_eq!(board.share("catalog", "catalog-2", 0.0, 1.0), Some(50.0));
         assert_eq!(board.share("catalog", "catalog-2", 1.5, 2.5), Some(10.0));
         assert_eq!(board.share("catalog", "catalog-2", 2.0, 3.0), None);
-        let ejected = |v: &ProxyView| v.ejections["catalog"] > 0;
+        let ejected = |v: &ProxyView| v.ejections > 0;
         assert_eq!(board.first(0.5, ejected), Some(2.0));
         assert_eq!(board.first(3.5, ejected), None);
     }

@@ -15,8 +15,7 @@ pub struct ProxyView {
     pub retries: u64,
     pub limits_rejected: u64,
     pub plaintext_refused: u64,
-    /// By service.
-    pub ejections: BTreeMap<String, u64>,
+    pub ejections: u64,
     /// State ("ready", "ejected", …) by service and workload.
     pub endpoints: BTreeMap<String, BTreeMap<String, String>>,
     /// Requests and connections sent, by service and workload.
@@ -88,7 +87,7 @@ impl ProxyView {
         self.sent_mtls += (sent as f64 * destination.mtls.unwrap_or_default()).round() as u64;
         self.retries += destination.retries;
         self.limits_rejected += destination.limits_rejected;
-        *self.ejections.entry(service.clone()).or_default() += destination.outlier_ejections;
+        self.ejections += destination.outlier_ejections;
         let counts = self.by_endpoint.entry(service.clone()).or_default();
         for (workload, n) in &destination.workloads {
             if !workload.is_empty() {
@@ -155,7 +154,7 @@ mod tests {
         assert_eq!(view.sent_to("pricing", "catalog-2"), 0);
         assert!(view.is_ejected("catalog", "catalog-2"));
         assert!(!view.is_ejected("catalog", "catalog-1"));
-        assert_eq!(view.ejections["catalog"], 1);
+        assert_eq!(view.ejections, 2);
         assert_eq!(view.plaintext_refused, 3);
         assert_eq!(view.certificate_expires, 1_700_000_000);
         assert!(ProxyView::read("[]").is_err());

@@ -1,5 +1,6 @@
 //! What stands there at the end, for people and for programs.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use serde::Serialize;
@@ -21,6 +22,8 @@ pub struct Summary {
     pub mtls: Mtls,
     pub retries: u64,
     pub acts: Vec<Act>,
+    /// What failed requests were told, and how many of them; the most frequent first.
+    pub failures: Vec<(String, usize)>,
     /// What was expected of the whole.
     pub expected: Vec<Expectation>,
     pub spans: usize,
@@ -63,10 +66,30 @@ pub fn summary(board: &Board, trace: Vec<Node>) -> Summary {
         mtls,
         retries: board.retries(),
         acts: board.acts.clone(),
+        failures: failures(board, seconds),
         expected,
         spans: board.spans,
         trace,
     }
+}
+
+/// Kinds of failure that are shown.
+const MAX_FAILURES: usize = 5;
+
+fn failures(board: &Board, seconds: f64) -> Vec<(String, usize)> {
+    let mut kinds = BTreeMap::<String, usize>::new();
+    let (from, to) = (board.epoch(0.0), board.epoch(seconds));
+    for report in board.reports.failures(from, to) {
+        let kind = match report.status {
+            0 => report.said.clone(),
+            status => format!("{status}: {}", report.said),
+        };
+        *kinds.entry(kind).or_default() += 1;
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, n)| std::cmp::Reverse(*n));
+    kinds.truncate(MAX_FAILURES);
+    kinds
 }
 
 /// The end of the story for people.
@@ -92,6 +115,9 @@ pub fn render(summary: &Summary, paint: Paint) -> String {
         count(summary.retries as usize),
         count(summary.spans),
     );
+    for (said, n) in &summary.failures {
+        let _ = writeln!(out, "  {} failed with {said}", count(*n));
+    }
     let all_expected = summary
         .acts
         .iter()

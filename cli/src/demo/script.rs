@@ -150,11 +150,10 @@ impl Director<'_> {
 
     async fn failing_endpoint(&mut self) -> anyhow::Result<()> {
         let began = self.begin("failing endpoint", "catalog-3 answers everything with 500.");
-        let (ejected_before, retries, tried) = {
+        let (retries, tried) = {
             let board = self.board.lock();
             let front = board.front.last();
             (
-                front.map_or(0, |(_, v)| ejections(v, "catalog")),
                 front.map_or(0, |(_, v)| v.retries),
                 front.map_or(0, |(_, v)| v.sent_to("catalog", "catalog-3")),
             )
@@ -167,7 +166,7 @@ impl Director<'_> {
         let ejected = self
             .wait_for(19.0, |d| {
                 let board = d.board.lock();
-                board.first(began, |v| ejections(v, "catalog") > ejected_before)
+                board.first(began, |v| v.is_ejected("catalog", "catalog-3"))
             })
             .await;
         let tries = self
@@ -311,8 +310,10 @@ impl Director<'_> {
         self.stage.start_control_plane()?;
         let restarted = self.now();
         self.stage.wait_for_control_plane().await?;
+        // They try again after a random while, however long the demo is.
+        let latest = f64::max(45.5, self.script_time(restarted + 6.0));
         let again = self
-            .wait_for(47.5, |d| {
+            .wait_for(latest, |d| {
                 let board = d.board.lock();
                 let all = board.control.up && board.control.connected == MEMBERS.len();
                 all.then(|| board.now())
@@ -477,10 +478,6 @@ async fn outsider() -> bool {
 
 fn member(name: &str) -> anyhow::Result<&'static Member> {
     find(name).with_context(|| format!("there is no {name} in the demo"))
-}
-
-fn ejections(view: &super::observe::ProxyView, service: &str) -> u64 {
-    view.ejections.get(service).copied().unwrap_or_default()
 }
 
 /// Replaces a file in one step, so that nobody reads half of it.
