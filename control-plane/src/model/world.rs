@@ -33,7 +33,7 @@ pub struct World {
 pub struct Dirty {
     /// Every destination that leads to a Service.
     pub destinations: bool,
-    /// Destinations "<address>:<port>" that lead to a workload.
+    /// Destinations `<address>:<port>` that lead to a workload.
     pub addresses: BTreeSet<IpAddr>,
     /// Services whose endpoints changed.
     pub endpoints: BTreeSet<Name>,

@@ -50,7 +50,7 @@ struct Entry {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProxyStatus {
-    /// "<namespace>/<name>".
+    /// `<namespace>/<name>`.
     pub workload: String,
     pub identity: String,
     pub address: SocketAddr,
