@@ -141,7 +141,10 @@ impl Board {
 
     /// Share (percent) of the requests to `service` between two moments that went to `workload`.
     pub fn share(&self, service: &str, workload: &str, from: f64, to: f64) -> Option<f64> {
-        let (before, after) = (self.front_at(from)?, self.front_at(to)?);
+        // Before the first view there was nothing to count.
+        let nothing = ProxyView::default();
+        let before = self.front_at(from).unwrap_or(&nothing);
+        let after = self.front_at(to)?;
         let (mut all, mut one) = (0, 0);
         for (w, n) in after.by_endpoint.get(service)? {
             let grown = n.saturating_sub(before.sent_to(service, w));
