@@ -120,7 +120,8 @@ impl Case {
             target,
             connections: self.connections,
             streams: self.streams,
-            warmup: (window / 5).clamp(Duration::from_millis(200), Duration::from_secs(1)),
+            // Every connection is up by then, between the proxies too.
+            warmup: (window / 4).clamp(Duration::from_millis(500), Duration::from_secs(1)),
             window,
         })
     }

@@ -17,6 +17,8 @@ use crate::load::http2::GRPC_MESSAGE;
 
 const TINY: &str = "hello from upstream\n";
 const LARGE: usize = 1 << 20;
+/// A gRPC message without a byte.
+const EMPTY_MESSAGE: &[u8] = &[0; 5];
 
 /// Serves until its standard input ends, which it does when the parent is gone.
 pub fn run(http1: SocketAddr, http2: SocketAddr) -> anyhow::Result<()> {
@@ -227,6 +229,9 @@ async fn answer_http2(
         .headers()
         .get("content-type")
         .is_some_and(|v| v.as_bytes().starts_with(b"application/grpc"));
+    // The origin takes the proxies' spans as well; an empty message says that it has them.
+    let spans = request.uri().path().starts_with("/opentelemetry.");
+    let message = if spans { EMPTY_MESSAGE } else { GRPC_MESSAGE };
     let mut body = request.into_body();
     while let Some(data) = body.data().await {
         body.flow_control().release_capacity(data?.len())?;
@@ -237,7 +242,7 @@ async fn answer_http2(
             .headers_mut()
             .insert("content-type", HeaderValue::from_static("application/grpc"));
         let mut send = respond.send_response(response, false)?;
-        send.send_data(Bytes::from_static(GRPC_MESSAGE), false)?;
+        send.send_data(Bytes::from_static(message), false)?;
         let mut trailers = HeaderMap::new();
         trailers.insert("grpc-status", HeaderValue::from_static("0"));
         send.send_trailers(trailers)

@@ -1,66 +1,107 @@
-//! For tests: a worker without a control plane, and pairs of sockets.
+//! A worker and destinations for tests over loopback sockets.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use clap::Parser;
-use tokio::net::{TcpListener, TcpStream};
+use weft_api::identity::SpiffeId;
 
 use crate::config::Config;
 use crate::discovery::Directory;
 use crate::http::flow::{Flow, Target};
-use crate::identity;
-use crate::inbound::local;
-use crate::tables::{Destination, Workload};
+use crate::identity::{Credentials, Handle};
+use crate::tables::{
+    Backend, BackendPolicy, Destination, EndpointInfo, EndpointSet, EndpointsCell, Health,
+    Protocol, Route, RoutePolicy, fresh_id,
+};
 use crate::telemetry::{Direction, Registry, access_log, trace::span_channel};
 use crate::worker::{Shared, Worker};
 
 #[derive(Parser)]
-struct Cli {
+struct Flags {
     #[command(flatten)]
     config: Config,
 }
 
-/// A worker that knows nothing but what is put into its directory.
-pub fn worker() -> Rc<Worker> {
-    let cli = Cli::parse_from([
-        "test",
-        "--trust-root=/nonexistent",
-        "--token=/nonexistent",
-        "--workload=test/client",
-    ]);
+/// A worker of the workload "shop/web".
+pub(crate) fn worker(credentials: Option<Credentials>) -> Rc<Worker> {
+    let flags = ["test", "--trust-root=-", "--token=-", "--workload=shop/web"];
+    let config = Flags::try_parse_from(flags).unwrap().config;
+    let identity = Handle::new();
+    if let Some(credentials) = credentials {
+        identity.set(credentials);
+    }
     let registry = Registry::new();
-    let identity = identity::Handle::new();
-    let (spans, _) = span_channel(registry.clone());
-    let (access_log, _) = access_log::channel(registry.clone());
     Worker::new(&Shared {
-        config: Arc::new(cli.config),
+        config: Arc::new(config),
         directory: Directory::detached(identity.clone()),
         identity,
+        spans: span_channel(registry.clone()).0,
+        access_log: access_log::channel(registry.clone()).0,
         registry,
-        spans,
-        access_log,
     })
 }
 
-/// A destination with one plaintext endpoint and the default policy.
-pub fn destination(to: SocketAddr) -> Arc<Destination> {
-    local::destination(&Workload::default(), to)
+/// An endpoint; with an identity it is reached by mutual TLS.
+pub(crate) fn endpoint(address: SocketAddr, identity: Option<&str>) -> Arc<EndpointInfo> {
+    Arc::new(EndpointInfo {
+        address,
+        identity: identity.map(|id| Arc::new(id.parse::<SpiffeId>().unwrap())),
+        workload: "shop/cart".into(),
+        zone: Arc::default(),
+        weight: 1,
+        state: Health::Ready,
+        health: Arc::default(),
+    })
 }
 
-/// A flow to a fixed destination, from a plain client.
-pub fn flow(to: Arc<Destination>) -> Rc<Flow> {
-    let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-    let source = (Arc::default(), Arc::default());
-    let out = Direction::Outbound;
-    Rc::new(Flow::new(out, Target::Fixed, to, peer, source, false))
+pub(crate) fn backend(endpoints: Vec<Arc<EndpointInfo>>, policy: BackendPolicy) -> Arc<Backend> {
+    Arc::new(Backend {
+        id: fresh_id(),
+        namespace: "shop".into(),
+        service: "cart".into(),
+        port: 80,
+        endpoints: Arc::new(EndpointsCell {
+            name: "shop/cart".into(),
+            current: ArcSwap::from_pointee(EndpointSet {
+                generation: 1,
+                endpoints,
+            }),
+        }),
+        policy,
+        limits: Arc::default(),
+    })
 }
 
-/// Two ends of a TCP connection.
-pub async fn pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (client, server) = tokio::join!(TcpStream::connect(address), listener.accept());
-    (client.unwrap(), server.unwrap().0)
+/// A destination with one route to one backend.
+pub(crate) fn destination(backend: Arc<Backend>, policy: RoutePolicy) -> Arc<Destination> {
+    Arc::new(Destination {
+        id: fresh_id(),
+        namespace: "shop".into(),
+        service: "cart".into(),
+        port: 80,
+        protocol: Protocol::Auto,
+        routes: vec![Arc::new(Route {
+            id: fresh_id(),
+            name: "cart".into(),
+            matches: Vec::new(),
+            backends: vec![(1, backend)],
+            total_weight: 1,
+            policy,
+        })],
+    })
+}
+
+/// A connection of the application to `destination`.
+pub(crate) fn outbound(destination: Arc<Destination>) -> Rc<Flow> {
+    Rc::new(Flow::new(
+        Direction::Outbound,
+        Target::Fixed,
+        destination,
+        ([127, 0, 0, 1], 1).into(),
+        ("web".into(), "shop".into()),
+        false,
+    ))
 }

@@ -155,7 +155,8 @@ impl Mesh {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let fabric = Fabric::new(FabricOptions {
             name: format!("t{number}"),
-            v4: Ipv4Addr::new(172, 16 + (number >> 6), (number & 63) * 4, 0),
+            // Services are in 10.96.0.0/16.
+            v4: Ipv4Addr::new(10, 100 + number % 150, 0, 0),
             v6: Ipv6Addr::new(0xfd77, 0, 0, u16::from(number), 0, 0, 0, 0),
             ..FabricOptions::default()
         })

@@ -231,7 +231,7 @@ pub fn start(
         )?;
         processes.push(process);
     }
-    let candidate = Candidate {
+    let mut candidate = Candidate {
         name: setup.name,
         ways: Ways {
             http1: Some(loopback(out.http1)),

@@ -118,7 +118,7 @@ pub fn start(
             })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    fs::write(manifests.join("bench.yaml"), used(&carried)?)?;
+    fs::write(manifests.join("bench.yaml"), used(&carried, origin)?)?;
     if setup.unused_services > 0 {
         fs::write(
             manifests.join("unused.yaml"),
@@ -208,7 +208,7 @@ pub fn start(
             .find(|c| c.name == name)
             .map(|c| loopback(c.outbound))
     };
-    let candidate = Candidate {
+    let mut candidate = Candidate {
         name: setup.name,
         ways: Ways {
             http1: way("http"),
@@ -238,7 +238,7 @@ fn ready(admin: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// The manifests of what is measured.
-fn used(carried: &[Carried]) -> anyhow::Result<String> {
+fn used(carried: &[Carried], origin: &Origin) -> anyhow::Result<String> {
     let mut yaml = String::new();
     for c in carried {
         writeln!(
@@ -293,22 +293,24 @@ spec:
             writeln!(yaml, "  - {{name: {}, port: {}}}", c.name, c.inbound)?;
         }
     }
-    yaml.push_str(
+    write!(
+        yaml,
         "---
 apiVersion: policy.weft.dev/v1alpha1
 kind: Workload
-metadata: {name: client, namespace: bench, labels: {app: client}}
+metadata: {{name: client, namespace: bench, labels: {{app: client}}}}
 spec:
   addresses: [127.0.2.1]
   serviceAccount: client
 ---
 apiVersion: policy.weft.dev/v1alpha1
 kind: Telemetry
-metadata: {name: all, namespace: bench}
+metadata: {{name: all, namespace: bench}}
 spec:
-  tracing: {samplingPercent: 1}
+  tracing: {{samplingPercent: 1, otlpEndpoint: 'http://{}'}}
 ",
-    );
+        origin.http2
+    )?;
     Ok(yaml)
 }
 

@@ -389,6 +389,12 @@ impl TestProxy {
         }
     }
 
+    /// The next message's resources, however long it takes; `None` at the end.
+    pub async fn whenever(&mut self) -> Option<Vec<Resource>> {
+        let response = self.responses.message().await.ok()??;
+        Some(response.resources)
+    }
+
     /// True when nothing comes for a while.
     pub async fn is_silent(&mut self) -> bool {
         tokio::time::timeout(Duration::from_millis(400), self.responses.message())

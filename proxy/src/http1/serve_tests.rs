@@ -9,8 +9,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
 
 use super::serve;
-use crate::testing;
+use crate::tables::{BackendPolicy, RoutePolicy};
+use crate::testing::{backend, destination, endpoint, outbound, worker};
 use crate::transport::Stream;
+use crate::transport::testing::tcp_pair;
 
 /// What a server does on one connection, in order.
 #[derive(Clone)]
@@ -82,9 +84,13 @@ async fn follow(mut stream: TcpStream, script: Vec<Do>, heard: Rc<RefCell<Vec<St
 
 /// A client connected to the engine, which sends to `server`.
 async fn client(server: &Server) -> TcpStream {
-    let (client, proxy) = testing::pair().await;
-    let flow = testing::flow(testing::destination(server.address));
-    let worker = testing::worker();
+    let (client, proxy) = tcp_pair().await;
+    let backend = backend(
+        vec![endpoint(server.address, None)],
+        BackendPolicy::default(),
+    );
+    let flow = outbound(destination(backend, RoutePolicy::default()));
+    let worker = worker(None);
     spawn_local(serve(worker, Stream::from(proxy), flow));
     client
 }

@@ -39,6 +39,8 @@ mod body;
 mod failure;
 pub mod pool;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use pool::Pool;
 

@@ -420,11 +420,11 @@ impl Exchange<'_> {
         let idle = call.route.policy.idle_timeout;
         let mut passed = false;
         loop {
-            let replayable = !passed && self.upload.is_replayable();
-            match self
+            let event = self
                 .until_head(&mut one, &mut response, deadline, idle)
-                .await
-            {
+                .await;
+            let replayable = !passed && self.upload.is_replayable();
+            match event {
                 Event::Interim(interim) => {
                     if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
                         picked.observe(Outcome::ServerError, Instant::now());

@@ -73,9 +73,6 @@ pub fn a_killed_endpoint_costs_no_request() {
         .sum();
     // Those in flight on it at that very moment, one for each client at the most.
     assert!(failed <= 4, "{outcomes:?}");
-    for i in ["200 1", "200 3"] {
-        assert!(outcomes.get(i).is_some_and(|n| *n > 50), "{outcomes:?}");
-    }
 }
 
 pub fn an_endpoint_that_fails_is_ejected_and_comes_back() {

@@ -1,0 +1,340 @@
+//! Connections: shared, replaced, drained, and the hop between two proxies.
+
+use h2::Reason;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::frames::{GOAWAY, HEADERS, PREFACE, SETTINGS, frame, next};
+use super::*;
+use crate::identity::testing::{Authority, shop};
+use crate::inbound;
+use crate::tables::BackendPolicy;
+
+#[tokio::test]
+async fn streams_share_connections() {
+    local(async {
+        let go = Rc::new(tokio::sync::Notify::new());
+        let told = go.clone();
+        let (address, connections) = server(move |_, respond| {
+            let told = told.clone();
+            async move {
+                told.notified().await;
+                ok(respond, "yes");
+            }
+        })
+        .await;
+        let mut client = client(to(address)).await;
+        let mut asked = Vec::new();
+        for n in [100, 150] {
+            while asked.len() < n {
+                client = client.ready().await.unwrap();
+                asked.push(client.send_request(get("/"), true).unwrap().0);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(connections.get(), n.div_ceil(100), "{n} streams");
+        }
+        while !asked.is_empty() {
+            go.notify_waiters();
+            let answered = tokio::time::timeout(Duration::from_millis(500), asked.pop().unwrap());
+            assert_eq!(answered.await.unwrap().unwrap().status(), 200);
+        }
+        assert_eq!(connections.get(), 2);
+    })
+    .await;
+}
+
+/// One connection is allowed: what does not fit waits for room.
+#[tokio::test]
+async fn a_limit_of_connections_makes_streams_wait() {
+    local(async {
+        let (address, connections) = server(|_, respond| async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            ok(respond, "yes");
+        })
+        .await;
+        let limited = BackendPolicy {
+            max_connections: 1,
+            ..BackendPolicy::default()
+        };
+        let backend = backend(vec![endpoint(address, None)], limited);
+        let mut client = client(destination(backend, RoutePolicy::default())).await;
+        let mut asked = Vec::new();
+        for _ in 0..250 {
+            client = client.ready().await.unwrap();
+            asked.push(client.send_request(get("/"), true).unwrap().0);
+        }
+        for response in asked {
+            assert_eq!(response.await.unwrap().status(), 200);
+        }
+        assert_eq!(connections.get(), 1);
+    })
+    .await;
+}
+
+/// The first connection says goodbye when it has the request; the second takes it.
+#[tokio::test]
+async fn a_goaway_below_the_stream_leads_to_another_connection() {
+    local(async {
+        let (listener, address) = listen().await;
+        spawn_local(async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let mut preface = [0; PREFACE.len()];
+            tcp.read_exact(&mut preface).await.unwrap();
+            tcp.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            while next(&mut tcp).await.unwrap().kind != HEADERS {}
+            let goaway = frame(GOAWAY, 0, 0, &[0; 8]);
+            tcp.write_all(&goaway).await.unwrap();
+            let (second, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(second).await.unwrap();
+            while let Some(Ok((request, respond))) = connection.accept().await {
+                spawn_local(async move {
+                    let (bytes, _) = read(&mut request.into_body()).await.unwrap();
+                    assert_eq!(bytes, "once");
+                    ok(respond, "second");
+                });
+            }
+        });
+        let mut client = client(to(address)).await;
+        let (response, mut sink) = client.send_request(grpc("/s/m"), false).unwrap();
+        sink.send_data("once".into(), true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(read(&mut body).await.unwrap().0, "second");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn draining_says_goaway_and_finishes_what_runs() {
+    local(async {
+        let go = Rc::new(tokio::sync::Notify::new());
+        let told = go.clone();
+        let (address, _) = server(move |_, respond| {
+            let told = told.clone();
+            async move {
+                told.notified().await;
+                ok(respond, "finished");
+            }
+        })
+        .await;
+        let worker = worker(None);
+        let (ours, theirs) = tcp_pair().await;
+        let flow = outbound(to(address));
+        let serving = spawn_local(serve(worker.clone(), Stream::from(theirs), flow));
+        let (mut client, connection) = h2::client::handshake(ours).await.unwrap();
+        let connection = spawn_local(connection);
+        let (response, _) = client.send_request(get("/"), true).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        worker.drain.begin();
+        let refused = loop {
+            match poll_fn(|cx| client.poll_ready(cx)).await {
+                Ok(()) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(error) => break error,
+            }
+        };
+        assert!(refused.is_go_away());
+        assert_eq!(refused.reason(), Some(Reason::NO_ERROR));
+        assert!(!serving.is_finished());
+        go.notify_waiters();
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(read(&mut body).await.unwrap().0, "finished");
+        serving.await.unwrap();
+        connection.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_of_draining_cuts_what_still_runs() {
+    local(async {
+        let (address, _) = server(|_, _respond| std::future::pending()).await;
+        let worker = worker(None);
+        let mut client = client_of(&worker, to(address)).await;
+        let (response, _) = client.send_request(get("/"), true).unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        worker.drain.begin();
+        worker.drain.end();
+        assert!(response.await.is_err());
+    })
+    .await;
+}
+
+/// The server is gone in the middle: its streams are reset, those of others go on.
+#[tokio::test]
+async fn a_lost_connection_ends_its_streams_alone() {
+    local(async {
+        let (listener, dying) = listen().await;
+        let kill = Rc::new(tokio::sync::Notify::new());
+        let killed = kill.clone();
+        spawn_local(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            let (_, mut respond) = connection.accept().await.unwrap().unwrap();
+            let mut sink = respond.send_response(Response::new(()), false).unwrap();
+            sink.send_data("part".into(), false).unwrap();
+            let _ = tokio::select! {
+                _ = connection.accept() => true,
+                () = killed.notified() => false,
+            };
+        });
+        let (well, _) = server(|_, mut respond| async move {
+            let mut sink = respond.send_response(Response::new(()), false).unwrap();
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            sink.send_data("well".into(), true).unwrap();
+        })
+        .await;
+        // One client, two routes.
+        let route = |address, path: Option<&str>| {
+            let one = to(address);
+            let route = &one.routes[0];
+            let matches = path.map(|path| crate::tables::RouteMatch {
+                method: None,
+                path: Some(crate::tables::PathMatch::Exact(path.into())),
+                headers: Vec::new(),
+            });
+            std::sync::Arc::new(crate::tables::Route {
+                id: route.id,
+                name: route.name.clone(),
+                matches: matches.into_iter().collect(),
+                backends: route.backends.clone(),
+                total_weight: 1,
+                policy: RoutePolicy::default(),
+            })
+        };
+        let routes = vec![route(dying, Some("/dying")), route(well, None)];
+        let destination = std::sync::Arc::new(Destination {
+            id: 1,
+            namespace: "shop".into(),
+            service: "cart".into(),
+            port: 80,
+            protocol: crate::tables::Protocol::Auto,
+            routes,
+        });
+        let mut client = client(destination).await;
+        let (dying, _) = client.send_request(get("/dying"), true).unwrap();
+        let (well, _) = client.send_request(get("/"), true).unwrap();
+        let mut dying = dying.await.unwrap().into_body();
+        let mut well = well.await.unwrap().into_body();
+        assert_eq!(dying.data().await.unwrap().unwrap(), "part");
+        kill.notify_one();
+        let error = dying.data().await.unwrap().unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR));
+        assert_eq!(read(&mut well).await.unwrap().0, "well");
+    })
+    .await;
+}
+
+/// Lost before it answered: told as an error of the proxy's, or as gRPC has it.
+#[tokio::test]
+async fn a_connection_lost_before_the_answer_is_unavailable() {
+    local(async {
+        let (listener, address) = listen().await;
+        spawn_local(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let mut connection = h2::server::handshake(tcp).await.unwrap();
+                let _ = connection.accept().await;
+            }
+        });
+        let mut client = client(to(address)).await;
+        let (response, _) = ask(&mut client, post("/")).await.unwrap();
+        assert_eq!(response.status(), 503);
+        let status = response.headers()["proxy-status"].to_str().unwrap();
+        assert!(status.contains("connection_terminated"), "{status}");
+        let (response, _) = ask(&mut client, grpc("/")).await.unwrap();
+        assert_eq!(response.headers()["grpc-status"], "14");
+    })
+    .await;
+}
+
+/// Client → proxy → mutual TLS → proxy → application.
+#[tokio::test]
+async fn two_proxies_carry_streams_over_mutual_tls() {
+    local(async {
+        let authority = Authority::new("root", 1);
+        let web = worker(Some(authority.credentials(&shop("web"), &[&authority])));
+        let cart = worker(Some(authority.credentials(&shop("cart"), &[&authority])));
+        let (app, connections) = server(|request, mut respond| async move {
+            match request.uri().path() {
+                "/reset" => return respond.send_reset(Reason::ENHANCE_YOUR_CALM),
+                "/hang" => return std::future::pending().await,
+                _ => {}
+            }
+            let (bytes, trailers) = read(&mut request.into_body()).await.unwrap();
+            let mut sink = respond.send_response(Response::new(()), false).unwrap();
+            send(&mut sink, bytes, false).await.unwrap();
+            sink.send_trailers(trailers.unwrap_or_default()).unwrap();
+        })
+        .await;
+        let (listener, address) = listen().await;
+        let inbound_worker = cart.clone();
+        spawn_local(async move {
+            while let Ok((tcp, peer)) = listener.accept().await {
+                spawn_local(inbound::handle(inbound_worker.clone(), tcp, peer, app));
+            }
+        });
+        let meshed = backend(
+            vec![endpoint(address, Some(&shop("cart")))],
+            BackendPolicy::default(),
+        );
+        let mut client = client_of(&web, destination(meshed, RoutePolicy::default())).await;
+        let data = Bytes::from(vec![5; 3 << 20]);
+        let (response, mut sink) = client.send_request(post("/"), false).unwrap();
+        let sent = data.clone();
+        spawn_local(async move {
+            send(&mut sink, sent, false).await.unwrap();
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x", "y".parse().unwrap());
+            sink.send_trailers(trailers).unwrap();
+        });
+        let mut body = response.await.unwrap().into_body();
+        let (echoed, trailers) = read(&mut body).await.unwrap();
+        assert!(echoed == data);
+        assert_eq!(trailers.unwrap()["x"], "y");
+        let error = ask(&mut client, get("/reset")).await.unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
+        assert_eq!(connections.get(), 1);
+
+        // The proxy behind goes away politely: what runs goes on, what comes finds no proxy.
+        let (hanging, _) = client.send_request(get("/hang"), true).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        cart.drain.begin();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        // A new connection is taken in this test, because its listener is still there.
+        let (again, _) = ask(&mut client, post("/")).await.unwrap();
+        assert_eq!(again.status(), 200);
+        cart.drain.end();
+        let answered = hanging.await.unwrap();
+        assert_eq!(answered.status(), 503);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_application_that_is_lost_behind_the_other_proxy_is_unavailable() {
+    local(async {
+        let authority = Authority::new("root", 1);
+        let web = worker(Some(authority.credentials(&shop("web"), &[&authority])));
+        let cart = worker(Some(authority.credentials(&shop("cart"), &[&authority])));
+        let (application, app) = listen().await;
+        spawn_local(async move {
+            while let Ok((tcp, _)) = application.accept().await {
+                let mut connection = h2::server::handshake(tcp).await.unwrap();
+                let _ = connection.accept().await;
+            }
+        });
+        let (listener, address) = listen().await;
+        spawn_local(async move {
+            while let Ok((tcp, peer)) = listener.accept().await {
+                spawn_local(inbound::handle(cart.clone(), tcp, peer, app));
+            }
+        });
+        let meshed = backend(
+            vec![endpoint(address, Some(&shop("cart")))],
+            BackendPolicy::default(),
+        );
+        let mut client = client_of(&web, destination(meshed, RoutePolicy::default())).await;
+        let (response, _) = ask(&mut client, post("/")).await.unwrap();
+        assert_eq!(response.status(), 503);
+        let status = response.headers()["proxy-status"].to_str().unwrap();
+        assert!(status.contains("connection_terminated"), "{status}");
+    })
+    .await;
+}
