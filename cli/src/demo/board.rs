@@ -60,6 +60,8 @@ pub struct Board {
     began: Instant,
     /// The same moment, milliseconds since the Unix epoch.
     began_at: f64,
+    /// Seconds since the beginning, once the load has ended.
+    pub ended: Option<f64>,
     pub reports: Reports,
     pub acts: Vec<Act>,
     /// Latest view by workload.
@@ -93,6 +95,7 @@ impl Board {
         Self {
             began: Instant::now(),
             began_at: now.unwrap_or_default().as_secs_f64() * 1e3,
+            ended: None,
             reports: Reports::default(),
             acts: Vec::new(),
             proxies: BTreeMap::new(),

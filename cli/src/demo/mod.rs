@@ -265,6 +265,10 @@ async fn show(
         () = observe_all(board, traces) => {}
         () = screen.run(board, total) => {}
     }
+    {
+        let mut board = board.lock();
+        board.ended = Some(board.now());
+    }
     director.stage.stop_visitor();
     // What still runs is reported before the pipe closes.
     let _ = tokio::time::timeout(Duration::from_secs(6), reading).await;
