@@ -179,9 +179,7 @@ fn enter() -> Fabric {
 }
 
 fn again(host: &Host, launch: &Launch, words: &[&str]) -> Command {
-    let mut command = host
-        .command_with("/proc/self/exe", launch)
-        .unwrap();
+    let mut command = host.command_with("/proc/self/exe", launch).unwrap();
     command.arg("scenario").args(words);
     command
 }
