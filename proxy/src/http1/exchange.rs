@@ -18,6 +18,8 @@ use bytes::Buf;
 use super::conn::Conn;
 use super::framing::{BodyReader, FramingError};
 use super::head::{self, Head, HeadError, MAX_HEAD, Parsed};
+use super::kept;
+use crate::transport::Io;
 
 /// Bytes of pipelined requests that are read ahead while an exchange runs.
 const READ_AHEAD: usize = 16 * 1024;
@@ -226,7 +228,8 @@ impl<'a> Duplex<'a> {
                 Err(error) => return Poll::Ready(Ok(Event::ClientGone(error))),
             }
         }
-        if !self.half_closed {
+        // What stands in the buffer is the next request: the client has not said everything yet.
+        if !self.half_closed && self.client.buf.is_empty() {
             ready!(self.server.poll_shutdown(cx))?;
             self.half_closed = true;
         }
@@ -316,7 +319,9 @@ impl<'a> Duplex<'a> {
         method: &[u8],
     ) -> Poll<Event> {
         loop {
-            if !self.server.buf.is_empty() {
+            if self.is_word() {
+                // Its end tells what it means.
+            } else if !self.server.buf.is_empty() {
                 self.heard = true;
                 match head::parse_response(&self.server.buf, method, head) {
                     Ok(Parsed::Complete) => return Poll::Ready(Event::Head),
@@ -340,6 +345,12 @@ impl<'a> Duplex<'a> {
                 Err(error) => return Poll::Ready(Event::ServerReset(error)),
             }
         }
+    }
+
+    /// A proxy says something about the connection, not about the request.
+    fn is_word(&self) -> bool {
+        matches!(self.server.buf[..], [kept::CLOSED..=kept::UNANSWERED])
+            && !matches!(self.server.io, Io::Plain(_))
     }
 
     /// The final head goes to the client with the body bytes that are here already, in one write.
