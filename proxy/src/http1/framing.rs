@@ -144,7 +144,8 @@ fn scan(buf: &[u8], head: &Head) -> Result<Scanned, FramingError> {
                 }
             }
             14 if is(b"content-length") => {
-                if out.length.replace(decimal(value)?).is_some() {
+                let before = out.length.replace(decimal(value)?);
+                if before.is_some() {
                     return Err(FramingError::RepeatedLength);
                 }
             }

@@ -4,7 +4,7 @@
 //! - [`framing`]: where a message ends; what could be read in two ways is refused
 //! - [`exchange`]: one request and its response between two connections, both directions at once
 //! - [`pool`]: idle server connections
-//! - [`serve`]: a client's connection, request after request; the way is written down there
+//! - [`mod@serve`]: a client's connection, request after request; the way is written down there
 //!
 //! A connection between two proxies of the mesh (`weft/http1`) differs from one to an application
 //! in two ways. It outlives `Connection: close`, which is meant for the applications at its ends.
