@@ -51,6 +51,8 @@ pub enum Event {
     Truncated,
     /// The connection to the server was cut off within the body of a response.
     Cut(io::Error),
+    /// What the server says does not begin like HTTP/1 at all (HTTP/0.9, Shoutcast's `ICY`).
+    NotHttp,
     /// The response is not valid HTTP/1.
     BadResponse(HeadError),
     /// The response's body is malformed.
@@ -329,6 +331,9 @@ impl<'a> Duplex<'a> {
                         return Poll::Ready(Event::BadResponse(HeadError::TooManyFields));
                     }
                     Ok(Parsed::Partial) => {}
+                    Err(HeadError::Syntax(_)) if !begins_like_http(&self.server.buf) => {
+                        return Poll::Ready(Event::NotHttp);
+                    }
                     Err(error) => return Poll::Ready(Event::BadResponse(error)),
                 }
             }
@@ -396,4 +401,11 @@ impl<'a> Duplex<'a> {
             _ => Poll::Ready(None),
         }
     }
+}
+
+/// Whether a response begins as one of HTTP/1 does (RFC 9112 section 4), as far as it is here.
+fn begins_like_http(said: &[u8]) -> bool {
+    let begin = said.iter().position(|byte| !b"\r\n".contains(byte));
+    let said = &said[begin.unwrap_or(said.len())..];
+    said.iter().zip(b"HTTP/").all(|(a, b)| a == b)
 }

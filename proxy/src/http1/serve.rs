@@ -560,7 +560,7 @@ impl Exchange<'_> {
 
     /// Tries until there is a response, or no more try.
     async fn tries(&mut self, call: &mut Call, client: &mut Conn, scratch: &mut Scratch) -> After {
-        let mut fresh = self.framing.bare_lf;
+        let mut fresh = self.framing.odd;
         let mut replay = Some(match &call.route.policy.retry {
             Some(policy) => policy.max_body,
             None => DEFAULT_REPLAY_BYTES,
@@ -796,6 +796,19 @@ impl Exchange<'_> {
                         }
                     }
                 }
+                Driven::Event(Event::NotHttp) => {
+                    // Neither sense nor end of it can be told: it passes until the end.
+                    picked.observe(Outcome::Success, Instant::now());
+                    let framing = framing::Framing {
+                        body: Body::UntilClose,
+                        close: true,
+                        ..framing::Framing::default()
+                    };
+                    match duplex.respond(0, BodyReader::UntilClose) {
+                        Ok(()) => break framing,
+                        Err(_) => return Tried::Cut(Cut::Reset),
+                    }
+                }
                 Driven::Event(Event::BadResponse(error)) => {
                     picked.observe(Outcome::ServerError, Instant::now());
                     let text = format!(
@@ -908,7 +921,7 @@ impl Exchange<'_> {
         let server_open = duplex.server_open();
         match driven {
             Driven::Event(Event::Done) => {
-                let delimited = framing.body != Body::UntilClose;
+                let delimited = framing.body != Body::UntilClose && !framing.odd;
                 let old = response.minor == 0 && !framing.keep_alive;
                 let server_stays =
                     mesh || !(framing.close || old || self.framing.close || !self.persistent);
@@ -970,7 +983,11 @@ impl Exchange<'_> {
         passed: &mut bool,
     ) -> OnHead {
         let status = response.status;
+        // SOURCE is Icecast's: what follows the answer is a stream without a length.
         let tunnel = (status == 101 && self.framing.upgrade)
+            || (&*self.method == b"SOURCE"
+                && (200..300).contains(&status)
+                && self.framing.body == Body::None)
             || (&*self.method == b"CONNECT" && (200..300).contains(&status));
         if (100..200).contains(&status) && status != 101 {
             *passed = true;
