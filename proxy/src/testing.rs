@@ -105,3 +105,15 @@ pub(crate) fn outbound(destination: Arc<Destination>) -> Rc<Flow> {
         false,
     ))
 }
+
+/// A connection of another proxy of the mesh to the application, which is `destination`.
+pub(crate) fn inbound(destination: Arc<Destination>) -> Rc<Flow> {
+    Rc::new(Flow::new(
+        Direction::Inbound,
+        Target::Fixed,
+        destination,
+        ([127, 0, 0, 1], 1).into(),
+        ("web".into(), "shop".into()),
+        true,
+    ))
+}

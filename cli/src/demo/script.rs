@@ -174,6 +174,7 @@ impl Director<'_> {
                 board.first(began, |v| v.is_ejected("catalog", "catalog-3"))
             })
             .await;
+        self.until(19.0).await;
         let tries = self
             .board
             .lock()
@@ -181,7 +182,6 @@ impl Director<'_> {
             .last()
             .map_or(0, |(_, v)| v.sent_to("catalog", "catalog-3"))
             .saturating_sub(tried);
-        self.until(19.0).await;
         let well = self.now();
         self.stage.order("catalog-3", Order::Well).await?;
         let back = match ejected {
@@ -201,7 +201,7 @@ impl Director<'_> {
         drop(board);
         let mut saw = match ejected {
             Some(at) => format!(
-                "Ejected {} after the first failure, {tries} tries having reached it.",
+                "Ejected {} after it began; {tries} tries reached it, probes included.",
                 span(at - began)
             ),
             None => "It was not ejected.".to_owned(),

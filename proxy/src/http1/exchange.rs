@@ -18,6 +18,8 @@ use bytes::Buf;
 use super::conn::Conn;
 use super::framing::{BodyReader, FramingError};
 use super::head::{self, Head, HeadError, MAX_HEAD, Parsed};
+use super::kept;
+use crate::transport::Io;
 
 /// Bytes of pipelined requests that are read ahead while an exchange runs.
 const READ_AHEAD: usize = 16 * 1024;
@@ -49,6 +51,8 @@ pub enum Event {
     Truncated,
     /// The connection to the server was cut off within the body of a response.
     Cut(io::Error),
+    /// What the server says does not begin like HTTP/1 at all (HTTP/0.9, Shoutcast's `ICY`).
+    NotHttp,
     /// The response is not valid HTTP/1.
     BadResponse(HeadError),
     /// The response's body is malformed.
@@ -226,7 +230,8 @@ impl<'a> Duplex<'a> {
                 Err(error) => return Poll::Ready(Ok(Event::ClientGone(error))),
             }
         }
-        if !self.half_closed {
+        // What stands in the buffer is the next request: the client has not said everything yet.
+        if !self.half_closed && self.client.buf.is_empty() {
             ready!(self.server.poll_shutdown(cx))?;
             self.half_closed = true;
         }
@@ -316,7 +321,9 @@ impl<'a> Duplex<'a> {
         method: &[u8],
     ) -> Poll<Event> {
         loop {
-            if !self.server.buf.is_empty() {
+            if self.is_word() {
+                // Its end tells what it means.
+            } else if !self.server.buf.is_empty() {
                 self.heard = true;
                 match head::parse_response(&self.server.buf, method, head) {
                     Ok(Parsed::Complete) => return Poll::Ready(Event::Head),
@@ -324,6 +331,9 @@ impl<'a> Duplex<'a> {
                         return Poll::Ready(Event::BadResponse(HeadError::TooManyFields));
                     }
                     Ok(Parsed::Partial) => {}
+                    Err(HeadError::Syntax(_)) if !begins_like_http(&self.server.buf) => {
+                        return Poll::Ready(Event::NotHttp);
+                    }
                     Err(error) => return Poll::Ready(Event::BadResponse(error)),
                 }
             }
@@ -340,6 +350,12 @@ impl<'a> Duplex<'a> {
                 Err(error) => return Poll::Ready(Event::ServerReset(error)),
             }
         }
+    }
+
+    /// A proxy says something about the connection, not about the request.
+    fn is_word(&self) -> bool {
+        matches!(self.server.buf[..], [kept::CLOSED..=kept::UNANSWERED])
+            && !matches!(self.server.io, Io::Plain(_))
     }
 
     /// The final head goes to the client with the body bytes that are here already, in one write.
@@ -385,4 +401,11 @@ impl<'a> Duplex<'a> {
             _ => Poll::Ready(None),
         }
     }
+}
+
+/// Whether a response begins as one of HTTP/1 does (RFC 9112 section 4), as far as it is here.
+fn begins_like_http(said: &[u8]) -> bool {
+    let begin = said.iter().position(|byte| !b"\r\n".contains(byte));
+    let said = &said[begin.unwrap_or(said.len())..];
+    said.iter().zip(b"HTTP/").all(|(a, b)| a == b)
 }

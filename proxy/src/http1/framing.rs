@@ -14,15 +14,18 @@ pub struct Framing {
     pub close: bool,
     /// `Connection: keep-alive`.
     pub keep_alive: bool,
-    /// `Connection: upgrade` with an `Upgrade` field.
+    /// An `Upgrade` field. `Connection` need not name it: what the server answers with 101 it has
+    /// taken for an upgrade.
     pub upgrade: bool,
     /// `Connection` names fields that belong to this hop alone and have to go.
     pub strip: bool,
     /// `Expect: 100-continue`.
     pub expect_continue: bool,
-    /// Lines end with a bare LF somewhere: the message gets a server connection of its own, so
-    /// that a server that reads it differently can confuse nobody but this client.
-    pub bare_lf: bool,
+    /// Lines end with a bare LF somewhere, or a response is written in another way that is out of
+    /// use (folded lines, space before a colon, a repeated length, the identity coding): the
+    /// message gets a server connection of its own, so that a peer that reads it differently can
+    /// confuse nobody but this client.
+    pub odd: bool,
 }
 
 /// How the length of a body is known.
@@ -117,41 +120,48 @@ fn scan(buf: &[u8], head: &Head) -> Result<Scanned, FramingError> {
         length: None,
         chunked: None,
     };
-    let mut upgrade_option = false;
-    let mut upgrade_field = false;
     let mut hosts = 0;
+    let response = head.status != 0;
     for field in &head.fields {
         let name = field.name.get(buf);
         let value = field.value.get(buf);
+        out.framing.odd |= buf[field.name.end as usize] != b':';
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         match name.len() {
             4 if is(b"host") => hosts += 1,
             6 if is(b"expect") => {
                 out.framing.expect_continue |= value.eq_ignore_ascii_case(b"100-continue");
             }
-            7 if is(b"upgrade") => upgrade_field = true,
+            7 if is(b"upgrade") => out.framing.upgrade = true,
             10 if is(b"connection") => {
                 for option in list(value) {
                     if option.eq_ignore_ascii_case(b"close") {
                         out.framing.close = true;
                     } else if option.eq_ignore_ascii_case(b"keep-alive") {
                         out.framing.keep_alive = true;
-                    } else if option.eq_ignore_ascii_case(b"upgrade") {
-                        upgrade_option = true;
                     } else if !stays(option) {
                         out.framing.strip = true;
                     }
                 }
             }
             14 if is(b"content-length") => {
-                let before = out.length.replace(decimal(value)?);
-                if before.is_some() {
-                    return Err(FramingError::RepeatedLength);
+                let length = decimal(value)?;
+                if let Some(first) = out.length.replace(length) {
+                    // RFC 9110 section 8.6 lets a recipient take the same number again.
+                    if !response || first != length {
+                        return Err(FramingError::RepeatedLength);
+                    }
+                    out.framing.odd = true;
                 }
             }
             17 if is(b"transfer-encoding") => {
                 if head.minor == 0 {
                     return Err(FramingError::CodingInHttp10);
+                }
+                // A coding of RFC 2616 that says there is none.
+                if response && value.eq_ignore_ascii_case(b"identity") {
+                    out.framing.odd = true;
+                    continue;
                 }
                 if out.chunked == Some(true) {
                     return Err(FramingError::BadCoding);
@@ -161,19 +171,20 @@ fn scan(buf: &[u8], head: &Head) -> Result<Scanned, FramingError> {
             _ => {}
         }
     }
-    if hosts > 1 && head.status == 0 {
+    if hosts > 1 && !response {
         return Err(FramingError::RepeatedHost);
     }
-    out.framing.upgrade = upgrade_option && upgrade_field;
-    out.framing.bare_lf = has_bare_lf(&buf[head.start..head.end]);
+    out.framing.odd |= has_odd_lines(&buf[head.start..head.end]);
     Ok(out)
 }
 
-/// Whether a line of the head ends without CR.
-fn has_bare_lf(head: &[u8]) -> bool {
+/// Whether a line of the head ends without CR, or is folded.
+fn has_odd_lines(head: &[u8]) -> bool {
     let mut previous = 0;
     for &byte in head {
-        if byte == b'\n' && previous != b'\r' {
+        if (byte == b'\n' && previous != b'\r')
+            || (previous == b'\n' && byte <= b' ' && byte != b'\r')
+        {
             return true;
         }
         previous = byte;

@@ -87,10 +87,39 @@ type Fields<'h, 'b> = &'h mut [MaybeUninit<httparse::Header<'b>>];
 /// (RFC 9112 sections 2.2, 3, 5, 6.3).
 pub fn parse_request(buf: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
     let first = parse_request_into(buf, head, &mut [MaybeUninit::uninit(); USUAL_FIELDS]);
-    if first == Err(HeadError::TooManyFields) {
-        return parse_request_into(buf, head, &mut vec![MaybeUninit::uninit(); MAX_FIELDS]);
+    match first {
+        Err(HeadError::TooManyFields) => {
+            parse_request_into(buf, head, &mut vec![MaybeUninit::uninit(); MAX_FIELDS])
+        }
+        Err(HeadError::Syntax(httparse::Error::Token)) => parse_foreign_target(buf, head),
+        first => first,
     }
-    first
+}
+
+/// A target in another encoding than UTF-8 is not RFC 3986, but what browsers of old and scripts
+/// send, and httparse refuses it. Only the lengths of names count, so a copy with other letters in
+/// its place is tokenised.
+fn parse_foreign_target(buf: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
+    let start = buf.iter().position(|byte| !b"\r\n".contains(byte));
+    let line = start.unwrap_or(0)..buf.len();
+    let end = buf[line.clone()].iter().position(|&byte| byte == b'\n');
+    let line = line.start..end.map_or(line.end, |end| line.start + end);
+    if buf[line.clone()].is_ascii() {
+        return Err(HeadError::Syntax(httparse::Error::Token));
+    }
+    let mut copy = buf.to_vec();
+    let target = copy[line].splitn_mut(2, |&byte| byte == b' ').nth(1);
+    for byte in target.unwrap_or_default() {
+        if !byte.is_ascii() {
+            *byte = b'x';
+        }
+    }
+    let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
+    match parse_request_into(&copy, head, &mut fields)? {
+        // The spans hold for both.
+        Parsed::Complete => Ok(Parsed::Complete),
+        Parsed::Partial => Ok(Parsed::Partial),
+    }
 }
 
 fn parse_request_into<'b>(
@@ -139,7 +168,10 @@ fn parse_response_into<'b>(
     fields: Fields<'_, 'b>,
 ) -> Result<Parsed, HeadError> {
     let mut response = httparse::Response::new(&mut []);
-    let config = httparse::ParserConfig::default();
+    let mut config = httparse::ParserConfig::default();
+    config
+        .allow_obsolete_multiline_headers_in_responses(true)
+        .allow_spaces_after_header_name_in_responses(true);
     let end = match config.parse_response_with_uninit_headers(&mut response, buf, fields) {
         Ok(httparse::Status::Complete(end)) => end,
         Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
@@ -334,6 +366,17 @@ mod tests {
         };
         assert_eq!(view.method(), b"M-SEARCH");
         assert_eq!(view.path(), b"/p?q");
+    }
+
+    #[test]
+    fn a_target_in_any_encoding_passes() {
+        let text = b"GET /\xfc\xff?\xe4 HTTP/1.1\r\nHost: h\r\nX: \xfc\r\n\r\n";
+        let head = request(text).unwrap();
+        assert_eq!(head.target.get(text), b"/\xfc\xff?\xe4");
+        assert_eq!(head.value(text, "x"), Some(&b"\xfc"[..]));
+        let mut partial = Head::default();
+        assert_eq!(parse_request(&text[..8], &mut partial), Ok(Parsed::Partial));
+        assert!(request(b"G\xfcT / HTTP/1.1\r\nHost: h\r\n\r\n").is_err());
     }
 
     #[test]

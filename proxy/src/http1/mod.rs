@@ -4,18 +4,21 @@
 //! - [`framing`]: where a message ends; what could be read in two ways is refused
 //! - [`exchange`]: one request and its response between two connections, both directions at once
 //! - [`pool`]: idle server connections
+//! - [`kept`]: the one that an idle client keeps to itself, and what proxies say of it
 //! - [`mod@serve`]: a client's connection, request after request; the way is written down there
 //!
 //! A connection between two proxies of the mesh (`weft/http1`) differs from one to an application
 //! in two ways. It outlives `Connection: close`, which is meant for the applications at its ends.
 //! And its orderly end (`close_notify`) before a response says that the request was not processed:
-//! a proxy that passed a request on ends the connection without `close_notify` when the application
-//! cuts it off, so that even a POST can be sent again when the proxy behind goes away politely.
+//! a proxy that passed a request on says so ([`kept::UNANSWERED`]) when the application closes
+//! instead of answering, and ends without `close_notify` when it is reset, so that even a POST can
+//! be sent again when the proxy behind goes away politely.
 
 pub mod conn;
 pub mod exchange;
 pub mod framing;
 pub mod head;
+pub mod kept;
 pub mod pool;
 mod serve;
 

@@ -76,7 +76,7 @@ impl Pool {
 }
 
 /// Whether nothing has come from the server: neither bytes nor the end.
-fn is_quiet(conn: &mut Conn) -> bool {
+pub fn is_quiet(conn: &mut Conn) -> bool {
     let mut cx = Context::from_waker(Waker::noop());
     matches!(conn.poll_fill(&mut cx, 0), Poll::Pending)
 }

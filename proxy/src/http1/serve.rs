@@ -16,6 +16,7 @@ use super::conn::{Conn, LazyTimer};
 use super::exchange::{Duplex, Event, Upload};
 use super::framing::{self, Body, BodyReader};
 use super::head::{self, Edit, Head, HeadError, MAX_HEAD, Parsed, RequestHead};
+use super::kept::{self, Happened, Kept};
 use super::pool::{self, APP_IDLE, MESH_IDLE};
 use crate::balance::{ConnectionPermit, LimitReached, Outcome, Picked};
 use crate::http::call::{self, Call, Refusal};
@@ -59,6 +60,8 @@ struct Scratch {
     to_client: Vec<u8>,
     edits: Vec<Edit>,
     timer: LazyTimer,
+    /// The server's connection, where it is the client's alone.
+    kept: Option<Kept>,
 }
 
 /// What becomes of the client's connection after a request.
@@ -77,6 +80,8 @@ enum After {
 enum Next {
     Request,
     Closed,
+    /// The application has ended the idle connection.
+    Ended(Happened),
     Gone,
     Refused(ProxyError),
 }
@@ -88,11 +93,18 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, flow: Rc<Flow>) {
     loop {
         match next_head(&worker, &flow, &mut client, &mut scratch).await {
             Next::Request => {}
+            Next::Ended(how) => return pass_end(&flow, client, scratch.kept.take(), how).await,
             // A proxy may just be sending a request: unread, it must not turn the orderly end,
             // which says that it was not processed, into a reset.
-            Next::Closed if flow.from_mesh => return linger(client).await,
-            Next::Closed => return finish(client).await,
-            Next::Gone => return,
+            Next::Closed if flow.from_mesh => {
+                release(&mut scratch);
+                return linger(client).await;
+            }
+            Next::Closed => {
+                release(&mut scratch);
+                return finish(client).await;
+            }
+            Next::Gone => return release(&mut scratch),
             Next::Refused(error) => {
                 let observation = Observation::begin(
                     &worker,
@@ -153,6 +165,10 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
     let mut begun = None;
     let mut settled = false;
     loop {
+        if flow.from_mesh && client.buf.first() == Some(&kept::LEFT) {
+            client.buf.advance(1);
+            scratch.kept = None;
+        }
         if !client.buf.is_empty() {
             match head::parse_request(&client.buf, &mut scratch.head) {
                 Ok(Parsed::Complete) => return Next::Request,
@@ -190,9 +206,15 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
         };
         let read = poll_fn(|cx| {
             if let Poll::Ready(read) = client.poll_fill(cx, 0) {
-                return Poll::Ready(Some(read));
+                return Poll::Ready(Woke::Read(read));
             }
-            scratch.timer.poll(cx, Some(deadline)).map(|()| None)
+            if waiting
+                && let Some(kept) = &mut scratch.kept
+                && let Poll::Ready(happened) = kept.poll(cx)
+            {
+                return Poll::Ready(Woke::Server(happened));
+            }
+            scratch.timer.poll(cx, Some(deadline)).map(|()| Woke::Late)
         });
         let event = if waiting && settled && !worker.drain.is_draining() {
             tokio::select! {
@@ -204,24 +226,78 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
             read.await
         };
         match event {
-            Some(Ok(_)) => {}
-            Some(Err(_)) => return Next::Gone,
-            None if !waiting => {
+            Woke::Read(Ok(_)) => {}
+            Woke::Read(Err(_)) => return Next::Gone,
+            Woke::Server(Happened::Gone) => scratch.kept = None,
+            Woke::Server(happened) => return Next::Ended(happened),
+            Woke::Late if !waiting => {
                 let text = format!(
                     "the head of the request was not complete after {} s",
                     HEAD_TIMEOUT.as_secs()
                 );
                 return Next::Refused(ProxyError::new(ErrorCode::RequestTimeout, text));
             }
-            None if !settled => {
+            Woke::Late if !settled => {
                 settled = true;
                 client.release();
                 scratch.out = Vec::new();
                 scratch.to_client = Vec::new();
             }
-            None => return Next::Closed,
+            Woke::Late => return Next::Closed,
         }
     }
+}
+
+/// What an idle connection was woken by.
+enum Woke {
+    Read(std::io::Result<usize>),
+    Server(Happened),
+    Late,
+}
+
+/// The client goes, or has gone.
+fn release(scratch: &mut Scratch) {
+    if let Some(kept) = scratch.kept.take() {
+        kept.release(Instant::now());
+    }
+}
+
+/// Ends an idle client's connection as the application has ended its own.
+async fn pass_end(flow: &Flow, mut client: Conn, kept: Option<Kept>, how: Happened) {
+    match how {
+        Happened::Reset if !flow.from_mesh => return client.io.abort(),
+        Happened::Closed if !flow.from_mesh => return finish(client).await,
+        Happened::Spoke => {
+            if let Some(kept) = kept {
+                last_words(&mut client, kept.conn).await;
+            }
+        }
+        happened => {
+            let byte = match happened {
+                Happened::Reset => kept::CLOSED_BY_RESET,
+                _ => kept::CLOSED,
+            };
+            let _ = write_all(&mut client, &[byte]).await;
+        }
+    }
+    linger(client).await;
+}
+
+/// What a server says to an idle client before it closes (408, for example) is passed on.
+async fn last_words(client: &mut Conn, mut server: Conn) {
+    let pass = async {
+        loop {
+            if write_all(client, &server.buf).await.is_err() {
+                return;
+            }
+            server.buf.clear();
+            match poll_fn(|cx| server.poll_fill(cx, 0)).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, pass).await;
 }
 
 /// How a try ended for the one who drives it.
@@ -484,7 +560,7 @@ impl Exchange<'_> {
 
     /// Tries until there is a response, or no more try.
     async fn tries(&mut self, call: &mut Call, client: &mut Conn, scratch: &mut Scratch) -> After {
-        let mut fresh = self.framing.bare_lf;
+        let mut fresh = self.framing.odd;
         let mut replay = Some(match &call.route.policy.retry {
             Some(policy) => policy.max_body,
             None => DEFAULT_REPLAY_BYTES,
@@ -498,7 +574,10 @@ impl Exchange<'_> {
             if let Some(observation) = &mut self.observation {
                 observation.endpoint(self.worker, self.flow, &picked.endpoint.info);
             }
-            let (mut server, permit, reused) = match self.lease(call, &picked, fresh, now).await {
+            let leased = self
+                .lease(call, &picked, fresh, &mut scratch.kept, now)
+                .await;
+            let (mut server, permit, reused) = match leased {
                 Ok(leased) => leased,
                 Err(Lease::Limit(limit)) => {
                     let error = call.limit_reached(self.worker, limit);
@@ -550,16 +629,34 @@ impl Exchange<'_> {
                     server.io.abort();
                     return self.fail(&error, client, true).await;
                 }
-                Tried::Cut { gracefully } => {
+                Tried::Cut(cut) => {
+                    let said = match cut {
+                        Cut::Reset => {
+                            server.io.abort();
+                            return After::Abort;
+                        }
+                        Cut::Truncated => Ok(()),
+                        Cut::Unanswered if self.flow.from_mesh => {
+                            write_all(client, &[kept::UNANSWERED]).await
+                        }
+                        Cut::Unanswered => Ok(()),
+                        Cut::WithinHead => write_all(client, &server.buf).await,
+                    };
                     server.io.abort();
-                    return if gracefully && !self.flow.from_mesh {
-                        After::Close
-                    } else {
-                        After::Abort
+                    return match said {
+                        Ok(()) => After::Close,
+                        Err(_) => After::Abort,
                     };
                 }
                 Tried::Done { reuse, after_close } => {
-                    if reuse && !fresh {
+                    if reuse && !fresh && !after_close && is_alone(call) {
+                        server.release();
+                        scratch.kept = Some(Kept {
+                            conn: server,
+                            permit,
+                            endpoint: picked.endpoint.clone(),
+                        });
+                    } else if reuse && !fresh {
                         let now = Instant::now();
                         let how_long = if matches!(server.io, Io::Plain(_)) {
                             APP_IDLE
@@ -614,10 +711,17 @@ impl Exchange<'_> {
         call: &Call,
         picked: &Picked<Pools>,
         fresh: bool,
+        kept: &mut Option<Kept>,
         now: Instant,
     ) -> Result<(Conn, ConnectionPermit, bool), Lease> {
         let careful = !crate::http::retry::is_idempotent(&self.method);
         if !fresh {
+            if let Some(mut kept) = kept.take() {
+                if kept.fits(&picked.endpoint, careful) {
+                    return Ok((kept.conn, kept.permit, true));
+                }
+                kept.release(now);
+            }
             while let Some((conn, permit)) = picked.endpoint.pool.http1.take(now) {
                 if !careful || pool::is_alive(&conn) {
                     return Ok((conn, permit, true));
@@ -665,7 +769,7 @@ impl Exchange<'_> {
             let driven = drive(&mut duplex, response, &self.method, timer, deadline, idle).await;
             let untouched = duplex.sent == 0 && duplex.body_sent == 0;
             let replayable = !passed && (duplex.replay.is_some() || untouched);
-            let heard = duplex.heard;
+            let heard = duplex.heard || duplex.server.buf[..] == [kept::UNANSWERED];
             let failed = match driven {
                 Driven::Event(Event::Head) => {
                     match self.on_head(&mut duplex, response, call, picked, replayable, &mut passed)
@@ -677,7 +781,7 @@ impl Exchange<'_> {
                             let given = poll_fn(|cx| duplex.poll_give(cx)).await;
                             return match given {
                                 Ok(()) => Tried::Tunnel,
-                                Err(_) => Tried::Cut { gracefully: false },
+                                Err(_) => Tried::Cut(Cut::Reset),
                             };
                         }
                         OnHead::Again(pause) => {
@@ -690,6 +794,19 @@ impl Exchange<'_> {
                             picked.observe(Outcome::ServerError, Instant::now());
                             return self.answer_or_cut(error, passed);
                         }
+                    }
+                }
+                Driven::Event(Event::NotHttp) => {
+                    // Neither sense nor end of it can be told: it passes until the end.
+                    picked.observe(Outcome::Success, Instant::now());
+                    let framing = framing::Framing {
+                        body: Body::UntilClose,
+                        close: true,
+                        ..framing::Framing::default()
+                    };
+                    match duplex.respond(0, BodyReader::UntilClose) {
+                        Ok(()) => break framing,
+                        Err(_) => return Tried::Cut(Cut::Reset),
                     }
                 }
                 Driven::Event(Event::BadResponse(error)) => {
@@ -707,8 +824,8 @@ impl Exchange<'_> {
                     let error = ProxyError::new(ErrorCode::BadRequest, text);
                     return self.answer_or_cut(error, passed);
                 }
-                Driven::Event(Event::ClientGone(_)) => return Tried::Cut { gracefully: false },
-                Driven::Event(Event::ServerClosed) if mesh && !heard => {
+                Driven::Event(Event::ClientGone(_)) => return Tried::Cut(Cut::Reset),
+                Driven::Event(Event::ServerClosed) if mesh && not_processed(&duplex.server.buf) => {
                     Failed::new(Failure::NeverProcessed, true)
                 }
                 Driven::Event(Event::ServerClosed) => Failed::new(Failure::Reset, true),
@@ -736,6 +853,12 @@ impl Exchange<'_> {
                     Instant::now(),
                 );
             }
+            let cut = match &duplex.server.buf[..] {
+                _ if !failed.gracefully => Cut::Reset,
+                [] => Cut::Unanswered,
+                [kept::UNANSWERED] if mesh => Cut::Unanswered,
+                _ => Cut::WithinHead,
+            };
             let kept = duplex.replay;
             self.carry(&duplex.ready, body);
             *replay = kept;
@@ -763,9 +886,7 @@ impl Exchange<'_> {
                 // The application cut the connection: so do we.
                 Verdict::Over => {
                     self.ending.error = Some(ErrorCode::ConnectionTerminated);
-                    Tried::Cut {
-                        gracefully: failed.gracefully && !passed,
-                    }
+                    Tried::Cut(cut)
                 }
             };
         };
@@ -800,7 +921,7 @@ impl Exchange<'_> {
         let server_open = duplex.server_open();
         match driven {
             Driven::Event(Event::Done) => {
-                let delimited = framing.body != Body::UntilClose;
+                let delimited = framing.body != Body::UntilClose && !framing.odd;
                 let old = response.minor == 0 && !framing.keep_alive;
                 let server_stays =
                     mesh || !(framing.close || old || self.framing.close || !self.persistent);
@@ -819,18 +940,18 @@ impl Exchange<'_> {
             Driven::Event(Event::Truncated) => {
                 picked.observe(Outcome::Reset, Instant::now());
                 self.ending.error = Some(ErrorCode::ConnectionTerminated);
-                Tried::Cut { gracefully: true }
+                Tried::Cut(Cut::Truncated)
             }
-            Driven::Event(Event::ClientGone(_)) => Tried::Cut { gracefully: false },
+            Driven::Event(Event::ClientGone(_)) => Tried::Cut(Cut::Reset),
             Driven::Deadline | Driven::Idle => {
                 picked.observe(Outcome::Timeout, Instant::now());
                 self.ending.error = Some(ErrorCode::ResponseTimeout);
-                Tried::Cut { gracefully: false }
+                Tried::Cut(Cut::Reset)
             }
             Driven::Event(_) => {
                 picked.observe(Outcome::Reset, Instant::now());
                 self.ending.error = Some(ErrorCode::ConnectionTerminated);
-                Tried::Cut { gracefully: false }
+                Tried::Cut(Cut::Reset)
             }
         }
     }
@@ -845,7 +966,7 @@ impl Exchange<'_> {
     fn answer_or_cut(&mut self, error: ProxyError, passed: bool) -> Tried {
         if passed {
             self.ending.error = Some(error.code);
-            Tried::Cut { gracefully: false }
+            Tried::Cut(Cut::Reset)
         } else {
             Tried::Answer(error)
         }
@@ -862,7 +983,11 @@ impl Exchange<'_> {
         passed: &mut bool,
     ) -> OnHead {
         let status = response.status;
+        // SOURCE is Icecast's: what follows the answer is a stream without a length.
         let tunnel = (status == 101 && self.framing.upgrade)
+            || (&*self.method == b"SOURCE"
+                && (200..300).contains(&status)
+                && self.framing.body == Body::None)
             || (&*self.method == b"CONNECT" && (200..300).contains(&status));
         if (100..200).contains(&status) && status != 101 {
             *passed = true;
@@ -919,6 +1044,19 @@ impl Exchange<'_> {
     }
 }
 
+/// Whether a proxy that ended the connection in order had not taken the request: it said nothing,
+/// or that the connection had ended before.
+fn not_processed(said: &[u8]) -> bool {
+    matches!(said, [] | [kept::CLOSED | kept::CLOSED_BY_RESET])
+}
+
+/// Whether there is one endpoint, so that nothing is balanced, and no limit that idle connections
+/// would use up: then a client keeps its server's connection.
+fn is_alone(call: &Call) -> bool {
+    let backend = call.balancer.backend();
+    backend.policy.max_connections == 0 && backend.endpoints.current.load().endpoints.len() == 1
+}
+
 /// After its response, a request may still be on its way.
 async fn rest_of_request(duplex: &mut Duplex<'_>, timer: &mut LazyTimer) {
     let mut seen = duplex.progress;
@@ -964,14 +1102,23 @@ enum Tried {
     /// Nothing has passed to the client: it is told.
     Answer(ProxyError),
     /// The client's connection is cut as the server's was: in order, or by a reset.
-    Cut {
-        gracefully: bool,
-    },
+    Cut(Cut),
     Done {
         reuse: bool,
         after_close: bool,
     },
     Tunnel,
+}
+
+/// How the server cut a try off, and the client is.
+enum Cut {
+    Reset,
+    /// In order, within the response's body.
+    Truncated,
+    /// In order, without a byte of the final response.
+    Unanswered,
+    /// In order, within the response's head: what there is of it stands in the buffer.
+    WithinHead,
 }
 
 /// What a response's head leads to.

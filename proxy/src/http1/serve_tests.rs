@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,8 +10,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
 
 use super::serve;
-use crate::tables::{BackendPolicy, RoutePolicy};
-use crate::testing::{backend, destination, endpoint, outbound, worker};
+use crate::http::flow::Flow;
+use crate::tables::{BackendPolicy, Destination, RoutePolicy};
+use crate::testing::{backend, destination, endpoint, inbound, outbound, worker};
 use crate::transport::Stream;
 use crate::transport::testing::tcp_pair;
 
@@ -24,6 +26,10 @@ enum Do {
     Reset,
     /// Half-closes and reads on to the end.
     Finish,
+    /// Waits for the client's end.
+    Gone,
+    /// Until the proxy has done what it can.
+    Pause,
 }
 use Do::*;
 
@@ -71,6 +77,11 @@ async fn follow(mut stream: TcpStream, script: Vec<Do>, heard: Rc<RefCell<Vec<St
                     .unwrap();
                 return;
             }
+            Gone => {
+                while stream.read(&mut buf).await.unwrap_or(0) > 0 {}
+                heard.borrow_mut()[n].push_str("<gone>");
+            }
+            Pause => tokio::time::sleep(Duration::from_millis(30)).await,
             Finish => {
                 stream.shutdown().await.unwrap();
                 while stream.read(&mut buf).await.unwrap_or(0) > 0 {}
@@ -84,15 +95,35 @@ async fn follow(mut stream: TcpStream, script: Vec<Do>, heard: Rc<RefCell<Vec<St
 
 /// A client connected to the engine, which sends to `server`.
 async fn client(server: &Server) -> TcpStream {
+    connected(server, outbound).await
+}
+
+/// The same for a client that is a proxy of the mesh.
+async fn proxy(server: &Server) -> TcpStream {
+    connected(server, inbound).await
+}
+
+async fn connected(server: &Server, flow: fn(Arc<Destination>) -> Rc<Flow>) -> TcpStream {
     let (client, proxy) = tcp_pair().await;
     let backend = backend(
         vec![endpoint(server.address, None)],
         BackendPolicy::default(),
     );
-    let flow = outbound(destination(backend, RoutePolicy::default()));
+    let flow = flow(destination(backend, RoutePolicy::default()));
     let worker = worker(None);
     spawn_local(serve(worker, Stream::from(proxy), flow));
     client
+}
+
+/// Waits until the server's first connection has been ended by the proxy.
+async fn gone(server: &Server) {
+    tokio::time::timeout(Duration::from_secs(10), async {
+        while !server.heard.borrow()[0].ends_with("<gone>") {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await
+    .expect("the server's connection is still open");
 }
 
 async fn say(client: &mut TcpStream, text: &str) {
@@ -463,3 +494,192 @@ engine_test!(events_pass_at_once, async {
     say(&mut client, "4\r\nmore").await;
     hear(&mut client, "3\r\ntwo\r\n0\r\n\r\n").await;
 });
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+engine_test!(
+    a_server_that_closes_an_idle_connection_closes_the_clients,
+    async {
+        let server = server(vec![vec![Until("\r\n\r\n"), Say(OK), Close]]).await;
+        let mut client = client(&server).await;
+        say(&mut client, GET).await;
+        hear(&mut client, OK).await;
+        assert_eq!(rest(&mut client).await.unwrap(), "");
+    }
+);
+
+engine_test!(a_client_that_leaves_frees_its_servers_connection, async {
+    let server = server(vec![vec![Until("\r\n\r\n"), Say(OK), Gone]]).await;
+    let mut client = client(&server).await;
+    say(&mut client, GET).await;
+    hear(&mut client, OK).await;
+    drop(client);
+    gone(&server).await;
+});
+
+engine_test!(
+    what_a_server_says_before_it_closes_an_idle_connection_passes,
+    async {
+        let last = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n";
+        let server = server(vec![vec![
+            Until("\r\n\r\n"),
+            Say(OK),
+            Pause,
+            Say(last),
+            Close,
+        ]])
+        .await;
+        let mut client = client(&server).await;
+        say(&mut client, GET).await;
+        hear(&mut client, OK).await;
+        assert_eq!(rest(&mut client).await.unwrap(), last);
+    }
+);
+
+engine_test!(
+    a_half_close_behind_pipelined_requests_reaches_one_connection,
+    async {
+        let server = server(vec![vec![
+            Until("\r\n\r\n"),
+            Say(OK),
+            Until("\r\n\r\n"),
+            Say(OK),
+            Until("\r\n\r\n"),
+            Gone,
+            Say(OK),
+            Close,
+        ]])
+        .await;
+        let mut client = client(&server).await;
+        say(&mut client, &GET.repeat(3)).await;
+        client.shutdown().await.unwrap();
+        assert_eq!(rest(&mut client).await.unwrap(), OK.repeat(3));
+        assert_eq!(*server.heard.borrow(), [format!("{}<gone>", GET.repeat(3))]);
+    }
+);
+
+engine_test!(
+    a_server_that_closes_without_an_answer_is_an_end_and_no_reset,
+    async {
+        for response in [
+            "",
+            "HTTP/1.1 103 Early Hints\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Le",
+        ] {
+            let server = server(vec![vec![Until("\r\n\r\n"), Say(response), Close]]).await;
+            let mut client = client(&server).await;
+            say(&mut client, GET).await;
+            assert_eq!(rest(&mut client).await.unwrap(), response);
+        }
+    }
+);
+
+engine_test!(a_proxy_is_told_how_the_application_ended, async {
+    for (script, expected) in [
+        (vec![Until("\r\n\r\n"), Close], "\u{3}".to_owned()),
+        (
+            vec![Until("\r\n\r\n"), Say(OK), Close],
+            format!("{OK}\u{1}"),
+        ),
+        (
+            vec![Until("\r\n\r\n"), Say(OK), Pause, Reset],
+            format!("{OK}\u{2}"),
+        ),
+    ] {
+        let server = server(vec![script]).await;
+        let mut client = proxy(&server).await;
+        say(&mut client, GET).await;
+        assert_eq!(rest(&mut client).await.unwrap(), expected);
+    }
+});
+
+engine_test!(
+    a_proxys_client_that_leaves_frees_the_applications_connection,
+    async {
+        let server = server(vec![
+            vec![Until("\r\n\r\n"), Say(OK), Gone],
+            vec![Until("\r\n\r\n"), Say(OK)],
+        ])
+        .await;
+        let mut client = proxy(&server).await;
+        say(&mut client, GET).await;
+        hear(&mut client, OK).await;
+        say(&mut client, "\0").await;
+        gone(&server).await;
+        say(&mut client, GET).await;
+        hear(&mut client, OK).await;
+        assert_eq!(server.heard.borrow().len(), 2);
+    }
+);
+
+engine_test!(
+    a_byte_of_the_proxies_means_nothing_from_an_application,
+    async {
+        let server = server(vec![vec![Until("\r\n\r\n"), Say(OK)]]).await;
+        let mut client = client(&server).await;
+        say(&mut client, &format!("\0{GET}")).await;
+        assert!(rest(&mut client).await.unwrap().starts_with("HTTP/1.1 400"));
+    }
+);
+
+engine_test!(
+    an_upgrade_needs_no_connection_option_and_source_streams_on,
+    async {
+        for (request, response) in [
+            (
+                "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: foo\r\n\r\n",
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: foo\r\n\r\n",
+            ),
+            ("SOURCE /radio HTTP/1.0\r\n\r\n", "HTTP/1.0 200 OK\r\n\r\n"),
+        ] {
+            let server = server(vec![vec![
+                Until("\r\n\r\n"),
+                Say(response),
+                Until("audio"),
+                Say("more"),
+                Gone,
+                Say("!"),
+                Close,
+            ]])
+            .await;
+            let mut client = client(&server).await;
+            say(&mut client, request).await;
+            hear(&mut client, response).await;
+            say(&mut client, "audio").await;
+            hear(&mut client, "more").await;
+            client.shutdown().await.unwrap();
+            assert_eq!(rest(&mut client).await.unwrap(), "!");
+        }
+    }
+);
+
+engine_test!(what_is_no_http_response_passes_until_the_end, async {
+    for response in [
+        "ICY 200 OK\r\nicy-name: x\r\n\r\naudio",
+        "<html>HTTP/0.9</html>",
+    ] {
+        let server = server(vec![vec![Until("\r\n\r\n"), Say(response), Close]]).await;
+        let mut client = client(&server).await;
+        say(&mut client, "GET / HTTP/1.0\r\n\r\n").await;
+        assert_eq!(rest(&mut client).await.unwrap(), response);
+    }
+});
+
+engine_test!(
+    old_ways_of_servers_pass_on_connections_of_their_own,
+    async {
+        for response in [
+            "HTTP/1.1 200 OK\r\nX: a\r\n  folded\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\ncontent-length: 2\r\n\r\nok",
+        ] {
+            let server = server(vec![vec![Until("\r\n\r\n"), Say(response), Gone]]).await;
+            let mut client = client(&server).await;
+            say(&mut client, GET).await;
+            assert_eq!(rest(&mut client).await.unwrap(), response);
+            gone(&server).await;
+        }
+    }
+);
