@@ -13,6 +13,7 @@ pub mod policy;
 
 /// Generated from `api/proto/weft/v1`.
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used)]
+#[allow(rustdoc::invalid_html_tags)] // Comments of the .proto, as they stand there.
 pub mod proto {
     tonic::include_proto!("weft.v1");
 }

@@ -19,7 +19,7 @@ const MAX_BODY: usize = 64 * 1024 * 1024;
 pub enum Error {
     #[error("'{0}' is not an address: expected http://HOST:PORT")]
     Url(String),
-    #[error("nothing answers at {url}: {source}. Is it running, and is that its admin port?")]
+    #[error("nothing answers at {url}; is it running, and is that its admin port?")]
     Unreachable { url: String, source: std::io::Error },
     #[error("{0} did not answer within five seconds")]
     Deadline(String),
@@ -31,7 +31,7 @@ pub enum Error {
         status: StatusCode,
         said: String,
     },
-    #[error("{url} answered something that is not what was expected: {source}")]
+    #[error("{url} answered something that is not what was expected")]
     Content {
         url: String,
         source: serde_json::Error,

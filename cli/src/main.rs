@@ -16,7 +16,8 @@ mod apps;
 mod binaries;
 mod check;
 mod demo;
-#[allow(unsafe_code)]
+// Its own tests (cli/tests/netns.rs) use all of it.
+#[allow(unsafe_code, dead_code, unused_imports)]
 mod netns;
 mod output;
 mod routes;

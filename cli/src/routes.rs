@@ -508,7 +508,8 @@ fn retries(retry: Option<&Retry>) -> String {
         (retry.timeout, "timeout"),
     ]
     .iter()
-    .filter_map(|(set, name)| set.then(|| (*name).to_owned()))
+    .filter(|(set, _)| *set)
+    .map(|(_, name)| (*name).to_owned())
     .collect();
     on.extend(retry.status_codes.iter().map(u16::to_string));
     on.extend(retry.grpc_codes.iter().map(|code| format!("gRPC {code}")));

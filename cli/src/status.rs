@@ -193,17 +193,18 @@ fn render(status: &Status, now: f64, paint: Paint) -> String {
             ));
         }
     }
-    let mut out = table(
-        &[
+    let mut out = if rows.is_empty() {
+        "No proxy is connected.\n".to_owned()
+    } else {
+        let headings = [
             "WORKLOAD",
             "VERSION",
             "CERTIFICATE",
             "ACKNOWLEDGED",
             "STATE",
-        ],
-        &rows,
-        paint,
-    );
+        ];
+        table(&headings, &rows, paint)
+    };
     for refusal in refusals {
         out.push_str(&paint.paint(Tone::Bad, &refusal));
         out.push('\n');

@@ -3,6 +3,8 @@
 //!
 //! 1,000 Services of 10 endpoints; 50 proxies, each of which asked for all of them; 500 changes.
 
+#![allow(clippy::unwrap_used)]
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

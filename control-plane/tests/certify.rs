@@ -1,5 +1,7 @@
 //! Certificates over real sockets.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::{Duration, SystemTime};

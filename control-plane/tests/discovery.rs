@@ -1,5 +1,7 @@
 //! Discovery over real sockets and mutual TLS, with a folder of real files behind it.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::time::Duration;

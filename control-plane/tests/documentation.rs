@@ -1,5 +1,7 @@
 //! The examples of docs/reference/policies.md are what they say they are.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -51,10 +53,8 @@ fn every_field_has_an_example() {
     let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/src/policy");
     for file in ["workload.rs", "traffic.rs", "security.rs", "telemetry.rs"] {
         let source = std::fs::read_to_string(policy.join(file)).unwrap();
-        let mut lines = source.lines().peekable();
         let mut renamed = None;
-        while let Some(line) = lines.next() {
-            let line = line.trim();
+        for line in source.lines().map(str::trim) {
             if let Some(rename) = line.strip_prefix("rename = \"") {
                 renamed = rename.split('"').next();
             }

@@ -38,7 +38,7 @@ pub struct Destination {
 #[derive(Debug)]
 pub struct Route {
     pub id: u64,
-    /// "<kind>/<namespace>/<name>[/<rule>]", for people.
+    /// `<kind>/<namespace>/<name>[/<rule>]`, for people.
     pub name: Arc<str>,
     /// Any of them; none means every request.
     pub matches: Vec<RouteMatch>,
@@ -172,7 +172,7 @@ pub struct EndpointInfo {
     pub address: SocketAddr,
     /// The SPIFFE id that the peer must show; `None`: plaintext.
     pub identity: Option<Arc<SpiffeId>>,
-    /// "<namespace>/<name>".
+    /// `<namespace>/<name>`.
     pub workload: Arc<str>,
     pub zone: Arc<str>,
     pub weight: u32,

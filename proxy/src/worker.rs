@@ -160,7 +160,7 @@ impl Worker {
         self.directory.workload()
     }
 
-    /// Whether "<namespace>/<name>" is the workload beside this proxy.
+    /// Whether `<namespace>/<name>` is the workload beside this proxy.
     pub fn is_me(&self, workload: &str) -> bool {
         workload == self.config.workload
     }

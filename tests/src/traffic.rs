@@ -49,7 +49,7 @@ impl Traffic {
         crate::eventually("the requests go on", PATIENCE, || self.sent() >= goal);
     }
 
-    /// Ends the clients; what became of the requests: "200 <body>" or an error, and how often.
+    /// Ends the clients; what became of the requests: `200 <body>` or an error, and how often.
     pub fn finish(self) -> BTreeMap<String, u64> {
         self.shared.stop.store(true, Ordering::Relaxed);
         for thread in self.threads {

@@ -19,8 +19,9 @@ use tokio::sync::{Semaphore, mpsc};
 use super::http::HttpClient;
 use super::{http as web, terminated};
 
-/// Requests that may run at once; one that finds no room is reported as failed.
-const MAX_IN_FLIGHT: usize = 512;
+/// Requests that run at once; others wait their turn, and their latency counts from when they were
+/// due. A slow answer thus costs time, not ever more connections.
+const MAX_IN_FLIGHT: usize = 64;
 /// What a visitor waits for at most.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Characters of a failure's text that are reported.
@@ -100,6 +101,7 @@ pub async fn drive(
     let gone = Arc::new(AtomicBool::new(false));
     let mut due = tokio::time::interval(Duration::from_secs(1) / args.rate);
     let mut stop = std::pin::pin!(stop);
+    let mut running = tokio::task::JoinSet::new();
     let mut n = 0;
     loop {
         let at = tokio::select! {
@@ -107,6 +109,7 @@ pub async fn drive(
             () = &mut stop => break,
             at = due.tick() => at,
         };
+        while running.try_join_next().is_some() {}
         if gone.load(Ordering::Relaxed) {
             // Nobody reads the reports any more.
             break;
@@ -118,18 +121,21 @@ pub async fn drive(
             .saturating_sub(late);
         let (method, path) = request(n);
         n += 1;
-        let permit = room.clone().try_acquire_owned();
-        let (client, front, reports, gone) =
-            (client.clone(), front.clone(), reports.clone(), gone.clone());
-        tokio::spawn(async move {
-            let outcome = match &permit {
-                Ok(_) => tokio::time::timeout(PATIENCE, visit(&client, &front, &method, &path))
-                    .await
-                    .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within five seconds"))),
-                Err(_) => Err(anyhow::anyhow!(
-                    "{MAX_IN_FLIGHT} requests are still waiting"
-                )),
+        let (client, front, room, reports, gone) = (
+            client.clone(),
+            front.clone(),
+            room.clone(),
+            reports.clone(),
+            gone.clone(),
+        );
+        running.spawn(async move {
+            let visiting = async {
+                let _room = room.acquire().await?;
+                visit(&client, &front, &method, &path).await
             };
+            let outcome = tokio::time::timeout(PATIENCE, visiting)
+                .await
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within five seconds")));
             let (status, said) = match outcome {
                 Ok((status, said)) => (status, said),
                 Err(e) => (0, format!("{e:#}")),
@@ -147,8 +153,8 @@ pub async fn drive(
             }
         });
     }
-    let all = u32::try_from(MAX_IN_FLIGHT).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(PATIENCE, room.acquire_many(all)).await;
+    // Each ends within its patience.
+    while running.join_next().await.is_some() {}
     Ok(())
 }
 

@@ -60,6 +60,8 @@ pub struct Board {
     began: Instant,
     /// The same moment, milliseconds since the Unix epoch.
     began_at: f64,
+    /// Seconds since the beginning, once the load has ended.
+    pub ended: Option<f64>,
     pub reports: Reports,
     pub acts: Vec<Act>,
     /// Latest view by workload.
@@ -93,6 +95,7 @@ impl Board {
         Self {
             began: Instant::now(),
             began_at: now.unwrap_or_default().as_secs_f64() * 1e3,
+            ended: None,
             reports: Reports::default(),
             acts: Vec::new(),
             proxies: BTreeMap::new(),
@@ -141,7 +144,10 @@ impl Board {
 
     /// Share (percent) of the requests to `service` between two moments that went to `workload`.
     pub fn share(&self, service: &str, workload: &str, from: f64, to: f64) -> Option<f64> {
-        let (before, after) = (self.front_at(from)?, self.front_at(to)?);
+        // Before the first view there was nothing to count.
+        let nothing = ProxyView::default();
+        let before = self.front_at(from).unwrap_or(&nothing);
+        let after = self.front_at(to)?;
         let (mut all, mut one) = (0, 0);
         for (w, n) in after.by_endpoint.get(service)? {
             let grown = n.saturating_sub(before.sent_to(service, w));

@@ -33,6 +33,17 @@ impl Reports {
         self.all.push(report);
     }
 
+    /// Whether any request has succeeded yet.
+    pub fn any_success(&self) -> bool {
+        self.all.iter().any(Report::succeeded)
+    }
+
+    /// What the latest failure was told.
+    pub fn last_words(&self) -> &str {
+        let failed = self.all.iter().rev().find(|r| !r.succeeded());
+        failed.map_or("nothing was answered", |r| &r.said)
+    }
+
     /// Requests that were due from `from` until before `to`, milliseconds since the Unix epoch.
     pub fn between(&self, from: f64, to: f64) -> impl Iterator<Item = &Report> {
         // Reports arrive out of order by at most the visitor's patience; a scan over everything

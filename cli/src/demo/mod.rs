@@ -46,6 +46,8 @@ use topology::{HUB, MEMBERS, OTLP_PORT};
 
 /// A demo cannot be shorter: endpoints need their time to be ejected and to come back.
 const SHORTEST: Duration = Duration::from_secs(15);
+/// The first visitor must have been served by then.
+const OPENING: Duration = Duration::from_secs(20);
 /// How often the front's proxy is asked, by which the acts are measured.
 const CLOSELY: Duration = Duration::from_millis(100);
 /// How often the others are.
@@ -231,6 +233,19 @@ async fn show(
     stage.set_up().await?;
     let visitor = topology::find("visitor").context("there is no visitor")?;
     let reports = stage.start_visitor(visitor)?;
+    let mut reading = std::pin::pin!(read_reports(reports, board.clone()));
+    tokio::select! {
+        read = &mut reading => {
+            read?;
+            bail!("the visitor has gone: {}", stage.casualty().unwrap_or_default());
+        }
+        served = tokio::time::timeout(OPENING, first_success(board)) => {
+            if served.is_err() {
+                let said = board.lock().reports.last_words().to_owned();
+                bail!("no visitor was served in {} s: {said}", OPENING.as_secs());
+            }
+        }
+    }
     board.lock().begin();
     let total = args.length.as_secs_f64();
     let mut director = Director {
@@ -239,7 +254,6 @@ async fn show(
         total,
         manifests: manifests.to_owned(),
     };
-    let mut reading = std::pin::pin!(read_reports(reports, board.clone()));
     tokio::select! {
         played = director.play() => played?,
         read = &mut reading => {
@@ -251,6 +265,10 @@ async fn show(
         () = observe_all(board, traces) => {}
         () = screen.run(board, total) => {}
     }
+    {
+        let mut board = board.lock();
+        board.ended = Some(board.now());
+    }
     director.stage.stop_visitor();
     // What still runs is reported before the pipe closes.
     let _ = tokio::time::timeout(Duration::from_secs(6), reading).await;
@@ -259,6 +277,16 @@ async fn show(
         bail!("{who}");
     }
     Ok(())
+}
+
+/// Until a visitor was served: then the shop is open and the story can begin.
+async fn first_success(board: &Shared) {
+    loop {
+        if board.lock().reports.any_success() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 async fn read_reports(reports: ChildStdout, board: Shared) -> anyhow::Result<()> {

@@ -41,7 +41,7 @@ pub struct Mtls {
 }
 
 pub fn summary(board: &Board, trace: Vec<Node>) -> Summary {
-    let seconds = board.now();
+    let seconds = board.ended.unwrap_or_else(|| board.now());
     let overall = board.figures(0.0, seconds);
     let (sent, over_mtls) = board.mtls();
     let mtls = Mtls {

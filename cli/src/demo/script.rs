@@ -8,6 +8,7 @@ use anyhow::Context;
 use serde_json::json;
 
 use super::board::{Act, Expectation, Shared, expect};
+use super::figures::Figures;
 use super::stage::Stage;
 use super::topology::{MEMBERS, Member, find};
 use crate::admin::Admin;
@@ -128,11 +129,12 @@ impl Director<'_> {
         let saw = format!(
             "Its share of the catalog's requests went from {before:.0} % to {after:.1} %: the \
              balancer prefers endpoints that answer soon. p99 was {:.0} ms ({:.0} ms before), p50 \
-             {:.1} ms; {} failed.",
+             {:.1} ms ({:.1} ms before). {}.",
             during.p99,
             calm.p99,
             during.p50,
-            of(during.failed, during.requests),
+            calm.p50,
+            failed(&during),
         );
         let expected = vec![
             expect(
@@ -202,8 +204,8 @@ impl Director<'_> {
             None => "It was not ejected.".to_owned(),
         };
         saw.push_str(&format!(
-            " {} failed; {} tried again elsewhere.",
-            of(during.failed, during.requests),
+            " {}; {} tried again elsewhere.",
+            failed(&during),
             were(retried),
         ));
         if let Some(back) = back {
@@ -271,8 +273,8 @@ impl Director<'_> {
         drop(board);
         let retried = self.front_retries().saturating_sub(retries);
         let mut saw = format!(
-            "{} failed{}; {} tried again on pricing-1.",
-            of(during.failed, during.requests),
+            "{}{}; {} tried again on pricing-1.",
+            failed(&during),
             last.map(|at| format!(" (the last one after {})", span(at)))
                 .unwrap_or_default(),
             were(retried),
@@ -323,9 +325,9 @@ impl Director<'_> {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let during = self.board.lock().figures(began, ended);
         let mut saw = format!(
-            "For {} the proxies went on with the tables and certificates they had: {} failed.",
+            "For {} the proxies went on with the tables and certificates they had. {}.",
             span(outage),
-            of(during.failed, during.requests)
+            failed(&during)
         );
         match again {
             Some(at) => saw.push_str(&format!(
@@ -383,11 +385,11 @@ impl Director<'_> {
         tokio::time::sleep(Duration::from_millis(200)).await;
         let during = self.board.lock().figures(began, ended);
         let saw = format!(
-            "{count} of {} proxies fetched new certificates{}; {} failed.",
+            "{count} of {} proxies fetched new certificates{}. {}.",
             MEMBERS.len(),
             all.map(|at| format!(" within {}", span(at - began)))
                 .unwrap_or_default(),
-            of(during.failed, during.requests)
+            failed(&during)
         );
         let expected = vec![
             expect(all.is_some(), "every proxy renews its certificate"),
@@ -448,10 +450,7 @@ impl Director<'_> {
             (false, _) => "The outsider was refused before the change already.".to_owned(),
             (_, None) => "The outsider is still answered.".to_owned(),
         };
-        saw.push_str(&format!(
-            " Of the shop's own requests, all over mutual TLS, {} failed.",
-            of(during.failed, during.requests)
-        ));
+        saw.push_str(&format!(" {} inside the mesh.", failed(&during)));
         let expected = vec![
             expect(before, "PERMISSIVE takes plaintext"),
             expect(refused.is_some(), "STRICT refuses plaintext"),
@@ -489,12 +488,12 @@ pub fn replace(path: &std::path::Path, contents: &str) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// "3 of 2,412 requests".
-fn of(failed: usize, requests: usize) -> String {
-    if failed == 0 {
-        format!("none of {} requests", count(requests))
-    } else {
-        format!("{} of {} requests", count(failed), count(requests))
+/// "3 of 2,412 requests failed", as the beginning of a sentence.
+fn failed(during: &Figures) -> String {
+    let requests = count(during.requests);
+    match during.failed {
+        0 => format!("None of {requests} requests failed"),
+        n => format!("{} of {requests} requests failed", count(n)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Network namespaces for `weft demo` and `weft run`, with nothing installed and, for the demo, no
 //! rights needed.
 //!
-//! The way through: [`isolate`] is called first thing in `main`, before any thread. It moves the
+//! The way through: [`isolate()`] is called first thing in `main`, before any thread. It moves the
 //! process into namespaces of its own, under a supervisor that ends everything inside when the
 //! process ends, however it ends. Then a [`Fabric`] lays a bridge, and each [`Fabric::add_host`] a
 //! network namespace joined to it by a veth pair, with an IPv4 and an IPv6 address and default

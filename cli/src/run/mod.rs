@@ -2,7 +2,7 @@
 //! machine, joined to a control plane.
 //!
 //! [`manifest`] is what the control plane is told of it, [`forward`] how the proxy reaches the
-//! control plane from its namespace.
+//! control plane from its namespace, [`dns`] how the program reaches this machine's resolver.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
@@ -22,6 +22,7 @@ use crate::admin::Admin;
 use crate::netns::{self, Exemption, Fabric, FabricOptions, Host, Launch, hosts_file};
 use crate::{Bad, binaries};
 
+mod dns;
 mod forward;
 mod manifest;
 
@@ -162,6 +163,7 @@ async fn join(args: Run, proxy: &Path) -> anyhow::Result<ExitCode> {
     let credentials = Credentials::gather(&args, state.path(), fabric.exemption()).await?;
     let control_plane = forward::listen(fabric.v4(), args.control_plane.clone()).await?;
 
+    let resolv_conf = names(&fabric);
     capture(&host, &fabric, proxy).await?;
     let mut sidecar = start_proxy(&args, &host, &fabric, proxy, &credentials, control_plane)?;
     let mut addresses = vec![IpAddr::from(host.v4())];
@@ -190,7 +192,7 @@ async fn join(args: Run, proxy: &Path) -> anyhow::Result<ExitCode> {
     };
     ready?;
 
-    let mut program = match start_program(&args, &host) {
+    let mut program = match start_program(&args, &host, resolv_conf) {
         Ok(program) => program,
         Err(e) => {
             drop(manifest);
@@ -428,7 +430,23 @@ async fn wait_until_ready(address: std::net::Ipv4Addr, proxy: &mut Child) -> any
     }
 }
 
-fn start_program(args: &Run, host: &Host) -> anyhow::Result<Child> {
+/// Makes this machine's resolver reachable; says what the program's resolv.conf is to be.
+fn names(fabric: &Fabric) -> Option<String> {
+    let machines = std::fs::read_to_string("/etc/resolv.conf").ok()?;
+    let resolver = dns::resolver(&machines)?;
+    match dns::listen(fabric.v4(), resolver) {
+        Ok(()) => Some(dns::resolv_conf(&machines, fabric.v4())),
+        Err(e) => {
+            eprintln!(
+                "weft: the program cannot resolve names: port 53 of {} cannot be had ({e})",
+                fabric.v4()
+            );
+            None
+        }
+    }
+}
+
+fn start_program(args: &Run, host: &Host, resolv_conf: Option<String>) -> anyhow::Result<Child> {
     let mut launch = Launch::default();
     if let Some(User { uid, gid }) = args.user {
         launch = launch.user(uid, gid);
@@ -439,6 +457,9 @@ fn start_program(args: &Run, host: &Host) -> anyhow::Result<Child> {
             .iter()
             .map(|(address, name)| (*address, name.as_str()));
         launch = launch.file("/etc/hosts", hosts_file(entries));
+    }
+    if let Some(resolv_conf) = resolv_conf {
+        launch = launch.file("/etc/resolv.conf", resolv_conf);
     }
     let (program, arguments) = args.command.split_first().context("there is no program")?;
     let mut command = host.command_with(program, &launch)?;

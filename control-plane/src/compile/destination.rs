@@ -7,7 +7,7 @@ use weft_api::proto::{Backend, Destination, Fallback, Protocol, Route, WeightedB
 use super::{endpoints, policy};
 use crate::model::{Name, Service, ServicePort, Workload, World};
 
-/// Compiles "<address>:<port>" or "<host>:<port>"; `None` when nothing is known there.
+/// Compiles `<address>:<port>` or `<host>:<port>`; `None` when nothing is known there.
 pub(super) fn destination(world: &World, key: &str) -> Option<Destination> {
     if let Ok(address) = key.parse::<SocketAddr>() {
         if let Some((service, port)) = service_at(world, address) {
@@ -41,7 +41,7 @@ fn service_at(world: &World, address: SocketAddr) -> Option<(&Service, &ServiceP
         })
 }
 
-/// Reads "cart.shop", "cart.shop.svc" or "cart.shop.svc.<cluster domain>".
+/// Reads "cart.shop", "cart.shop.svc" or `cart.shop.svc.<cluster domain>`.
 fn service_name(host: &str) -> Option<Name> {
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     let mut labels = host.split('.');

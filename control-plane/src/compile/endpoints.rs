@@ -19,7 +19,7 @@ pub(super) fn name_of_workload(workload: &Name, port: u16) -> String {
     format!("workload/{workload}:{port}")
 }
 
-/// Compiles "<namespace>/<service>:<port>" or "workload/<namespace>/<name>:<port>"; `None` when
+/// Compiles `<namespace>/<service>:<port>` or `workload/<namespace>/<name>:<port>`; `None` when
 /// there is no such Service port or workload.
 pub(super) fn endpoints(world: &World, settings: &Settings, name: &str) -> Option<Endpoints> {
     let (owner, port) = name.rsplit_once(':')?;

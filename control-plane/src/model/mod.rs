@@ -76,7 +76,7 @@ pub enum Object {
     Service(Service),
     EndpointSlice(EndpointSlice),
     Workload(Workload),
-    TrafficPolicy(Policy<TrafficPolicySpec>),
+    TrafficPolicy(Box<Policy<TrafficPolicySpec>>),
     PeerAuthentication(Policy<PeerAuthenticationSpec>),
     Telemetry(Policy<TelemetrySpec>),
 }

@@ -33,7 +33,7 @@ pub struct World {
 pub struct Dirty {
     /// Every destination that leads to a Service.
     pub destinations: bool,
-    /// Destinations "<address>:<port>" that lead to a workload.
+    /// Destinations `<address>:<port>` that lead to a workload.
     pub addresses: BTreeSet<IpAddr>,
     /// Services whose endpoints changed.
     pub endpoints: BTreeSet<Name>,
@@ -99,7 +99,8 @@ impl World {
                     self.set_workload(workload.name.clone(), Some(workload), dirty);
                 }
                 Object::TrafficPolicy(policy) => {
-                    dirty.destinations |= put(&mut self.traffic, policy.name.clone(), Some(policy));
+                    dirty.destinations |=
+                        put(&mut self.traffic, policy.name.clone(), Some(*policy));
                 }
                 Object::PeerAuthentication(policy) => {
                     dirty.all_workloads |= put(

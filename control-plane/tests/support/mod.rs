@@ -1,5 +1,5 @@
 //! A control plane on real sockets, and a client that speaks to it as a proxy does.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

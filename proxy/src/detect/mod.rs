@@ -1,6 +1,6 @@
 //! What a connection is when nobody has declared it: whoever speaks first decides.
 //!
-//! - [`sniff`]: what the first bytes are; decided as soon as they cannot be anything else, so
+//! - [`mod@sniff`]: what the first bytes are; decided as soon as they cannot be anything else, so
 //!   that a first message of one byte passes at once
 //! - [`client_hello`]: SNI and ALPN of a TLS client
 //! - [`detect`]: the two with time and the server in it

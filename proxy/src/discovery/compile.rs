@@ -552,7 +552,7 @@ pub fn endpoints(given: &proto::Endpoints, before: &EndpointSet) -> Result<Endpo
     })
 }
 
-/// Compiles the proxy's own workload, asked for as "<namespace>/<name>".
+/// Compiles the proxy's own workload, asked for as `<namespace>/<name>`.
 pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
     let shown = format!("{}/{}", given.namespace, given.name);
     if shown != asked {

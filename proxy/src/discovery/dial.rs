@@ -64,7 +64,7 @@ pub enum DialError {
 }
 
 impl ControlPlane {
-    /// From "host:port", "address:port" or "[address]:port".
+    /// From `host:port`, `address:port` or `[address]:port`.
     pub fn parse(given: &str, mark: Option<u32>) -> Result<Self, DialError> {
         let wrong = || DialError::NotHostPort(given.to_owned());
         let (host, port) = given.rsplit_once(':').ok_or_else(wrong)?;

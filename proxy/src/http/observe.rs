@@ -199,7 +199,7 @@ impl Observation {
     }
 }
 
-/// "<namespace>/<name>"; the name alone where there is no namespace.
+/// `<namespace>/<name>`; the name alone where there is no namespace.
 fn join(namespace: &str, name: &str) -> Arc<str> {
     match namespace {
         "" => name.into(),

@@ -5,7 +5,7 @@
 //! - [`exchange`]: one request and its response between two connections, both directions at once
 //! - [`pool`]: idle server connections
 //! - [`kept`]: the one that an idle client keeps to itself, and what proxies say of it
-//! - [`serve`]: a client's connection, request after request; the way is written down there
+//! - [`mod@serve`]: a client's connection, request after request; the way is written down there
 //!
 //! A connection between two proxies of the mesh (`weft/http1`) differs from one to an application
 //! in two ways. It outlives `Connection: close`, which is meant for the applications at its ends.

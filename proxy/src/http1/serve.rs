@@ -515,8 +515,7 @@ impl Exchange<'_> {
     fn may_keep(&self, keep: bool) -> bool {
         keep && self.body.is_done()
             && self.ready == 0
-            && (self.persistent || self.flow.from_mesh)
-            && !(self.worker.drain.is_draining() && !self.flow.from_mesh)
+            && (self.flow.from_mesh || (self.persistent && !self.worker.drain.is_draining()))
     }
 
     /// There is no call: a route, a permit or an endpoint is missing.

@@ -1,18 +1,20 @@
 //! HTTP/2 and gRPC, on `h2`: streams are passed on frame by frame, not re-made.
 //!
 //! The way of a client's connection, [`serve`]: handshake, then a task for each stream. The way of
-//! a stream is in [`stream`]: route, backend and permit, then tries, each on a connection of the
+//! a stream is in `stream`: route, backend and permit, then tries, each on a connection of the
 //! endpoint's [`Pool`], until a response has passed.
 //!
 //! - [`pool`]: connections to one endpoint, each shared by many streams
-//! - [`stream`]: one request from its HEADERS to the end of its response
-//! - [`body`]: DATA and trailers of one direction, and the replay buffer
-//! - [`failure`]: what an error of a stream says
-//! - [`answer`]: responses of the proxy's own, as HTTP or as gRPC
+//! - `stream`: one request from its HEADERS to the end of its response
+//! - `drive`: moving its bytes until something has to be decided
+//! - `head`: its head, as routing sees it and as it is sent
+//! - `body`: DATA and trailers of one direction, and the replay buffer
+//! - `failure`: what an error of a stream says
+//! - `answer`: responses of the proxy's own, as HTTP or as gRPC
 //!
 //! Flow control is the senders': a byte's window is given back when the other side's window has
-//! taken the byte, so that what is held here for a stream is bounded by [`STREAM_WINDOW`] and
-//! [`SEND_BUFFER`] each way. Resets, GOAWAY and informational responses pass on; a GOAWAY or
+//! taken the byte, so that what is held here for a stream is bounded by `STREAM_WINDOW` and
+//! `SEND_BUFFER` each way. Resets, GOAWAY and informational responses pass on; a GOAWAY or
 //! REFUSED_STREAM that says "never processed" leads to another try.
 //!
 //! Between two proxies one code has a meaning of its own: a stream reset with CONNECT_ERROR says
@@ -36,7 +38,9 @@ use crate::worker::Worker;
 
 mod answer;
 mod body;
+mod drive;
 mod failure;
+mod head;
 pub mod pool;
 mod stream;
 #[cfg(test)]

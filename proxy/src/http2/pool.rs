@@ -1,6 +1,6 @@
 //! HTTP/2 connections to one endpoint, kept by one worker; each is shared by many streams.
 //!
-//! A stream takes a [`Lease`] of a connection that has room. Without one a connection is opened,
+//! A stream takes a `Lease` of a connection that has room. Without one a connection is opened,
 //! by a task of its own, once for all who wait. A connection that is going away (GOAWAY, lost, out
 //! of stream numbers) takes no new streams; those it has keep it until they end.
 
@@ -98,6 +98,11 @@ pub(super) enum Unleased {
 }
 
 impl Pool {
+    /// Room on a connection that is open.
+    pub(super) fn take(&self) -> Option<Lease> {
+        self.inner.take()
+    }
+
     /// Room on a connection that is open or, after a while, on a new one.
     pub(super) async fn lease(
         &self,

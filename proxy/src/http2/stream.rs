@@ -2,70 +2,38 @@
 //!
 //! The way: [`serve`] chooses route, backend and permit ([`Call`]); [`Exchange::tries`] takes an
 //! endpoint and a connection for each try; [`Exchange::one_try`] sends the request and waits for
-//! the response's head while the body flows; [`Exchange::respond`] passes the response on.
+//! the response's head while the body flows; [`Exchange::pass_on`] passes the response on.
 //! Nothing of a response has passed to the client while a try can still be repeated.
 
-use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use h2::client::ResponseFuture;
 use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::RETRY_AFTER;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use super::answer::{self, Asked};
-use super::body::{Pump, Stop, grpc_status};
+use super::body::{Pump, grpc_status};
+use super::drive::{Event, Interrupted, Passed, Try, patiently};
 use super::failure::{self, Fault};
+use super::head;
 use super::pool::{Lease, Unleased};
 use crate::balance::{Outcome, Picked};
 use crate::http::call::{self, Call, Refusal};
 use crate::http::flow::Flow;
 use crate::http::observe::{Ending, Observation};
 use crate::http::retry::{DEFAULT_REPLAY_BYTES, Failure, is_idempotent};
-use crate::http::{ErrorCode, ProxyError, RequestView};
+use crate::http::{ErrorCode, ProxyError};
 use crate::http1::conn::LazyTimer;
 use crate::outbound::connect;
 use crate::tables::Fallback;
 use crate::telemetry::FlowProtocol;
-use crate::telemetry::trace::context::ContextHeaders;
 use crate::worker::{Pools, Worker};
-
-/// How long the rest of a request may take after its response has ended, without progress.
-const REST_IDLE: Duration = Duration::from_secs(30);
-
-/// A request's head as routing and policy see it.
-struct View<'h>(&'h Parts);
-
-impl RequestView for View<'_> {
-    fn method(&self) -> &[u8] {
-        self.0.method.as_str().as_bytes()
-    }
-
-    fn path(&self) -> &[u8] {
-        self.0
-            .uri
-            .path_and_query()
-            .map_or(&[][..], |path| path.as_str().as_bytes())
-    }
-
-    fn header(&self, name: &str) -> Option<&[u8]> {
-        self.0.headers.get(name).map(HeaderValue::as_bytes)
-    }
-
-    fn host(&self) -> Option<&[u8]> {
-        match self.0.uri.authority() {
-            Some(authority) => Some(authority.as_str().as_bytes()),
-            None => self.header("host"),
-        }
-    }
-}
 
 /// Serves one stream of a client's connection to its end.
 pub(super) async fn serve(
@@ -76,15 +44,15 @@ pub(super) async fn serve(
 ) {
     let started = Instant::now();
     let destination = flow.destination();
-    let (mut head, body) = request.into_parts();
-    let grpc = is_grpc(&head.headers);
+    let (mut parts, body) = request.into_parts();
+    let grpc = head::is_grpc(&parts.headers);
     let protocol = if grpc {
         FlowProtocol::Grpc
     } else {
         FlowProtocol::H2
     };
-    let view = View(&head);
-    let context = || context_headers(&head.headers);
+    let view = head::View(&parts);
+    let context = || head::context_headers(&parts.headers);
     let (observation, propagate) =
         Observation::begin(&worker, &flow, &view, context, protocol, started);
     let mut timer = LazyTimer::default();
@@ -93,16 +61,16 @@ pub(super) async fn serve(
     if let Some(traceparent) = propagate
         && let Ok(value) = HeaderValue::from_bytes(&traceparent.to_bytes())
     {
-        head.headers.insert("traceparent", value);
+        parts.headers.insert("traceparent", value);
     }
     let mut exchange = Exchange {
         worker: &worker,
         flow: &flow,
         asked: Asked {
             grpc,
-            head: head.method == Method::HEAD,
+            head: parts.method == Method::HEAD,
         },
-        head,
+        head: parts,
         upload: Pump::new(body, None),
         respond,
         timer,
@@ -122,74 +90,18 @@ pub(super) async fn serve(
     exchange.conclude(Some(&call.route));
 }
 
-/// Whether a message is gRPC, by its content type ("application/grpc", "application/grpc+proto").
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| {
-        value
-            .as_bytes()
-            .strip_prefix(b"application/grpc")
-            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
-    })
-}
-
-/// The headers that may carry a trace context.
-fn context_headers(headers: &HeaderMap) -> ContextHeaders<'_> {
-    let mut context = ContextHeaders::default();
-    for (name, value) in headers {
-        context.take(name.as_str().as_bytes(), value.as_bytes());
-    }
-    context
-}
-
-/// What ended waiting for something before it came.
-enum Interrupted {
-    /// The client has given the request up.
-    Client,
-    Deadline,
-}
-
-/// Waits for `work` for as long as the client does, and until `deadline`.
-async fn patiently<F: Future>(
-    respond: &mut SendResponse<Bytes>,
-    timer: &mut LazyTimer,
-    deadline: Option<Instant>,
-    work: F,
-) -> Result<F::Output, Interrupted> {
-    let mut work = pin!(work);
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = work.as_mut().poll(cx) {
-            return Poll::Ready(Ok(output));
-        }
-        if respond.poll_reset(cx).is_ready() {
-            return Poll::Ready(Err(Interrupted::Client));
-        }
-        timer
-            .poll(cx, deadline)
-            .map(|()| Err(Interrupted::Deadline))
-    })
-    .await
-}
-
 /// A request while it is being served.
-struct Exchange<'w> {
+pub(super) struct Exchange<'w> {
     worker: &'w Rc<Worker>,
     flow: &'w Flow,
     asked: Asked,
     head: Parts,
     /// Where the request's body has got to.
-    upload: Pump,
-    respond: SendResponse<Bytes>,
-    timer: LazyTimer,
+    pub(super) upload: Pump,
+    pub(super) respond: SendResponse<Bytes>,
+    pub(super) timer: LazyTimer,
     ending: Ending<'static>,
     observation: Observation,
-}
-
-/// One try: the two halves of its stream.
-struct Try {
-    lease: Lease,
-    sink: SendStream<Bytes>,
-    /// The server takes no more of the request; a response may still come.
-    broken: bool,
 }
 
 /// How a try ended.
@@ -202,23 +114,6 @@ enum Tried {
     /// The client has reset its stream, or its connection is gone.
     Abandoned,
     Done,
-}
-
-/// What has to be decided while a try waits for its response.
-enum Event {
-    Interim(Response<()>),
-    Head(Response<RecvStream>),
-    Failed(h2::Error),
-    Client(Reason),
-    Timeout,
-}
-
-/// How passing a response on ended.
-enum Passed {
-    Done,
-    Failed(h2::Error),
-    Client(Reason),
-    Timeout,
 }
 
 impl Exchange<'_> {
@@ -279,13 +174,14 @@ impl Exchange<'_> {
             };
             let info = &picked.endpoint.info;
             self.observation.endpoint(self.worker, self.flow, info);
-            let leasing = picked
-                .endpoint
-                .pool
-                .http2
-                .lease(self.worker, info, &call.balancer);
-            let leased =
-                patiently(&mut self.respond, &mut self.timer, call.deadline, leasing).await;
+            let pool = &picked.endpoint.pool.http2;
+            let leased = match pool.take() {
+                Some(lease) => Ok(Ok(lease)),
+                None => {
+                    let leasing = Box::pin(pool.lease(self.worker, info, &call.balancer));
+                    patiently(&mut self.respond, &mut self.timer, call.deadline, leasing).await
+                }
+            };
             let tried = match leased {
                 Ok(Ok(lease)) => self.one_try(call, &mut picked, lease).await,
                 Ok(Err(Unleased::Limit(limit))) => {
@@ -312,7 +208,7 @@ impl Exchange<'_> {
                     drop(picked);
                     self.upload.rewind();
                     if !pause.is_zero() {
-                        let sleep = tokio::time::sleep(pause);
+                        let sleep = Box::pin(tokio::time::sleep(pause));
                         let slept = patiently(&mut self.respond, &mut self.timer, None, sleep);
                         if slept.await.is_err() {
                             return;
@@ -362,24 +258,6 @@ impl Exchange<'_> {
         ProxyError::new(ErrorCode::ResponseTimeout, text)
     }
 
-    /// The request's head for one try. It is kept as long as there may be another.
-    fn head_to_send(&mut self) -> Request<()> {
-        let mut request = Request::new(());
-        *request.method_mut() = self.head.method.clone();
-        *request.uri_mut() = self.head.uri.clone();
-        *request.headers_mut() = self.head.headers.clone();
-        // Without an authority h2 takes the request for one that was HTTP/1 once, and the host
-        // field stands for it (RFC 9113 section 8.3.1).
-        *request.version_mut() = match self.head.uri.authority() {
-            Some(_) => Version::HTTP_2,
-            None => Version::HTTP_11,
-        };
-        if let Some(protocol) = self.head.extensions.get::<Protocol>() {
-            request.extensions_mut().insert(protocol.clone());
-        }
-        request
-    }
-
     /// One try on one connection.
     async fn one_try(
         &mut self,
@@ -387,7 +265,8 @@ impl Exchange<'_> {
         picked: &mut Picked<Pools>,
         mut lease: Lease,
     ) -> Tried {
-        if self.head.extensions.get::<Protocol>().is_some() && !lease.takes_extended_connect().await
+        if self.head.extensions.get::<Protocol>().is_some()
+            && !Box::pin(lease.takes_extended_connect()).await
         {
             let text = format!(
                 "{}: {} does not take extended CONNECT (RFC 8441)",
@@ -397,7 +276,7 @@ impl Exchange<'_> {
             return Tried::Answer(ProxyError::new(ErrorCode::BadResponse, text));
         }
         let began = Instant::now();
-        let request = self.head_to_send();
+        let request = head::for_one_try(&self.head);
         let (mut response, sink) = match lease.send(request, self.upload.is_empty()) {
             Ok(sent) => sent,
             // It was not sent: the connection has said goodbye since it was chosen.
@@ -438,7 +317,17 @@ impl Exchange<'_> {
                     }
                 }
                 Event::Head(response) => {
-                    return self.on_head(call, picked, one, response, replayable).await;
+                    one.lease.heard(Instant::now());
+                    let (head, body) = response.into_parts();
+                    let mut download = Pump::new(body, None);
+                    match self.on_head(call, picked, head, &mut download, replayable) {
+                        Err(tried) => return tried,
+                        Ok(mut client) => {
+                            return self
+                                .pass_on(call, picked, &mut one, &mut download, &mut client)
+                                .await;
+                        }
+                    }
                 }
                 Event::Failed(error) => {
                     return self.failed(call, picked, &one, &error, replayable, passed);
@@ -472,38 +361,6 @@ impl Exchange<'_> {
         } else {
             Tried::Answer(error)
         }
-    }
-
-    /// Sends the request until its response begins, or the try has failed.
-    async fn until_head(
-        &mut self,
-        one: &mut Try,
-        response: &mut ResponseFuture,
-        deadline: Option<Instant>,
-        idle: Option<Duration>,
-    ) -> Event {
-        let mut quiet = Quiet::new(idle, self.upload.progress);
-        poll_fn(|cx| {
-            if let Poll::Ready(reset) = self.respond.poll_reset(cx) {
-                return Poll::Ready(Event::Client(failure::client_reason(reset)));
-            }
-            if let Some(reason) = one.poll_upload(cx, &mut self.upload) {
-                return Poll::Ready(Event::Client(reason));
-            }
-            match response.poll_informational(cx) {
-                Poll::Ready(Some(Ok(interim))) => return Poll::Ready(Event::Interim(interim)),
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Failed(error)),
-                Poll::Ready(None) | Poll::Pending => {}
-            }
-            match Pin::new(&mut *response).poll(cx) {
-                Poll::Ready(Ok(response)) => return Poll::Ready(Event::Head(response)),
-                Poll::Ready(Err(error)) => return Poll::Ready(Event::Failed(error)),
-                Poll::Pending => {}
-            }
-            let next = quiet.next(self.upload.progress, deadline);
-            self.timer.poll(cx, next).map(|()| Event::Timeout)
-        })
-        .await
     }
 
     /// A try has failed before the head of its response.
@@ -550,6 +407,10 @@ impl Exchange<'_> {
                 ErrorCode::BadResponse,
                 format!("{place}: the response of {address} was refused: {error}"),
             ),
+            // The other proxy may know of another endpoint.
+            Fault::NeverProcessed if self.flow.from_mesh => {
+                return Tried::Reset(Reason::REFUSED_STREAM);
+            }
             Fault::NeverProcessed => ProxyError::new(
                 ErrorCode::ConnectionTerminated,
                 format!("{place}: the server at {address} went away before it took the request"),
@@ -566,19 +427,16 @@ impl Exchange<'_> {
         self.answer_or_reset(error, passed)
     }
 
-    /// The head of a response is here: it is passed on, or the try is repeated.
-    async fn on_head(
+    /// The head of a response is here: it goes to the client, or the try has failed.
+    fn on_head(
         &mut self,
         call: &mut Call,
         picked: &mut Picked<Pools>,
-        one: Try,
-        response: Response<RecvStream>,
+        head: http::response::Parts,
+        download: &mut Pump,
         replayable: bool,
-    ) -> Tried {
+    ) -> Result<SendStream<Bytes>, Tried> {
         let now = Instant::now();
-        one.lease.heard(now);
-        let (head, body) = response.into_parts();
-        let mut download = Pump::new(body, None);
         let status = head.status.as_u16();
         let policy = call.route.policy.retry.as_deref();
         let grpc = self.asked.grpc && head.status == StatusCode::OK;
@@ -587,7 +445,9 @@ impl Exchange<'_> {
         } else if download.is_empty() {
             grpc_status(&head.headers)
         } else if replayable && policy.is_some_and(|policy| !policy.grpc_codes.is_empty()) {
-            poll_fn(|cx| Poll::Ready(download.early_trailers(cx).and_then(grpc_status))).await
+            // What has not come yet is polled for with the task's own waker afterwards.
+            let mut cx = Context::from_waker(Waker::noop());
+            download.early_trailers(&mut cx).and_then(grpc_status)
         } else {
             None
         };
@@ -598,8 +458,9 @@ impl Exchange<'_> {
             (false, _) => picked.observe(call::outcome_of_status(status), now),
         }
         let failure = match code {
-            Some(0) | None if status < 400 => None,
+            Some(0) => None,
             Some(code) => Some(Failure::Grpc(code)),
+            None if status < 400 => None,
             None => Some(Failure::Status(status)),
         };
         if let Some(failure) = failure {
@@ -611,37 +472,33 @@ impl Exchange<'_> {
                 picked.back_off(after);
             }
             if let Some(pause) = self.verdict(call, picked, failure, replayable, after) {
-                return Tried::Again(pause);
+                return Err(Tried::Again(pause));
             }
         }
         self.ending.status = status;
         self.ending.grpc_status = code;
         self.upload.forget();
         self.observation.head(now);
-        let last = download.is_empty();
-        let Ok(client) = self
-            .respond
-            .send_response(Response::from_parts(head, ()), last)
-        else {
-            return Tried::Abandoned;
-        };
-        self.respond(call, picked, one, download, client, code.is_some())
-            .await
+        let response = Response::from_parts(head, ());
+        // An error says that the client is gone.
+        self.respond
+            .send_response(response, download.is_empty())
+            .map_err(|_| Tried::Abandoned)
     }
 
-    /// Passes a response on to its end. `observed`: how the call went is known already.
-    async fn respond(
+    /// Passes a response's body and trailers on to their end.
+    async fn pass_on(
         &mut self,
         call: &Call,
         picked: &mut Picked<Pools>,
-        mut one: Try,
-        mut download: Pump,
-        mut client: SendStream<Bytes>,
-        observed: bool,
+        one: &mut Try,
+        download: &mut Pump,
+        client: &mut SendStream<Bytes>,
     ) -> Tried {
+        let observed = self.ending.grpc_status.is_some();
         let idle = call.route.policy.idle_timeout;
         let passed = self
-            .until_end(&mut one, &mut download, &mut client, call.deadline, idle)
+            .until_end(one, download, client, call.deadline, idle)
             .await;
         self.ending.bytes_out = download.bytes;
         if let Some(code) = download.grpc_status
@@ -655,7 +512,7 @@ impl Exchange<'_> {
         match passed {
             Passed::Done => {
                 if !self.upload.is_done() && !one.broken {
-                    self.rest_of_request(&mut one).await;
+                    Box::pin(self.rest_of_request(one)).await;
                 }
                 // What is not finished is dropped: h2 tells the client with NO_ERROR (RFC 9113
                 // section 8.1), and the server with CANCEL.
@@ -686,99 +543,6 @@ impl Exchange<'_> {
                 }
                 Tried::Done
             }
-        }
-    }
-
-    async fn until_end(
-        &mut self,
-        one: &mut Try,
-        download: &mut Pump,
-        client: &mut SendStream<Bytes>,
-        deadline: Option<Instant>,
-        idle: Option<Duration>,
-    ) -> Passed {
-        let mut quiet = Quiet::new(idle, self.upload.progress + download.progress);
-        poll_fn(|cx| {
-            if let Poll::Ready(reset) = client.poll_reset(cx) {
-                return Poll::Ready(Passed::Client(failure::client_reason(reset)));
-            }
-            if let Some(reason) = one.poll_upload(cx, &mut self.upload) {
-                return Poll::Ready(Passed::Client(reason));
-            }
-            match download.poll(cx, client) {
-                Poll::Ready(Ok(())) => return Poll::Ready(Passed::Done),
-                Poll::Ready(Err(Stop::Source(error))) => return Poll::Ready(Passed::Failed(error)),
-                Poll::Ready(Err(Stop::Sink)) => {
-                    return Poll::Ready(Passed::Client(Reason::CANCEL));
-                }
-                Poll::Pending => {}
-            }
-            let next = quiet.next(self.upload.progress + download.progress, deadline);
-            self.timer.poll(cx, next).map(|()| Passed::Timeout)
-        })
-        .await
-    }
-
-    /// After its response, a request may still be on its way; a server that wants no more of it
-    /// says so by a reset.
-    async fn rest_of_request(&mut self, one: &mut Try) {
-        let mut quiet = Quiet::new(Some(REST_IDLE), self.upload.progress);
-        poll_fn(|cx| {
-            let gone = one.poll_upload(cx, &mut self.upload).is_some();
-            if gone || one.broken || self.upload.is_done() || one.sink.poll_reset(cx).is_ready() {
-                return Poll::Ready(());
-            }
-            let next = quiet.next(self.upload.progress, None);
-            self.timer.poll(cx, next)
-        })
-        .await;
-    }
-}
-
-impl Try {
-    /// Moves the request's body. The reason is the client's, if it has reset its stream.
-    fn poll_upload(&mut self, cx: &mut Context<'_>, upload: &mut Pump) -> Option<Reason> {
-        if self.broken {
-            return None;
-        }
-        match upload.poll(cx, &mut self.sink) {
-            Poll::Ready(Err(Stop::Source(error))) => Some(failure::client_reason(Err(error))),
-            Poll::Ready(Err(Stop::Sink)) => {
-                self.broken = true;
-                None
-            }
-            Poll::Ready(Ok(())) | Poll::Pending => None,
-        }
-    }
-}
-
-/// The idle timeout.
-struct Quiet {
-    idle: Option<Duration>,
-    seen: u64,
-    until: Option<Instant>,
-}
-
-impl Quiet {
-    fn new(idle: Option<Duration>, progress: u64) -> Self {
-        Self {
-            idle,
-            seen: progress,
-            until: idle.map(|idle| Instant::now() + idle),
-        }
-    }
-
-    /// The next moment at which time is up.
-    fn next(&mut self, progress: u64, deadline: Option<Instant>) -> Option<Instant> {
-        if let Some(idle) = self.idle
-            && progress != self.seen
-        {
-            self.seen = progress;
-            self.until = Some(Instant::now() + idle);
-        }
-        match (self.until, deadline) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
         }
     }
 }

@@ -360,3 +360,16 @@ pub fn a_client_that_stalls_in_its_head_holds_up_nobody() {
         assert_eq!(wire.read_answer().1, b"x");
     }
 }
+
+pub fn fields_of_the_hop_do_not_pass() {
+    let pair = Pair::start();
+    let _server = pair.serve(|mut wire| {
+        wire.expect("GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive\r\nX-Stays: 2\r\n\r\n");
+        wire.send("HTTP/1.1 200 OK\r\nConnection: X-Hop\r\nX-Hop: 1\r\nContent-Length: 0\r\n\r\n");
+    });
+    let mut client = pair.connect();
+    client.send(
+        "GET / HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nX-Stays: 2\r\n\r\n",
+    );
+    client.expect("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+}

@@ -10,6 +10,7 @@ mod http1;
 mod http2;
 mod policy;
 mod resilience;
+mod seeing;
 mod tcp;
 mod tls;
 
@@ -73,6 +74,13 @@ const TRIALS: &[(&str, fn())] = &trials![
     resilience::a_polite_restart_of_the_clients_proxy_loses_no_request,
     resilience::a_killed_proxy_comes_back,
     resilience::roots_are_rotated_under_load,
+    seeing::traces_are_begun_and_carried_on,
+    seeing::nothing_is_added_to_requests_that_are_not_traced,
+    seeing::requests_are_counted_on_both_sides,
+    seeing::the_access_log_has_a_line_for_each_request,
+    seeing::the_access_log_can_be_of_errors_only,
+    seeing::the_admin_port_answers,
+    http1::fields_of_the_hop_do_not_pass,
 ];
 
 fn main() -> ExitCode {

@@ -27,7 +27,7 @@ const MAX_LEN: usize = 8 << 10;
 pub struct Claims {
     pub namespace: String,
     pub service_account: String,
-    /// "<namespace>/<name>", when the token is for one workload only.
+    /// `<namespace>/<name>`, when the token is for one workload only.
     pub workload: Option<String>,
 }
 
@@ -62,7 +62,7 @@ struct Header {
 struct Payload {
     /// The trust domain.
     iss: String,
-    /// "<namespace>/<service account>".
+    /// `<namespace>/<service account>`.
     sub: String,
     aud: String,
     iat: u64,

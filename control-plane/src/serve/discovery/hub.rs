@@ -50,7 +50,7 @@ struct Entry {
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProxyStatus {
-    /// "<namespace>/<name>".
+    /// `<namespace>/<name>`.
     pub workload: String,
     pub identity: String,
     pub address: SocketAddr,
@@ -309,15 +309,18 @@ impl State {
         }
     }
 
-    /// The compiled resource, kept from now on for this subscriber.
-    fn subscribe(&mut self, settings: &Settings, id: u64, key: &Key) -> Arc<Compiled> {
+    /// The compiled resource, kept from now on for this subscriber, and the key that all its
+    /// subscribers share.
+    fn subscribe(&mut self, settings: &Settings, id: u64, key: &Key) -> (Key, Arc<Compiled>) {
         let (world, trust) = (&self.world, &self.trust);
         let entry = self.resources.entry(key.clone()).or_insert_with(|| Entry {
             compiled: Arc::new(compile(world, settings, &key.to_proto(), trust)),
             subscribers: BTreeSet::new(),
         });
         entry.subscribers.insert(id);
-        entry.compiled.clone()
+        let compiled = entry.compiled.clone();
+        let shared = self.resources.get_key_value(key).map(|(key, _)| key);
+        (shared.unwrap_or(key).clone(), compiled)
     }
 
     fn unsubscribe(&mut self, id: u64, key: &Key) {
@@ -348,16 +351,17 @@ impl State {
             .map(|name| Key::of(Kind::Endpoints, name))
             .collect();
         for key in &wanted {
-            let endpoints = self.subscribe(settings, id, key);
+            let (key, endpoints) = self.subscribe(settings, id, key);
             let Some(stream) = self.streams.get_mut(&id) else {
                 return;
             };
-            stream
-                .implied
-                .entry(key.clone())
-                .or_default()
-                .insert(destination.clone());
-            stream.offer(key, &endpoints, seen);
+            let because = stream.implied.entry(key.clone()).or_default();
+            if !because.contains(destination) {
+                // Nearly always the only one.
+                because.reserve_exact(1);
+                because.push(destination.clone());
+            }
+            stream.offer(&key, &endpoints, seen);
         }
         self.let_go(id, destination, &wanted);
     }
@@ -370,7 +374,7 @@ impl State {
         let mut dropped = Vec::new();
         stream.implied.retain(|key, because| {
             if !kept.contains(key) {
-                because.remove(destination);
+                because.retain(|other| other != destination);
             }
             if because.is_empty() {
                 dropped.push(key.clone());
@@ -427,12 +431,12 @@ impl State {
                         weft_api::proto::ResourceKind::Trust => "Trust",
                         weft_api::proto::ResourceKind::Unspecified => "",
                     },
-                    name: key.name.clone(),
+                    name: key.name.to_string(),
                     newest: hex(newest),
                     acknowledged: hex(sent.acknowledged),
                     refused: sent
                         .refused
-                        .map(|(version, reason)| format!("{}: {reason}", hex(version))),
+                        .map(|refused| format!("{}: {}", hex(refused.0), refused.1)),
                 }
             })
             .collect();
@@ -553,24 +557,30 @@ impl Requests {
                 "a proxy may ask for at most {MAX_SUBSCRIPTIONS} resources"
             )));
         }
-        for (key, version) in &wanted {
-            if key.rank == Kind::Workload as u8 && key.name != stream.proxy.workload.to_string() {
+        for (key, _) in &wanted {
+            if key.rank == Kind::Workload as u8 && *key.name != *stream.proxy.workload.to_string() {
                 return Err(Status::permission_denied(format!(
                     "workload {} asked for the table of {}; a proxy may ask only for its own",
                     stream.proxy.workload, key.name
                 )));
             }
-            stream.holds(key, *version);
-            stream.explicit.insert(key.clone());
         }
         // Endpoints come before the destinations that lead to them, so that what the proxy holds
         // of them is known when the destinations are looked at.
         wanted.sort();
-        for (key, _) in &wanted {
-            let compiled = state.subscribe(&self.hub.settings, self.id, key);
-            state.follow(&self.hub.settings, self.id, key, &compiled, None);
+        let mut subscribed = Vec::with_capacity(wanted.len());
+        for (key, version) in &wanted {
+            let (key, compiled) = state.subscribe(&self.hub.settings, self.id, key);
             if let Some(stream) = state.streams.get_mut(&self.id) {
-                stream.offer(key, &compiled, None);
+                stream.explicit.insert(key.clone());
+                stream.holds(&key, *version);
+            }
+            subscribed.push((key, compiled));
+        }
+        for (key, compiled) in &subscribed {
+            state.follow(&self.hub.settings, self.id, key, compiled, None);
+            if let Some(stream) = state.streams.get_mut(&self.id) {
+                stream.offer(key, compiled, None);
             }
         }
         Ok(())
@@ -624,7 +634,7 @@ impl Requests {
         let key = read_key(key)?;
         self.hub.metrics.nacks.add(1);
         if let Some(stream) = self.hub.state().streams.get_mut(&self.id) {
-            warn!(workload = %stream.proxy.workload, resource = key.name, "proxy refused a resource: {reason}");
+            warn!(workload = %stream.proxy.workload, resource = %key.name, "proxy refused a resource: {reason}");
             stream.refuse(&key, version, reason);
         }
         Ok(())

@@ -10,6 +10,8 @@ mod hub;
 mod service;
 mod stream;
 
+use std::sync::Arc;
+
 use weft_api::proto::{ResourceKey, ResourceKind};
 
 pub use hub::{Hub, ProxyStatus, ResourceStatus};
@@ -22,7 +24,8 @@ use crate::compile::TRUST;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
     rank: u8,
-    pub name: String,
+    /// Shared by all streams that ask for it.
+    pub name: Arc<str>,
 }
 
 const KINDS: [ResourceKind; 4] = [
@@ -33,7 +36,7 @@ const KINDS: [ResourceKind; 4] = [
 ];
 
 impl Key {
-    pub fn new(kind: ResourceKind, name: impl Into<String>) -> Option<Self> {
+    pub fn new(kind: ResourceKind, name: impl Into<Arc<str>>) -> Option<Self> {
         let rank = KINDS.iter().position(|known| *known == kind)?;
         Some(Self {
             rank: u8::try_from(rank).ok()?,
@@ -41,7 +44,7 @@ impl Key {
         })
     }
 
-    fn of(kind: Kind, name: impl Into<String>) -> Self {
+    fn of(kind: Kind, name: impl Into<Arc<str>>) -> Self {
         Self {
             rank: kind as u8,
             name: name.into(),
@@ -59,7 +62,7 @@ impl Key {
     fn to_proto(&self) -> ResourceKey {
         ResourceKey {
             kind: self.kind().into(),
-            name: self.name.clone(),
+            name: self.name.to_string(),
         }
     }
 }

@@ -33,7 +33,7 @@ pub(super) struct Stream {
     /// What the proxy asked for itself.
     pub(super) explicit: BTreeSet<Key>,
     /// Endpoints it is sent because destinations it asked for lead there, with those destinations.
-    pub(super) implied: BTreeMap<Key, BTreeSet<Key>>,
+    pub(super) implied: BTreeMap<Key, Vec<Key>>,
     queue: BTreeMap<Key, Queued>,
     /// What it has, or has been sent last.
     pub(super) sent: BTreeMap<Key, Sent>,
@@ -54,7 +54,7 @@ pub(super) struct Sent {
     pub(super) version: u64,
     pub(super) acknowledged: u64,
     /// The version refused last, and why.
-    pub(super) refused: Option<(u64, String)>,
+    pub(super) refused: Option<Box<(u64, String)>>,
     seen: Option<Instant>,
 }
 
@@ -148,7 +148,7 @@ impl Stream {
     /// The proxy has refused a version.
     pub(super) fn refuse(&mut self, key: &Key, version: u64, reason: String) {
         if let Some(sent) = self.sent.get_mut(key) {
-            sent.refused = Some((version, reason));
+            sent.refused = Some(Box::new((version, reason)));
         }
     }
 

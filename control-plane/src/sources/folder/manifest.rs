@@ -114,7 +114,7 @@ impl Context<'_> {
             }
             (API_VERSION, "TrafficPolicy") => {
                 let given: TrafficPolicy = self.typed()?;
-                Object::TrafficPolicy(policy(given.metadata, given.spec))
+                Object::TrafficPolicy(Box::new(policy(given.metadata, given.spec)))
             }
             (API_VERSION, "PeerAuthentication") => {
                 let given: PeerAuthentication = self.typed()?;

@@ -82,9 +82,11 @@ impl Watch {
                     }
                     let paths: BTreeSet<PathBuf> = self
                         .pending
-                        .extract_if(.., |_, at| *at <= now)
-                        .map(|(path, _)| path)
+                        .iter()
+                        .filter(|(_, at)| **at <= now)
+                        .map(|(path, _)| path.clone())
                         .collect();
+                    self.pending.retain(|_, at| *at > now);
                     if scan || !paths.is_empty() {
                         return Batch { paths, scan };
                     }

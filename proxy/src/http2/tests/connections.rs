@@ -1,5 +1,7 @@
 //! Connections: shared, replaced, drained, and the hop between two proxies.
 
+use std::time::Instant;
+
 use h2::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -335,6 +337,110 @@ async fn an_application_that_is_lost_behind_the_other_proxy_is_unavailable() {
         assert_eq!(response.status(), 503);
         let status = response.headers()["proxy-status"].to_str().unwrap();
         assert!(status.contains("connection_terminated"), "{status}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
+    local(async {
+        let go = Rc::new(tokio::sync::Notify::new());
+        let told = go.clone();
+        let (listener, address) = listen().await;
+        let closed = Rc::new(Cell::new(false));
+        let closing = closed.clone();
+        spawn_local(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            while let Some(Ok((_, respond))) = connection.accept().await {
+                let told = told.clone();
+                spawn_local(async move {
+                    told.notified().await;
+                    ok(respond, "yes");
+                });
+            }
+            closing.set(true);
+        });
+        let worker = worker(None);
+        let backend = backend(vec![endpoint(address, None)], BackendPolicy::default());
+        let balancer = worker.balancer(&backend);
+        let mut client = client_of(&worker, destination(backend, RoutePolicy::default())).await;
+        let sweep = |after| {
+            let now = Instant::now();
+            balancer.for_each(now, |endpoint| endpoint.pool.http2.sweep(now + after));
+        };
+        let (response, _) = client.send_request(get("/"), true).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        sweep(Duration::from_secs(3600));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!closed.get(), "a stream is on it");
+        go.notify_waiters();
+        assert_eq!(response.await.unwrap().status(), 200);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        sweep(Duration::from_secs(59));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!closed.get(), "not idle for long enough");
+        sweep(Duration::from_secs(61));
+        while !closed.get() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+/// A path that swallows everything: the ping is not answered, and the streams learn of it.
+#[tokio::test]
+async fn a_connection_to_a_proxy_that_leads_nowhere_is_cut() {
+    local(async {
+        let authority = Authority::new("root", 1);
+        let web = worker(Some(authority.credentials(&shop("web"), &[&authority])));
+        let cart = worker(Some(authority.credentials(&shop("cart"), &[&authority])));
+        let (app, _) = server(|request, respond| async move {
+            if request.uri().path() == "/hang" {
+                std::future::pending::<()>().await;
+            }
+            ok(respond, "yes");
+        })
+        .await;
+        let (listener, proxy) = listen().await;
+        spawn_local(async move {
+            while let Ok((tcp, peer)) = listener.accept().await {
+                spawn_local(inbound::handle(cart.clone(), tcp, peer, app));
+            }
+        });
+        let (relay, address) = listen().await;
+        let swallow = Rc::new(tokio::sync::Notify::new());
+        let told = swallow.clone();
+        spawn_local(async move {
+            let (mut from, _) = relay.accept().await.unwrap();
+            let mut to = TcpStream::connect(proxy).await.unwrap();
+            tokio::select! {
+                _ = tokio::io::copy_bidirectional(&mut from, &mut to) => {}
+                () = told.notified() => std::future::pending().await,
+            }
+        });
+        let meshed = backend(
+            vec![endpoint(address, Some(&shop("cart")))],
+            BackendPolicy::default(),
+        );
+        let balancer = web.balancer(&meshed);
+        let mut client = client_of(&web, destination(meshed, RoutePolicy::default())).await;
+        assert_eq!(ask(&mut client, get("/")).await.unwrap().0.body(), "yes");
+        let (response, _) = client.send_request(post("/hang"), true).unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let sweep = || {
+            let now = Instant::now();
+            let later = now + Duration::from_secs(16);
+            balancer.for_each(now, |endpoint| endpoint.pool.http2.sweep(later));
+        };
+        // The ping is answered: nothing happens.
+        sweep();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        swallow.notify_one();
+        sweep();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::pause();
+        assert_eq!(response.await.unwrap().status(), 503);
     })
     .await;
 }

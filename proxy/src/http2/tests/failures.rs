@@ -339,3 +339,72 @@ async fn a_fallback_answers_for_a_backend_without_endpoints() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_client_that_is_gone_cancels_its_streams() {
+    local(async {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let (address, connections) = server(move |_, mut respond| {
+            let tell = tell.clone();
+            async move {
+                tell.send(None).unwrap();
+                let reason = poll_fn(|cx| respond.poll_reset(cx)).await;
+                tell.send(Some(reason.unwrap())).unwrap();
+            }
+        })
+        .await;
+        let worker = worker(None);
+        let destination = to(address);
+        for _ in 0..2 {
+            let tcp = connect(&worker, destination.clone()).await;
+            let (mut client, connection) = h2::client::handshake(tcp).await.unwrap();
+            let driving = spawn_local(connection);
+            let (response, _sink) = client.send_request(post("/"), false).unwrap();
+            assert_eq!(told.recv().await.unwrap(), None);
+            driving.abort();
+            assert_eq!(told.recv().await.unwrap(), Some(Reason::CANCEL));
+            drop(response);
+        }
+        assert_eq!(connections.get(), 1, "the connection to the server stays");
+    })
+    .await;
+}
+
+/// A proxy cannot know of another endpoint behind it: it passes "never processed" on to the one
+/// that can.
+#[tokio::test]
+async fn never_processed_passes_on_to_the_other_proxy() {
+    use super::frames::{GOAWAY, HEADERS, PREFACE, SETTINGS, frame, next};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    local(async {
+        let (listener, address) = listen().await;
+        spawn_local(async move {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                let mut preface = [0; PREFACE.len()];
+                tcp.read_exact(&mut preface).await.unwrap();
+                tcp.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+                while next(&mut tcp)
+                    .await
+                    .is_some_and(|frame| frame.kind != HEADERS)
+                {}
+                tcp.write_all(&frame(GOAWAY, 0, 0, &[0; 8])).await.unwrap();
+            }
+        });
+        let (ours, theirs) = tcp_pair().await;
+        let flow = crate::http::flow::Flow::new(
+            crate::telemetry::Direction::Inbound,
+            crate::http::flow::Target::Fixed,
+            to(address),
+            address,
+            Default::default(),
+            true,
+        );
+        spawn_local(serve(worker(None), Stream::from(theirs), Rc::new(flow)));
+        let (mut client, connection) = h2::client::handshake(ours).await.unwrap();
+        spawn_local(connection);
+        let error = ask(&mut client, post("/")).await.unwrap_err();
+        assert_eq!(error.reason(), Some(Reason::REFUSED_STREAM));
+    })
+    .await;
+}

@@ -30,7 +30,6 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 #[derive(Debug)]
 pub(super) struct Frame {
     pub kind: u8,
-    pub flags: u8,
     pub stream: u32,
     pub payload: Vec<u8>,
 }
@@ -52,7 +51,6 @@ pub(super) async fn next(tcp: &mut TcpStream) -> Option<Frame> {
     tcp.read_exact(&mut payload).await.ok()?;
     Some(Frame {
         kind: head[3],
-        flags: head[4],
         stream: u32::from_be_bytes(head[5..].try_into().unwrap()),
         payload,
     })
