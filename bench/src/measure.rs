@@ -155,22 +155,29 @@ pub fn run(
     let Some(load) = case.load(candidate, window) else {
         return Ok(None);
     };
-    let mut readings = Vec::new();
-    let outcome = load::run(&load, &mut |_| {
-        readings.push(
-            candidate
-                .pids
-                .map(|(out, inn)| (process::cpu(out), process::cpu(inn))),
+    let mut tries = 0;
+    let (outcome, readings) = loop {
+        let mut readings = Vec::new();
+        let outcome = load::run(&load, &mut |_| {
+            readings.push(
+                candidate
+                    .pids
+                    .map(|(out, inn)| (process::cpu(out), process::cpu(inn))),
+            );
+        })?;
+        if outcome.latencies.count() > 0 {
+            break (outcome, readings);
+        }
+        let why = outcome.first_error.as_deref().unwrap_or("no error either");
+        let what = format!(
+            "{} over {}: no request was answered ({why})",
+            case.name, candidate.name
         );
-    })?;
+        tries += 1;
+        anyhow::ensure!(tries < 3, "{what}");
+        eprintln!("{what}; measured again");
+    };
     let requests = outcome.latencies.count();
-    anyhow::ensure!(
-        requests > 0,
-        "{} over {}: no request was answered ({})",
-        case.name,
-        candidate.name,
-        outcome.first_error.as_deref().unwrap_or("no error either")
-    );
     if let Some(error) = &outcome.first_error {
         eprintln!(
             "{} over {}: {} errors; the first: {error}",

@@ -11,7 +11,7 @@ use weft_control_plane::check::{Report, check_folder};
 use weft_control_plane::finding::{Finding, Severity};
 
 use crate::Bad;
-use crate::output::{Format, Paint, Tone, print_json};
+use crate::output::{Format, Paint, Tone, print_json, show};
 
 /// Flags of `weft check`.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
             warnings: report.count(Severity::Warning),
             report: &report,
         })?,
-        Format::Table => print!("{}", render(&report, Paint::stdout())),
+        Format::Table => show(&render(&report, Paint::stdout())),
     }
     Ok(if report.has_errors() {
         Bad::exit()

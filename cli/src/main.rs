@@ -117,9 +117,11 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
         Command::Routes(args) => return routes::run(args).await,
         Command::Status(args) => return status::run(args).await,
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+            output::show(&String::from_utf8_lossy(&script));
         }
-        Command::Version => println!("weft {}", env!("CARGO_PKG_VERSION")),
+        Command::Version => output::show(&format!("weft {}\n", env!("CARGO_PKG_VERSION"))),
         Command::App(app) => apps::run(app).await?,
     }
     Ok(ExitCode::SUCCESS)

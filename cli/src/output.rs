@@ -142,9 +142,17 @@ pub fn count(n: usize) -> String {
     out
 }
 
+/// Writes to standard output. A reader that has gone (`weft routes | head`) wants no more, and
+/// that is no error.
+pub fn show(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// A document for programs.
 pub fn print_json(document: &impl serde::Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(document)?);
+    show(&format!("{}\n", serde_json::to_string_pretty(document)?));
     Ok(())
 }
 

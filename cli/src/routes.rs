@@ -12,7 +12,7 @@ use weft_api::names;
 
 use crate::Bad;
 use crate::admin::Admin;
-use crate::output::{Cell, Format, Paint, Tone, print_json, span, table};
+use crate::output::{Cell, Format, Paint, Tone, print_json, show, span, table};
 
 /// Flags of `weft routes`.
 #[derive(Debug, Args)]
@@ -361,14 +361,14 @@ pub async fn run(args: Routes) -> anyhow::Result<ExitCode> {
     let Some(given) = &args.destination else {
         match args.output {
             Format::Json => print_json(&config.destinations)?,
-            Format::Table => print!("{}", list(&config, paint)),
+            Format::Table => show(&list(&config, paint)),
         }
         return Ok(ExitCode::SUCCESS);
     };
     let verdict = judge(&config, given, args.request.as_ref());
     match args.output {
         Format::Json => print_json(&verdict)?,
-        Format::Table => print!("{}", explain(&verdict, paint)),
+        Format::Table => show(&explain(&verdict, paint)),
     }
     Ok(if verdict.served {
         ExitCode::SUCCESS

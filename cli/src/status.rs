@@ -8,7 +8,7 @@ use serde::Deserialize;
 use weft_api::names;
 
 use crate::admin::{Admin, Error};
-use crate::output::{Cell, Format, Paint, Tone, print_json, span, table};
+use crate::output::{Cell, Format, Paint, Tone, print_json, show, span, table};
 use crate::{Bad, duration};
 
 /// How often `--wait` asks.
@@ -148,7 +148,7 @@ pub async fn run(args: StatusArgs) -> anyhow::Result<ExitCode> {
         Format::Table => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             let now = now.unwrap_or_default().as_secs_f64();
-            print!("{}", render(&status, now, Paint::stdout()));
+            show(&render(&status, now, Paint::stdout()));
         }
     }
     let bad = status.refused() > 0 || (args.wait && status.behind() > 0);

@@ -77,7 +77,8 @@ fn all(user: Option<u32>) {
 }
 
 fn start(user: Option<u32>, scenario: &str) -> Child {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    // Not by its path: that may lie in a folder closed to the user it becomes.
+    let mut command = Command::new("/proc/self/exe");
     command.args(["scenario", scenario]).stdout(Stdio::piped());
     if let Some(uid) = user {
         command.uid(uid).gid(uid);
@@ -132,7 +133,7 @@ fn scenario(words: &[&str]) {
         }
         #[expect(clippy::zombie_processes, reason = "an orphan is what is wanted")]
         ["linger-inside"] => {
-            let exe = std::env::current_exe().unwrap();
+            let exe = "/proc/self/exe";
             Command::new(exe)
                 .args(["scenario", "sleep"])
                 .spawn()
@@ -178,9 +179,7 @@ fn enter() -> Fabric {
 }
 
 fn again(host: &Host, launch: &Launch, words: &[&str]) -> Command {
-    let mut command = host
-        .command_with(std::env::current_exe().unwrap(), launch)
-        .unwrap();
+    let mut command = host.command_with("/proc/self/exe", launch).unwrap();
     command.arg("scenario").args(words);
     command
 }

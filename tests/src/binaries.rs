@@ -38,14 +38,9 @@ impl Binaries {
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let mut command = Command::new(cargo);
         command
-            .args([
-                "build",
-                "--quiet",
-                "-p",
-                "weft-proxy",
-                "-p",
-                "weft-control-plane",
-            ])
+            // The whole workspace, as `cargo build` makes it: with fewer packages chosen, their
+            // dependencies would have other features, and all be built once more.
+            .args(["build", "--quiet", "--workspace", "--bins"])
             .arg("--manifest-path")
             .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml"));
         if folder.file_name().is_some_and(|name| name == "release") {
@@ -55,10 +50,7 @@ impl Binaries {
             command.arg("--target-dir").arg(target);
         }
         let status = command.status()?;
-        anyhow::ensure!(
-            status.success(),
-            "weft-proxy and weft-control-plane do not build"
-        );
+        anyhow::ensure!(status.success(), "the programs do not build");
         Self::in_folder(folder)
     }
 

@@ -2,8 +2,9 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::PATIENCE;
@@ -211,10 +212,27 @@ pub fn status(head: &str) -> u16 {
         .unwrap_or(0)
 }
 
-/// A listener on a host; each connection is handed to a thread of its own.
+/// A listener on a host; each connection is handed to a thread of its own. A step that fails there
+/// fails the test when the value is dropped.
 pub struct Server {
     address: SocketAddr,
-    accepted: Arc<AtomicUsize>,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    accepted: AtomicUsize,
+    handled: AtomicUsize,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let failures = self.state.failures.lock().unwrap();
+        if !std::thread::panicking() {
+            assert!(failures.is_empty(), "at the server: {failures:?}");
+        }
+    }
 }
 
 impl Server {
@@ -225,17 +243,36 @@ impl Server {
             .within(|| TcpListener::bind((any, port)))
             .unwrap_or_else(|e| panic!("{} cannot listen on {port}: {e}", host.name()));
         let address = SocketAddr::new(host.v4().into(), port);
-        let accepted = Arc::new(AtomicUsize::new(0));
-        let (counter, handle) = (Arc::clone(&accepted), Arc::new(handle));
+        let state = Arc::new(State::default());
+        let (shared, handle) = (Arc::clone(&state), Arc::new(handle));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(stream) = stream else { return };
-                counter.fetch_add(1, Ordering::Relaxed);
-                let handle = Arc::clone(&handle);
-                std::thread::spawn(move || handle(Wire::new(stream)));
+                shared.accepted.fetch_add(1, Ordering::Relaxed);
+                let (state, handle) = (Arc::clone(&shared), Arc::clone(&handle));
+                std::thread::spawn(move || {
+                    let run = AssertUnwindSafe(|| handle(Wire::new(stream)));
+                    if let Err(panic) = catch_unwind(run) {
+                        let text = panic
+                            .downcast_ref::<String>()
+                            .cloned()
+                            .or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+                            .unwrap_or_default();
+                        state.failures.lock().unwrap().push(text);
+                    }
+                    state.handled.fetch_add(1, Ordering::Release);
+                });
             }
         });
-        Self { address, accepted }
+        Self { address, state }
+    }
+
+    /// Waits until so many connections have been handled to their end.
+    #[track_caller]
+    pub fn wait_for(&self, connections: usize) {
+        crate::eventually("the server has handled its connections", PATIENCE, || {
+            self.state.handled.load(Ordering::Acquire) >= connections
+        });
     }
 
     /// An HTTP/1.1 server that answers every request on every connection with the same bytes.
@@ -253,7 +290,7 @@ impl Server {
 
     /// Connections so far.
     pub fn accepted(&self) -> usize {
-        self.accepted.load(Ordering::Relaxed)
+        self.state.accepted.load(Ordering::Relaxed)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::admin::Admin;
 use crate::apps::terminated;
 use crate::apps::visitor::Report;
 use crate::netns;
-use crate::output::Paint;
+use crate::output::{Paint, show};
 use crate::{Bad, duration};
 
 mod board;
@@ -162,7 +162,7 @@ async fn perform(
     tokio::spawn(Collector::new(traces.clone(), onward).serve(listener));
 
     let outcome = tokio::select! {
-        outcome = show(&mut stage, &args, &board, &manifests, screen, &traces) => outcome,
+        outcome = put_on(&mut stage, &args, &board, &manifests, screen, &traces) => outcome,
         () = terminated() => Err(Interrupted.into()),
     };
     if outcome.is_ok() {
@@ -180,7 +180,7 @@ async fn perform(
         crate::output::print_json(&summary)?;
     } else {
         screen.last(&board, args.length.as_secs_f64());
-        print!("{}", report::render(&summary, Paint::stdout()));
+        show(&report::render(&summary, Paint::stdout()));
     }
     if args.keep {
         eprintln!("Logs and state are kept in {}", home.display());
@@ -221,7 +221,7 @@ impl Drop for Restored {
 }
 
 /// Sets up, plays the script, and lets the load run out.
-async fn show(
+async fn put_on(
     stage: &mut Stage,
     args: &Demo,
     board: &Shared,
@@ -397,7 +397,7 @@ impl Screen {
 
     fn say(self, text: &str) {
         if self != Self::Silent {
-            println!("{text}");
+            show(&format!("{text}\n"));
         }
     }
 
@@ -422,16 +422,16 @@ impl Screen {
                     due.tick().await;
                     let board = board.lock();
                     while let Some(act) = board.acts.get(told).filter(|a| a.ended.is_some()) {
-                        print!("{}", view::story(act, 100, Paint::NEVER));
+                        show(&view::story(act, 100, Paint::NEVER));
                         told += 1;
                     }
                     if line.elapsed() >= LINE {
                         line = std::time::Instant::now();
                         let now = board.now();
-                        print!(
+                        show(&format!(
                             "{now:>5.1} s  {}",
                             view::headline(&board, now, Paint::NEVER)
-                        );
+                        ));
                     }
                 }
             }
@@ -448,7 +448,7 @@ impl Screen {
                 let picture = view::picture(board, total, width, Paint::stdout());
                 let left_out = picture.lines().count() >= height;
                 if left_out {
-                    print!("\n{picture}");
+                    show(&format!("\n{picture}"));
                 }
             }
             Self::Lines => {
@@ -457,7 +457,7 @@ impl Screen {
                     .last()
                     .filter(|a| a.ended.is_some_and(|at| at > total - 0.3))
                 {
-                    print!("{}", view::story(act, 100, Paint::NEVER));
+                    show(&view::story(act, 100, Paint::NEVER));
                 }
             }
         }

@@ -395,6 +395,8 @@ impl Stage {
         command
             .stdin(Stdio::null())
             .stderr(file)
+            // A log is not a terminal.
+            .env("NO_COLOR", "1")
             // Ctrl-C on the terminal is for the demo, which ends the others in order.
             .process_group(0)
             .kill_on_drop(true);

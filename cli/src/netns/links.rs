@@ -16,6 +16,11 @@ pub(super) type Address = (IpAddr, u8);
 /// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 
+/// A bridge's hardware address, locally administered. Without one of its own a bridge takes the
+/// lowest of its ports', which changes when a host joins: those already there then send to an
+/// address that nobody has until they ask again, seconds later.
+const BRIDGE_ADDRESS: [u8; 6] = [0x02, b'w', b'e', b'f', b't', 0x00];
+
 /// A new network namespace, with nothing in it but `lo`.
 pub(super) fn new_namespace() -> io::Result<OwnedFd> {
     on_a_thread(|| {
@@ -55,7 +60,11 @@ pub(super) fn lay_bridge(name: &str, addresses: &[Address]) -> io::Result<()> {
     talk(async |handle| {
         match handle
             .link()
-            .add(LinkBridge::new(name).build())
+            .add(
+                LinkBridge::new(name)
+                    .address(BRIDGE_ADDRESS.to_vec())
+                    .build(),
+            )
             .execute()
             .await
         {

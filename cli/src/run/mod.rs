@@ -389,7 +389,10 @@ fn start_proxy(
                 .append(true)
                 .open(path)
                 .with_context(|| format!("cannot write to {}", path.display()))?;
-            command.stdout(file.try_clone()?).stderr(file);
+            command
+                .stdout(file.try_clone()?)
+                .stderr(file)
+                .env("NO_COLOR", "1");
         }
         None => {
             command.stdout(Stdio::null());

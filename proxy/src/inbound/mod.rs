@@ -63,7 +63,10 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             undecided: http1::HEAD_TIMEOUT,
             ..Timings::default()
         },
-        _ => Timings::default(),
+        _ => Timings {
+            silence: CLEAR_SILENCE,
+            ..Timings::default()
+        },
     };
     let open_app = async || {
         if strict {
@@ -169,6 +172,10 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
     }
 }
 
+/// How long an incoming connection may stay silent before the application is given the first word.
+/// Longer than on the way out: a proxy of the mesh always speaks first, and one that is short of
+/// CPU must not be taken for a client that waits for a greeting.
+const CLEAR_SILENCE: Duration = Duration::from_millis(200);
 /// A port that is declared HTTP has no server that speaks first: its clients may take their time.
 const DECLARED_HTTP: Duration = Duration::from_secs(3600);
 

@@ -1,5 +1,7 @@
 //! The proxy's own log: to standard error, with a filter that can be changed while it runs.
 
+use std::io::IsTerminal;
+
 use thiserror::Error;
 use tracing_subscriber::filter::{EnvFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
@@ -40,7 +42,11 @@ pub fn init(filter: &str) -> Result<LogControl, LogError> {
     let (layer, handle) = reload::Layer::new(parse(filter)?);
     tracing_subscriber::registry()
         .with(layer)
-        .with(fmt::layer().with_writer(std::io::stderr))
+        .with(
+            fmt::layer()
+                .with_writer(std::io::stderr)
+                .with_ansi(std::io::stderr().is_terminal()),
+        )
         .try_init()?;
     Ok(LogControl { handle })
 }

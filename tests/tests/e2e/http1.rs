@@ -49,7 +49,7 @@ pub fn bytes_pass_unchanged_both_ways() {
     const ANSWER: &str = "HTTP/1.1 299 Rather Fine, Thanks\r\nsErVer: x\r\nSet-Cookie: a=1\r\n\
         set-cookie: b=2\r\nX-latin: caf\u{e9}\r\nContent-length: 4\r\n\r\nbody";
     let pair = Pair::start();
-    let _server = pair.serve(|mut wire| {
+    let server = pair.serve(|mut wire| {
         wire.expect(REQUEST);
         wire.send(ANSWER);
         wire.expect_end();
@@ -59,6 +59,7 @@ pub fn bytes_pass_unchanged_both_ways() {
     client.expect(ANSWER);
     client.finish();
     client.expect_end();
+    server.wait_for(1);
 }
 
 pub fn a_workload_is_reached_by_its_own_address() {
@@ -152,7 +153,7 @@ pub fn an_upgrade_becomes_a_byte_copy() {
         let pair = Pair::start();
         let expected = request.clone();
         let sent = answer.clone();
-        let _server = pair.serve(move |mut wire| {
+        let server = pair.serve(move |mut wire| {
             wire.expect(&expected);
             // The first bytes of the new protocol follow at once.
             wire.send(format!("{sent}\x00first"));
@@ -169,12 +170,13 @@ pub fn an_upgrade_becomes_a_byte_copy() {
         client.send("GET / HTTP/1.1\r\n\r\n");
         client.finish();
         assert_eq!(client.read_to_end(), b"last words");
+        server.wait_for(1);
     }
 }
 
 pub fn connect_becomes_a_byte_copy() {
     let pair = Pair::start();
-    let _server = pair.serve(|mut wire| {
+    let server = pair.serve(|mut wire| {
         assert!(
             wire.read_head()
                 .starts_with("CONNECT example.com:443 HTTP/1.1\r\n")
@@ -188,6 +190,7 @@ pub fn connect_becomes_a_byte_copy() {
     client.expect("HTTP/1.1 200 Connected\r\n\r\n");
     client.send(b"\x16\x03\x01raw");
     client.expect("back");
+    server.wait_for(1);
 }
 
 pub fn answers_without_a_body() {

@@ -85,7 +85,12 @@ pub fn traces_are_begun_and_carried_on() {
             collector.v4()
         ),
     );
-    assert_eq!(get(&mesh, vip, "/", ""), 200);
+    // The exporter comes up beside the first requests.
+    eventually("requests are traced", PATIENCE, || {
+        heads.lock().unwrap().clear();
+        assert_eq!(get(&mesh, vip, "/", ""), 200);
+        header(&heads.lock().unwrap()[0], "traceparent").is_some()
+    });
     for flags in ["01", "00"] {
         let given = format!("traceparent: 00-{TRACE}-{SPAN}-{flags}\r\ntracestate: a=b\r\n");
         assert_eq!(get(&mesh, vip, "/", &given), 200);

@@ -20,7 +20,7 @@ fn serve(mesh: &Mesh, script: impl Fn(Wire) + Send + Sync + 'static) -> Server {
 
 pub fn servers_that_speak_first_need_no_configuration() {
     let (mesh, vip) = start(None);
-    let _server = serve(&mesh, |mut wire| {
+    let server = serve(&mesh, |mut wire| {
         wire.send("220 mail ready\r\n");
         wire.expect("HELO me\r\n");
         wire.send("250 hello\r\n");
@@ -43,6 +43,7 @@ pub fn servers_that_speak_first_need_no_configuration() {
         client.expect("500 what?\r\n");
         client.expect_end();
     }
+    server.wait_for(2);
 }
 
 pub fn a_few_bytes_are_passed_on_at_once() {
@@ -59,7 +60,7 @@ pub fn a_few_bytes_are_passed_on_at_once() {
 pub fn half_closes_are_kept_both_ways() {
     for protocol in [None, Some("tcp")] {
         let (mesh, vip) = start(protocol);
-        let _server = serve(&mesh, |mut wire| {
+        let server = serve(&mesh, |mut wire| {
             if wire.read_exactly(1) == b"c" {
                 assert_eq!(wire.read_to_end(), b"lient ends first");
                 std::thread::sleep(Duration::from_millis(100));
@@ -80,6 +81,7 @@ pub fn half_closes_are_kept_both_ways() {
         assert_eq!(client.read_to_end(), b"server ends first");
         client.send("still talking");
         client.finish();
+        server.wait_for(2);
     }
 }
 

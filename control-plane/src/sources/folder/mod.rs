@@ -98,8 +98,10 @@ impl Folder {
             return Err(FolderError::NotAFolder(root.to_owned()));
         }
         std::fs::read_dir(root).map_err(unreadable)?;
+        // The watcher tells whole paths: a file must have one name, however the folder was given.
+        let root = root.canonicalize().map_err(unreadable)?;
         Ok(Self {
-            root: root.to_owned(),
+            root,
             files: Arc::default(),
             seen: BTreeMap::new(),
         })
