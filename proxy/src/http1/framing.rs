@@ -21,7 +21,7 @@ pub struct Framing {
     pub strip: bool,
     /// `Expect: 100-continue`.
     pub expect_continue: bool,
-    /// Lines end with a bare LF somewhere, or a response is written in another way that is out of
+    /// A request has lines that end with a bare LF, or a response is written in another way that is out of
     /// use (folded lines, space before a colon, a repeated length, the identity coding): the
     /// message gets a server connection of its own, so that a peer that reads it differently can
     /// confuse nobody but this client.
@@ -174,17 +174,32 @@ fn scan(buf: &[u8], head: &Head) -> Result<Scanned, FramingError> {
     if hosts > 1 && !response {
         return Err(FramingError::RepeatedHost);
     }
-    out.framing.odd |= has_odd_lines(&buf[head.start..head.end]);
+    let lines = &buf[head.start..head.end];
+    out.framing.odd |= if response {
+        has_folds(lines)
+    } else {
+        has_bare_lf(lines)
+    };
     Ok(out)
 }
 
-/// Whether a line of the head ends without CR, or is folded.
-fn has_odd_lines(head: &[u8]) -> bool {
+/// Whether a line of the head ends without CR.
+fn has_bare_lf(head: &[u8]) -> bool {
     let mut previous = 0;
     for &byte in head {
-        if (byte == b'\n' && previous != b'\r')
-            || (previous == b'\n' && byte <= b' ' && byte != b'\r')
-        {
+        if byte == b'\n' && previous != b'\r' {
+            return true;
+        }
+        previous = byte;
+    }
+    false
+}
+
+/// Whether a line of the head is folded.
+fn has_folds(head: &[u8]) -> bool {
+    let mut previous = 0;
+    for &byte in head {
+        if previous == b'\n' && matches!(byte, b' ' | b'\t') {
             return true;
         }
         previous = byte;

@@ -195,6 +195,10 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
         let waiting = client.buf.is_empty();
         let deadline = if !waiting {
             *begun.get_or_insert_with(Instant::now) + HEAD_TIMEOUT
+        } else if worker.drain.is_draining() && flow.from_mesh && !settled {
+            // In use, it would never be idle: it goes between two requests. One that is on its way
+            // is sent again by the proxy that hears this end instead of an answer.
+            Instant::now()
         } else if !settled {
             since + SETTLED
         } else if worker.drain.is_draining() && !flow.from_mesh {

@@ -683,3 +683,22 @@ engine_test!(
         }
     }
 );
+
+engine_test!(
+    a_response_with_bare_line_feeds_keeps_its_connection,
+    async {
+        let response = "HTTP/1.1 200 OK\nContent-Length: 2\n\nok";
+        let server = server(vec![vec![
+            Until("\r\n\r\n"),
+            Say(response),
+            Until("\r\n\r\n"),
+            Say(response),
+        ]])
+        .await;
+        let mut client = client(&server).await;
+        for _ in 0..2 {
+            say(&mut client, GET).await;
+            hear(&mut client, response).await;
+        }
+    }
+);
