@@ -291,7 +291,7 @@ pub enum GrpcCode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Backoff {
-    /// Wait before the first retry; doubled for each further one, with full jitter. Default 25ms.
+    /// Wait before the first retry; doubled for each further one, half of it random. Default 25ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Duration>,
     /// Longest wait. Default 250ms.

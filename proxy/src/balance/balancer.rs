@@ -306,6 +306,12 @@ impl<P> Picked<P> {
         self.probe = false;
     }
 
+    /// The request goes out now, on a connection that had to be opened: the handshake is no part of
+    /// the endpoint's latency.
+    pub fn sent(&mut self, now: Instant) {
+        self.started = now;
+    }
+
     /// The head of the response is here, but not yet what the call came to (gRPC says that in its
     /// trailers): feeds the latency alone.
     pub fn answered(&mut self, now: Instant) {

@@ -608,6 +608,9 @@ impl Exchange<'_> {
                     }
                 }
             };
+            if !reused {
+                picked.sent(Instant::now());
+            }
             let tried = self
                 .one_try(
                     call,

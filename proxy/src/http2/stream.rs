@@ -179,7 +179,10 @@ impl Exchange<'_> {
                 Some(lease) => Ok(Ok(lease)),
                 None => {
                     let leasing = Box::pin(pool.lease(self.worker, info, &call.balancer));
-                    patiently(&mut self.respond, &mut self.timer, call.deadline, leasing).await
+                    let leased =
+                        patiently(&mut self.respond, &mut self.timer, call.deadline, leasing).await;
+                    picked.sent(Instant::now());
+                    leased
                 }
             };
             let tried = match leased {
