@@ -67,6 +67,12 @@ const MAX_CLIENT_STREAMS: u32 = 1024;
 /// Streams we have reset and still know, so that frames on their way are ignored in silence. `h2`
 /// counts the others as the peer's errors, and ends a connection that has many.
 const REMEMBERED_RESETS: usize = 1024;
+/// Streams that a client may have reset before we have looked at them; with more, it is taken for
+/// an attacker (CVE-2023-44487) and its connection ended. A proxy carries the cancellations of many
+/// clients, and a machine short of CPU hands them over in bursts: `h2`'s 20 would end the
+/// connection under everybody's calls.
+const PENDING_RESETS: usize = 256;
+const PENDING_RESETS_MESH: usize = MAX_CLIENT_STREAMS as usize;
 /// How long a client's connection may stay without a stream.
 const CLIENT_IDLE: Duration = Duration::from_secs(3600);
 
@@ -79,6 +85,10 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, flow: Rc<Flow>) {
         .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .max_pending_accept_reset_streams(match flow.from_mesh {
+            true => PENDING_RESETS_MESH,
+            false => PENDING_RESETS,
+        })
         .enable_connect_protocol()
         .handshake::<_, Bytes>(stream);
     let mut connection = match timeout(HANDSHAKE_TIMEOUT, handshake).await {
