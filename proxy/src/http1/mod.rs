@@ -5,7 +5,10 @@
 //! - [`exchange`]: one request and its response between two connections, both directions at once
 //! - [`pool`]: idle server connections
 //! - [`kept`]: the one that an idle client keeps to itself, and what proxies say of it
-//! - [`mod@serve`]: a client's connection, request after request; the way is written down there
+//! - [`mod@serve`]: a client's connection, request after request
+//! - [`mod@request`]: one request's way, from route to the end of its response
+//! - [`attempt`]: one try of it on one connection
+//! - [`mod@answer`]: what the engine says itself
 //!
 //! A connection between two proxies of the mesh (`weft/http1`) differs from one to an application
 //! in two ways. It outlives `Connection: close`, which is meant for the applications at its ends.
@@ -14,12 +17,15 @@
 //! instead of answering, and ends without `close_notify` when it is reset, so that even a POST can
 //! be sent again when the proxy behind goes away politely.
 
+mod answer;
+mod attempt;
 pub mod conn;
 pub mod exchange;
 pub mod framing;
 pub mod head;
 pub mod kept;
 pub mod pool;
+mod request;
 mod serve;
 
 pub use serve::{HEAD_TIMEOUT, serve};
