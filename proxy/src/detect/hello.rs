@@ -115,17 +115,10 @@ fn parse(body: &[u8]) -> Result<ClientHello, NotTls> {
         let kind = extensions.number()?;
         let mut value = extensions.long()?;
         match kind {
+            // A list that is malformed names nobody; it is still a ClientHello.
             SERVER_NAME => {
-                let mut names = value.long()?;
-                while !names.0.is_empty() {
-                    let [kind] = *names.take(1)? else {
-                        return Err(NotTls);
-                    };
-                    let name = names.long()?.0;
-                    if kind == 0 && hello.sni.is_none() {
-                        hello.sni = host_name(name);
-                    }
-                }
+                hello.sni = hello.sni.or_else(|| server_name(value).ok().flatten());
+                continue;
             }
             ALPN => {
                 let mut names = value.long()?;
@@ -144,6 +137,22 @@ fn parse(body: &[u8]) -> Result<ClientHello, NotTls> {
         }
     }
     Ok(hello)
+}
+
+/// The first host name of a server name list (RFC 6066 section 3).
+fn server_name(mut value: Reader<'_>) -> Result<Option<Box<str>>, NotTls> {
+    let mut names = value.long()?;
+    let mut found = None;
+    while !names.0.is_empty() {
+        let [kind] = *names.take(1)? else {
+            return Err(NotTls);
+        };
+        let name = names.long()?.0;
+        if kind == 0 && found.is_none() {
+            found = host_name(name);
+        }
+    }
+    Ok(found)
 }
 
 /// A name that can be looked up and logged; another is as good as none (the application's server

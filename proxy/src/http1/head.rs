@@ -217,17 +217,19 @@ impl Head {
         Some(field.value.get(buf))
     }
 
-    /// The whole line of a field, its line end included.
+    /// The whole line of a field, its line end included, with the lines folded into it.
     pub fn line(&self, buf: &[u8], field: &Field) -> Span {
-        let from = field.value.end as usize;
-        let rest = &buf[from..self.end];
-        let end = rest
-            .iter()
-            .position(|&b| b == b'\n')
-            .map_or(rest.len(), |p| p + 1);
+        let head = &buf[..self.end];
+        let mut end = field.value.end as usize;
+        while let Some(feed) = head[end..].iter().position(|&b| b == b'\n') {
+            end += feed + 1;
+            if !matches!(head.get(end), Some(b' ' | b'\t')) {
+                break;
+            }
+        }
         Span {
             start: field.name.start,
-            end: (from + end) as u32,
+            end: end as u32,
         }
     }
 
@@ -354,6 +356,18 @@ mod tests {
         let mut out = Vec::new();
         head.write(text, &edits, &mut out);
         assert_eq!(out, b"GET / HTTP/1.1\r\nA: 1\r\nC: 3\r\nD: 4\r\n\r\n");
+    }
+
+    #[test]
+    fn a_line_goes_with_what_is_folded_into_it() {
+        let text = b"HTTP/1.1 200 OK\r\nConnection: x\r\n \t\r\n\tb\r\nX: 1\r\nY: 2\r\n\r\n";
+        let mut head = Head::default();
+        assert_eq!(
+            parse_response(text, b"GET", &mut head),
+            Ok(Parsed::Complete)
+        );
+        let line = head.line(text, &head.fields[0]);
+        assert_eq!(line.get(text), b"Connection: x\r\n \t\r\n\tb\r\n");
     }
 
     #[test]
