@@ -117,7 +117,7 @@ fn parse(body: &[u8]) -> Result<ClientHello, NotTls> {
         match kind {
             // A list that is malformed names nobody; it is still a ClientHello.
             SERVER_NAME => {
-                hello.sni = hello.sni.or_else(|| server_name(value).ok().flatten());
+                hello.sni = hello.sni.or_else(|| server_name(value));
                 continue;
             }
             ALPN => {
@@ -139,20 +139,18 @@ fn parse(body: &[u8]) -> Result<ClientHello, NotTls> {
     Ok(hello)
 }
 
-/// The first host name of a server name list (RFC 6066 section 3).
-fn server_name(mut value: Reader<'_>) -> Result<Option<Box<str>>, NotTls> {
-    let mut names = value.long()?;
-    let mut found = None;
-    while !names.0.is_empty() {
-        let [kind] = *names.take(1)? else {
-            return Err(NotTls);
+/// The first host name of a server name list (RFC 6066 section 3), as far as it can be read.
+fn server_name(mut value: Reader<'_>) -> Option<Box<str>> {
+    let mut names = value.long().ok()?;
+    loop {
+        let [kind] = *names.take(1).ok()? else {
+            return None;
         };
-        let name = names.long()?.0;
-        if kind == 0 && found.is_none() {
-            found = host_name(name);
+        let name = names.long().ok()?.0;
+        if kind == 0 {
+            return host_name(name);
         }
     }
-    Ok(found)
 }
 
 /// A name that can be looked up and logged; another is as good as none (the application's server

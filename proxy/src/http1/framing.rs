@@ -227,14 +227,14 @@ fn decimal(value: &[u8]) -> Result<u64, FramingError> {
 }
 
 /// Whether `chunked` is the last coding; unknown codings, and chunked anywhere else, are refused.
+/// So are empty members, which RFC 9110 section 5.6.1 allows: some take "chunked," for chunked,
+/// others for something else.
 fn last_is_chunked(value: &[u8]) -> Result<bool, FramingError> {
     let mut chunked = false;
-    let mut any = false;
-    for coding in list(value) {
+    for coding in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
         if chunked {
             return Err(FramingError::BadCoding);
         }
-        any = true;
         if coding.eq_ignore_ascii_case(b"chunked") {
             chunked = true;
         } else if ![
@@ -250,11 +250,7 @@ fn last_is_chunked(value: &[u8]) -> Result<bool, FramingError> {
             return Err(FramingError::BadCoding);
         }
     }
-    if any {
-        Ok(chunked)
-    } else {
-        Err(FramingError::BadCoding)
-    }
+    Ok(chunked)
 }
 
 /// Bytes of a trailer section at most.
