@@ -58,6 +58,7 @@ fn requests_that_could_be_read_in_two_ways_are_refused() {
             FramingError::BadLength,
         ),
         ("Transfer-Encoding: gzip\r\n", FramingError::BadCoding),
+        ("Transfer-Encoding: chunked,\r\n", FramingError::BadCoding),
         (
             "Transfer-Encoding: chunked, gzip\r\n",
             FramingError::BadCoding,
