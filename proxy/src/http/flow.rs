@@ -72,8 +72,7 @@ impl Flow {
     pub fn labels(&self, endpoint: Option<&EndpointInfo>, protocol: FlowProtocol) -> FlowLabels {
         let destination = self.destination.borrow();
         let workload = endpoint.map_or("", |e| &*e.workload);
-        let (namespace, name) = workload.split_once('/').unwrap_or(("", workload));
-        let _ = namespace;
+        let name = workload.split_once('/').map_or(workload, |(_, name)| name);
         FlowLabels {
             direction: self.direction,
             source_workload: self.source.0.clone(),
