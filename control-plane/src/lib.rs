@@ -10,6 +10,7 @@
 pub mod check;
 pub mod compile;
 pub mod finding;
+pub mod inject;
 pub mod model;
 pub mod serve;
 pub mod sources;
