@@ -3,6 +3,7 @@
 //! - [`discovery`] and [`identity`]: gRPC over TLS on one port ([`listener`], [`tls`]).
 //! - [`ca`]: the certificate authority behind it.
 //! - [`admin`]: health, metrics, status on another port.
+//! - [`webhook`]: puts sidecars into pods; on Kubernetes, on a port of its own.
 //!
 //! [`Server::bind`] opens the ports, so that a caller knows them; [`Server::run`] serves.
 
@@ -14,6 +15,7 @@ pub mod listener;
 pub mod metrics;
 mod services;
 pub mod tls;
+pub mod webhook;
 
 use std::future::Future;
 use std::io;

@@ -233,6 +233,24 @@ impl Authority {
         Ok((issued, key))
     }
 
+    /// A certificate and its key for a server of the control plane's that is verified by these DNS
+    /// names: the webhook. Signed as [`Self::own_certificate`] is.
+    ///
+    /// # Errors
+    /// Signing fails.
+    pub fn server_certificate(
+        &self,
+        names: &[String],
+        now: SystemTime,
+    ) -> Result<(Issued, rcgen::KeyPair), CaError> {
+        let key = rcgen::KeyPair::generate()?;
+        let inner = self.inner();
+        let issued = inner
+            .oldest()
+            .sign_server(&key, names, self.options.lifetime, now)?;
+        Ok((issued, key))
+    }
+
     /// Issues a workload token.
     ///
     /// # Errors
