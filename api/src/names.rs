@@ -28,3 +28,14 @@ pub const TOKEN_AUDIENCE: &str = "weft.dev/control-plane";
 pub const CONTROL_PLANE_NAMESPACE: &str = "weft-system";
 /// Service account of the control plane's own identity.
 pub const CONTROL_PLANE_SERVICE_ACCOUNT: &str = "weft-control-plane";
+
+/// Label of everything the control plane itself makes in a cluster, and its value.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+pub const MANAGED_BY: &str = "weft-control-plane";
+/// Lease by which replicas of the control plane agree on a leader.
+pub const LEADER_LEASE: &str = "weft-control-plane";
+/// Secret of the control plane's own certificate authority.
+pub const CA_SECRET: &str = "weft-ca";
+/// ConfigMap, in every namespace, with the trusted roots, and its key.
+pub const TRUST_CONFIG_MAP: &str = "weft-trust";
+pub const TRUST_KEY: &str = "root.pem";

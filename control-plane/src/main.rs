@@ -15,7 +15,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 use weft_api::names::{CONTROL_ADMIN_PORT, CONTROL_PORT, DEFAULT_TRUST_DOMAIN};
 use weft_control_plane::serve::ca::{self, Authority};
-use weft_control_plane::serve::{Config, Server, SourceConfig};
+use weft_control_plane::serve::{Config, IdentityConfig, Server, SourceConfig};
 
 /// Watches services and policies, tells proxies what to do, issues certificates.
 #[derive(Parser)]
@@ -34,6 +34,14 @@ struct Serve {
     source: Option<SourceConfig>,
     #[command(flatten)]
     data: Data,
+    /// Where the certificate authority is and who workloads are: folder (files in --data-dir, our
+    /// own tokens) or kubernetes (a Secret, service account tokens) [default: as the source]
+    #[arg(long, env = "WEFT_IDENTITY", value_enum)]
+    identity: Option<IdentitySource>,
+    /// Secret with your own certificate authority (tls.crt, tls.key, ca.crt), in the control
+    /// plane's namespace; without it, one is made. Only with --identity kubernetes
+    #[arg(long, env = "WEFT_CA_SECRET")]
+    ca_secret: Option<String>,
     /// Address of discovery and identity (gRPC over TLS)
     #[arg(long, env = "WEFT_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], CONTROL_PORT)))]
     listen: SocketAddr,
@@ -55,6 +63,12 @@ struct Serve {
 enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IdentitySource {
+    Folder,
+    Kubernetes,
 }
 
 #[derive(Args, Clone)]
@@ -174,8 +188,22 @@ fn run(command: Command) -> anyhow::Result<()> {
 fn serve(serve: Serve) -> anyhow::Result<()> {
     log(&serve)?;
     let source = serve.source.context("--source is missing")?;
+    let identity = match serve.identity {
+        Some(identity) => identity,
+        None => match source {
+            SourceConfig::Folder(_) => IdentitySource::Folder,
+        },
+    };
+    let identity = match (identity, serve.ca_secret) {
+        (IdentitySource::Kubernetes, ca_secret) => IdentityConfig::Kubernetes { ca_secret },
+        (IdentitySource::Folder, None) => IdentityConfig::Folder,
+        (IdentitySource::Folder, Some(_)) => {
+            anyhow::bail!("--ca-secret needs --identity kubernetes")
+        }
+    };
     let config = Config {
         source,
+        identity,
         data_dir: serve.data.data_dir,
         listen: serve.listen,
         admin: serve.admin,

@@ -29,6 +29,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{error, info, warn};
+use weft_api::names::LEADER_LEASE;
 use weft_api::proto::discovery_server::DiscoveryServer;
 use weft_api::proto::identity_server::IdentityServer;
 
@@ -39,6 +40,8 @@ use self::identity::IdentityService;
 use self::metrics::Metrics;
 use self::services::Services;
 use self::tls::TlsError;
+use crate::cluster::election::{Election, Timing};
+use crate::cluster::{Cluster, ClusterError, Leadership};
 use crate::compile::Settings;
 use crate::sources::Update;
 use crate::sources::folder::{Folder, FolderError};
@@ -62,6 +65,21 @@ pub struct Config {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
     pub ca: ca::Options,
+    pub identity: IdentityConfig,
+}
+
+/// Where the certificate authority is kept, and by what a workload shows who it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum IdentityConfig {
+    /// Files of the data directory; tokens of our own.
+    #[default]
+    Folder,
+    /// A Secret; service account tokens, which the apiserver reviews.
+    Kubernetes {
+        /// Secret with a certificate authority of the user's (tls.crt, tls.key, ca.crt); without
+        /// it, our own is made.
+        ca_secret: Option<String>,
+    },
 }
 
 /// Where the world comes from.
@@ -76,6 +94,8 @@ pub enum SourceConfig {
 pub enum ServeError {
     #[error(transparent)]
     Ca(#[from] CaError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error(transparent)]
     Folder(#[from] FolderError),
     #[error(transparent)]
@@ -94,6 +114,8 @@ pub struct Server {
     admin_listener: TcpListener,
     folder: Folder,
     authority: Arc<Authority>,
+    /// The one client of the cluster, shared by all that speak to it.
+    cluster: Option<Cluster>,
     /// Keeps another control plane off the data directory.
     _lock: std::fs::File,
 }
@@ -104,6 +126,12 @@ impl Server {
     /// # Errors
     /// The source or the data directory cannot be used, or a port is taken.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        let in_cluster = matches!(config.identity, IdentityConfig::Kubernetes { .. });
+        let cluster = if in_cluster {
+            Some(Cluster::connect().await?)
+        } else {
+            None
+        };
         let authority = Authority::open(&config.data_dir, config.ca)?;
         let lock = authority.lock()?;
         let SourceConfig::Folder(path) = &config.source;
@@ -118,6 +146,7 @@ impl Server {
             admin_listener: bind(config.admin).await?,
             folder,
             authority: Arc::new(authority),
+            cluster,
             _lock: lock,
         })
     }
@@ -152,8 +181,22 @@ impl Server {
             admin_listener,
             folder,
             authority,
+            cluster,
             _lock,
         } = self;
+        // Who writes: with a cluster, the replica that holds the Lease.
+        let (stop_election, end_election) = tokio::sync::oneshot::channel::<()>();
+        let (_leadership, election) = match &cluster {
+            None => (Leadership::always(), None),
+            Some(cluster) => {
+                let timing = Timing::default();
+                let (election, leadership) = Election::new(cluster.clone(), LEADER_LEASE, timing);
+                let run = election.run(async {
+                    let _ = end_election.await;
+                });
+                (leadership, Some(tokio::spawn(run)))
+            }
+        };
         let metrics = Arc::new(Metrics::default());
         let settings = Settings {
             trust_domain: authority.trust_domain().to_owned(),
@@ -227,12 +270,17 @@ impl Server {
             () = shutdown => info!("ending"),
         }
         admin.ready.store(false, Ordering::Relaxed);
+        drop(stop_election);
         hub.end_all("the control plane is ending; connect again");
         drop(stop);
         if timeout(SHUTDOWN, serving).await.is_err() {
             warn!("some streams did not end within {SHUTDOWN:?}");
         }
         source.abort();
+        if let Some(election) = election {
+            // Released, or it ends by itself soon after the process.
+            let _ = timeout(SHUTDOWN, election).await;
+        }
         Ok(())
     }
 }
