@@ -29,15 +29,22 @@ pub const CONTROL_PLANE_NAMESPACE: &str = "weft-system";
 /// Service account of the control plane's own identity.
 pub const CONTROL_PLANE_SERVICE_ACCOUNT: &str = "weft-control-plane";
 
+/// Label of everything the control plane itself makes in a cluster, and its value.
+pub const MANAGED_BY_LABEL: &str = "app.kubernetes.io/managed-by";
+pub const MANAGED_BY: &str = "weft-control-plane";
+/// Lease by which replicas of the control plane agree on a leader.
+pub const LEADER_LEASE: &str = "weft-control-plane";
+/// Secret of the control plane's own certificate authority.
+pub const CA_SECRET: &str = "weft-ca";
+/// ConfigMap, in every namespace, with the trusted roots, and its key.
+pub const TRUST_CONFIG_MAP: &str = "weft-trust";
+pub const TRUST_KEY: &str = "root.pem";
 /// Port of the admission webhook (HTTPS).
 pub const WEBHOOK_PORT: u16 = 15017;
 /// The control plane's Deployment, Service, ServiceAccount, Lease and so on.
 pub const CONTROL_PLANE: &str = "weft-control-plane";
 /// MutatingWebhookConfiguration and ConfigMap of injection.
 pub const INJECTOR: &str = "weft-injector";
-/// ConfigMap with the trusted roots in every namespace, and its key.
-pub const TRUST_CONFIG_MAP: &str = "weft-trust";
-pub const TRUST_KEY: &str = "root.pem";
 /// The capture init container of an injected pod.
 pub const INIT_CONTAINER: &str = "weft-init";
 /// The proxy's container in an injected pod.

@@ -15,7 +15,7 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 use weft_api::names::{CONTROL_ADMIN_PORT, CONTROL_PORT, DEFAULT_TRUST_DOMAIN};
 use weft_control_plane::serve::ca::{self, Authority};
-use weft_control_plane::serve::{Config, Server, SourceConfig};
+use weft_control_plane::serve::{Config, IdentityConfig, Server, SourceConfig, webhook};
 
 /// Watches services and policies, tells proxies what to do, issues certificates.
 #[derive(Parser)]
@@ -34,12 +34,27 @@ struct Serve {
     source: Option<SourceConfig>,
     #[command(flatten)]
     data: Data,
+    /// Where the certificate authority is and who workloads are: folder (files in --data-dir, our
+    /// own tokens) or kubernetes (a Secret, service account tokens) [default: as the source]
+    #[arg(long, env = "WEFT_IDENTITY", value_enum)]
+    identity: Option<IdentitySource>,
+    /// Secret with your own certificate authority (tls.crt, tls.key, ca.crt), in the control
+    /// plane's namespace; without it, one is made. Only with --identity kubernetes
+    #[arg(long, env = "WEFT_CA_SECRET")]
+    ca_secret: Option<String>,
     /// Address of discovery and identity (gRPC over TLS)
     #[arg(long, env = "WEFT_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], CONTROL_PORT)))]
     listen: SocketAddr,
     /// Address of health, metrics and status (plain HTTP)
     #[arg(long, env = "WEFT_ADMIN", default_value_t = SocketAddr::from(([127, 0, 0, 1], CONTROL_ADMIN_PORT)))]
     admin: SocketAddr,
+    /// Address of the admission webhook that puts sidecars into pods (HTTPS); none: there is no
+    /// webhook
+    #[arg(long, env = "WEFT_WEBHOOK", requires = "injector_settings")]
+    webhook: Option<SocketAddr>,
+    /// File with what is put into pods: settings.yaml of the ConfigMap weft-injector
+    #[arg(long, env = "WEFT_INJECTOR_SETTINGS")]
+    injector_settings: Option<PathBuf>,
     /// Lifetime of workload certificates, such as 24h or 10m; at least 1m
     #[arg(long, env = "WEFT_CERTIFICATE_LIFETIME", value_parser = duration, default_value = "24h")]
     certificate_lifetime: Duration,
@@ -55,6 +70,12 @@ struct Serve {
 enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IdentitySource {
+    Folder,
+    Kubernetes,
 }
 
 #[derive(Args, Clone)]
@@ -174,8 +195,26 @@ fn run(command: Command) -> anyhow::Result<()> {
 fn serve(serve: Serve) -> anyhow::Result<()> {
     log(&serve)?;
     let source = serve.source.context("--source is missing")?;
+    let identity = match serve.identity {
+        Some(identity) => identity,
+        None => match source {
+            SourceConfig::Folder(_) => IdentitySource::Folder,
+        },
+    };
+    let identity = match (identity, serve.ca_secret) {
+        (IdentitySource::Kubernetes, ca_secret) => IdentityConfig::Kubernetes { ca_secret },
+        (IdentitySource::Folder, None) => IdentityConfig::Folder,
+        (IdentitySource::Folder, Some(_)) => {
+            anyhow::bail!("--ca-secret needs --identity kubernetes")
+        }
+    };
     let config = Config {
         source,
+        identity,
+        webhook: serve
+            .webhook
+            .zip(serve.injector_settings)
+            .map(|(listen, settings)| webhook::Config { listen, settings }),
         data_dir: serve.data.data_dir,
         listen: serve.listen,
         admin: serve.admin,

@@ -31,6 +31,7 @@ use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tracing::{error, info, warn};
+use weft_api::names::LEADER_LEASE;
 use weft_api::proto::discovery_server::DiscoveryServer;
 use weft_api::proto::identity_server::IdentityServer;
 
@@ -41,6 +42,9 @@ use self::identity::IdentityService;
 use self::metrics::Metrics;
 use self::services::Services;
 use self::tls::TlsError;
+use self::webhook::Webhook;
+use crate::cluster::election::{Election, Timing};
+use crate::cluster::{Cluster, ClusterError, Leadership};
 use crate::compile::Settings;
 use crate::sources::Update;
 use crate::sources::folder::{Folder, FolderError};
@@ -64,6 +68,23 @@ pub struct Config {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
     pub ca: ca::Options,
+    pub identity: IdentityConfig,
+    /// Sidecars are put into pods; none: they are not.
+    pub webhook: Option<webhook::Config>,
+}
+
+/// Where the certificate authority is kept, and by what a workload shows who it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum IdentityConfig {
+    /// Files of the data directory; tokens of our own.
+    #[default]
+    Folder,
+    /// A Secret; service account tokens, which the apiserver reviews.
+    Kubernetes {
+        /// Secret with a certificate authority of the user's (tls.crt, tls.key, ca.crt); without
+        /// it, our own is made.
+        ca_secret: Option<String>,
+    },
 }
 
 /// Where the world comes from.
@@ -78,6 +99,8 @@ pub enum SourceConfig {
 pub enum ServeError {
     #[error(transparent)]
     Ca(#[from] CaError),
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
     #[error(transparent)]
     Folder(#[from] FolderError),
     #[error(transparent)]
@@ -96,6 +119,9 @@ pub struct Server {
     admin_listener: TcpListener,
     folder: Folder,
     authority: Arc<Authority>,
+    /// The one client of the cluster, shared by all that speak to it.
+    cluster: Option<Cluster>,
+    webhook: Option<Webhook>,
     /// Keeps another control plane off the data directory.
     _lock: std::fs::File,
 }
@@ -106,6 +132,12 @@ impl Server {
     /// # Errors
     /// The source or the data directory cannot be used, or a port is taken.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        let in_cluster = matches!(config.identity, IdentityConfig::Kubernetes { .. });
+        let cluster = if in_cluster {
+            Some(Cluster::connect().await?)
+        } else {
+            None
+        };
         let authority = Authority::open(&config.data_dir, config.ca)?;
         let lock = authority.lock()?;
         let SourceConfig::Folder(path) = &config.source;
@@ -120,6 +152,11 @@ impl Server {
             admin_listener: bind(config.admin).await?,
             folder,
             authority: Arc::new(authority),
+            webhook: match config.webhook {
+                Some(config) => Some(Webhook::bind(config, cluster.as_ref()).await?),
+                None => None,
+            },
+            cluster,
             _lock: lock,
         })
     }
@@ -154,8 +191,23 @@ impl Server {
             admin_listener,
             folder,
             authority,
+            cluster,
+            webhook,
             _lock,
         } = self;
+        // Who writes: with a cluster, the replica that holds the Lease.
+        let (stop_election, end_election) = tokio::sync::oneshot::channel::<()>();
+        let (leadership, election) = match &cluster {
+            None => (Leadership::always(), None),
+            Some(cluster) => {
+                let timing = Timing::default();
+                let (election, leadership) = Election::new(cluster.clone(), LEADER_LEASE, timing);
+                let run = election.run(async {
+                    let _ = end_election.await;
+                });
+                (leadership, Some(tokio::spawn(run)))
+            }
+        };
         let metrics = Arc::new(Metrics::default());
         let settings = Settings {
             trust_domain: authority.trust_domain().to_owned(),
@@ -206,6 +258,19 @@ impl Server {
                     }
                 }
             }));
+        let _webhook = match webhook {
+            None => None,
+            Some(webhook) => {
+                let client = cluster.as_ref().map(|cluster| cluster.client.clone());
+                let (authority, metrics) = (authority.clone(), metrics.clone());
+                Some(Tasks(webhook.start(
+                    authority,
+                    metrics,
+                    client,
+                    &leadership,
+                )?))
+            }
+        };
         admin.ready.store(true, Ordering::Relaxed);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let serving = tonic::transport::Server::builder()
@@ -229,12 +294,17 @@ impl Server {
             () = shutdown => info!("ending"),
         }
         admin.ready.store(false, Ordering::Relaxed);
+        drop(stop_election);
         hub.end_all("the control plane is ending; connect again");
         drop(stop);
         if timeout(SHUTDOWN, serving).await.is_err() {
             warn!("some streams did not end within {SHUTDOWN:?}");
         }
         source.abort();
+        if let Some(election) = election {
+            // Released, or it ends by itself soon after the process.
+            let _ = timeout(SHUTDOWN, election).await;
+        }
         Ok(())
     }
 }

@@ -8,30 +8,28 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use json_patch::{Patch as Operations, PatchOperation};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
-use kube::{Client, Error};
 use serde_json::{Value, from_value, json};
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::{info, warn};
 use weft_api::names::INJECTOR;
 
+use crate::cluster::{ClusterError, Leadership, answer};
 use crate::serve::ca::Authority;
 
 /// How often it is looked at: somebody may have installed or changed it.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Keeps the bundle right while this replica leads.
-pub async fn keep(client: Client, authority: Arc<Authority>, mut leading: watch::Receiver<bool>) {
+pub async fn keep(client: Client, authority: Arc<Authority>, leadership: Leadership) {
     let configurations: Api<MutatingWebhookConfiguration> = Api::all(client);
     let mut changes = authority.changes();
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut complained = false;
     loop {
-        if leading.wait_for(|leads| *leads).await.is_err() {
-            return;
-        }
+        leadership.acquired().await;
         match once(&configurations, &authority.bundle()).await {
             Ok(changed) => {
                 if changed {
@@ -41,7 +39,7 @@ pub async fn keep(client: Client, authority: Arc<Authority>, mut leading: watch:
             }
             // Once: the configuration may be left out of an installation on purpose.
             Err(error) if !complained => {
-                warn!("the caBundle of MutatingWebhookConfiguration {INJECTOR}: {error}");
+                warn!("the apiserver does not learn the roots of the webhook: {error}");
                 complained = true;
             }
             Err(_) => {}
@@ -58,16 +56,17 @@ pub async fn keep(client: Client, authority: Arc<Authority>, mut leading: watch:
 async fn once(
     configurations: &Api<MutatingWebhookConfiguration>,
     bundle: &str,
-) -> Result<bool, Error> {
-    let now = configurations.get(INJECTOR).await?;
+) -> Result<bool, ClusterError> {
+    let doing = |what| format!("{what} the MutatingWebhookConfiguration {INJECTOR}");
+    let now = answer(doing("read"), configurations.get(INJECTOR)).await?;
     let now = serde_json::to_value(&now.webhooks).unwrap_or(Value::Null);
     let Some(operations) = operations(&now, bundle) else {
         return Ok(false);
     };
     let patch = Patch::Json::<()>(operations);
-    configurations
-        .patch(INJECTOR, &PatchParams::default(), &patch)
-        .await?;
+    let parameters = PatchParams::default();
+    let patched = configurations.patch(INJECTOR, &parameters, &patch);
+    answer(doing("change"), patched).await?;
     Ok(true)
 }
 

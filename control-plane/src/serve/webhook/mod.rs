@@ -16,9 +16,11 @@ pub mod ca_bundle;
 pub mod certificate;
 
 use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -31,11 +33,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
+use weft_api::names::CONTROL_PLANE_NAMESPACE;
 
+use super::ServeError;
+use super::ca::Authority;
 use super::metrics::Metrics;
+use super::tls::TlsError;
+use crate::cluster::{Cluster, Leadership, answer};
 use crate::inject::review::{Verdict, review};
 use crate::inject::{Settings, Version};
 
@@ -53,17 +61,108 @@ const MAX_BODY: usize = 8 << 20;
 /// Wait after an error of `accept` itself (out of file descriptors).
 const ACCEPT_ERROR: Duration = Duration::from_millis(100);
 
-/// What the webhook needs to know.
-#[derive(Debug)]
+/// How a webhook runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub listen: SocketAddr,
+    /// `settings.yaml` of the ConfigMap `weft-injector`, mounted.
+    pub settings: PathBuf,
+}
+
+/// A webhook with its port open.
 pub struct Webhook {
-    /// `settings.yaml` of the ConfigMap, mounted. Read for each pod: the kubelet replaces it.
+    listener: TcpListener,
+    namespace: String,
+    settings: PathBuf,
+    kubernetes: Version,
+}
+
+impl Webhook {
+    /// Opens the port, and asks the apiserver for its version.
+    ///
+    /// # Errors
+    /// The port is taken, or the apiserver does not answer.
+    pub async fn bind(config: Config, cluster: Option<&Cluster>) -> Result<Self, ServeError> {
+        let (namespace, kubernetes) = match cluster {
+            Some(cluster) => {
+                let version = cluster.client.apiserver_version();
+                let doing = "say its version".to_owned();
+                let version = answer(doing, version).await?;
+                let version = format!("{}.{}", version.major, version.minor);
+                // A version we cannot read is newer than those we know.
+                let version = version.parse().unwrap_or(Version::NATIVE_SIDECARS);
+                (cluster.namespace.clone(), version)
+            }
+            None => (CONTROL_PLANE_NAMESPACE.to_owned(), Version::NATIVE_SIDECARS),
+        };
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .map_err(|error| ServeError::Listen(config.listen, error))?;
+        Ok(Self {
+            listener,
+            namespace,
+            settings: config.settings,
+            kubernetes,
+        })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves, and keeps the certificate and what the apiserver knows of it, until the tasks are
+    /// aborted.
+    ///
+    /// # Errors
+    /// There is no certificate.
+    pub fn start(
+        self,
+        authority: Arc<Authority>,
+        metrics: Arc<Metrics>,
+        client: Option<kube::Client>,
+        leadership: &Leadership,
+    ) -> Result<Vec<AbortHandle>, TlsError> {
+        let names = certificate::names(&self.namespace);
+        let (config, half_life) =
+            certificate::server_config(&authority, &names, SystemTime::now())?;
+        let tls = Arc::new(ArcSwap::new(config));
+        let injector = Arc::new(Injector {
+            settings: self.settings,
+            kubernetes: self.kubernetes,
+            metrics,
+        });
+        let mut tasks = vec![
+            tokio::spawn(serve(self.listener, tls.clone(), injector)).abort_handle(),
+            tokio::spawn(certificate::keep(authority.clone(), names, tls, half_life))
+                .abort_handle(),
+        ];
+        if let Some(client) = client {
+            let keep = ca_bundle::keep(client, authority, leadership.clone());
+            tasks.push(tokio::spawn(keep).abort_handle());
+        }
+        Ok(tasks)
+    }
+}
+
+/// What is needed to answer.
+#[derive(Debug)]
+pub struct Injector {
+    /// Read for each pod: the kubelet replaces it.
     pub settings: PathBuf,
     pub kubernetes: Version,
     pub metrics: Arc<Metrics>,
 }
 
 /// Serves until it is dropped.
-pub async fn serve(listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, webhook: Arc<Webhook>) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    injector: Arc<Injector>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
@@ -71,9 +170,9 @@ pub async fn serve(listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, webho
         };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (tls, webhook) = (tls.load_full(), webhook.clone());
+                let (tls, injector) = (tls.load_full(), injector.clone());
                 tokio::spawn(async move {
-                    connection(stream, tls, webhook).await;
+                    connection(stream, tls, injector).await;
                     drop(place);
                 });
             }
@@ -85,7 +184,7 @@ pub async fn serve(listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, webho
     }
 }
 
-async fn connection(stream: TcpStream, tls: Arc<ServerConfig>, webhook: Arc<Webhook>) {
+async fn connection(stream: TcpStream, tls: Arc<ServerConfig>, injector: Arc<Injector>) {
     let stream = match timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -99,8 +198,8 @@ async fn connection(stream: TcpStream, tls: Arc<ServerConfig>, webhook: Arc<Webh
         }
     };
     let answer = service_fn(move |request| {
-        let webhook = webhook.clone();
-        async move { Ok::<_, Infallible>(webhook.answer(request).await) }
+        let injector = injector.clone();
+        async move { Ok::<_, Infallible>(injector.answer(request).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -113,7 +212,7 @@ async fn connection(stream: TcpStream, tls: Arc<ServerConfig>, webhook: Arc<Webh
 
 type Answer = Response<Full<Bytes>>;
 
-impl Webhook {
+impl Injector {
     /// Answers one request; the body is read here.
     pub async fn answer<B>(&self, request: Request<B>) -> Answer
     where
