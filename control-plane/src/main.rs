@@ -58,6 +58,10 @@ struct Serve {
     /// Lifetime of workload certificates, such as 24h or 10m; at least 1m
     #[arg(long, env = "WEFT_CERTIFICATE_LIFETIME", value_parser = duration, default_value = "24h")]
     certificate_lifetime: Duration,
+    /// Share of the requests without a sampling decision of their own that are traced, percent, when
+    /// no Telemetry says otherwise
+    #[arg(long, env = "WEFT_SAMPLING_PERCENT", value_parser = percent, default_value = "1")]
+    sampling_percent: f64,
     /// What is logged: error, warn, info, debug, or a tracing filter
     #[arg(long, env = "WEFT_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -112,6 +116,12 @@ enum Command {
         #[command(flatten)]
         data: Data,
     },
+    /// Ask a control plane's admin port whether it is ready; the exit code says so
+    Ready {
+        /// host:port
+        #[arg(default_value_t = format!("127.0.0.1:{CONTROL_ADMIN_PORT}"))]
+        address: String,
+    },
     /// Begin to replace the root certificate; a running control plane takes it up within seconds
     RotateRoot {
         #[command(flatten)]
@@ -120,6 +130,13 @@ enum Command {
         #[arg(long)]
         finish: bool,
     },
+}
+
+fn percent(given: &str) -> Result<f64, String> {
+    match given.parse() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err("write a number from 0 to 100".to_owned()),
+    }
 }
 
 fn source(given: &str) -> Result<SourceConfig, String> {
@@ -178,6 +195,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             )?;
             println!("{token}");
         }
+        Command::Ready { address } => ready(&address)?,
         Command::TrustRoot { data } => print!("{}", open(&data)?.bundle()),
         Command::RotateRoot { data, finish } => {
             let request = if finish {
@@ -190,6 +208,44 @@ fn run(command: Command) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Asks `/readyz` by hand: one request over one connection.
+fn ready(address: &str) -> anyhow::Result<()> {
+    use std::io::{Read, Write};
+    use std::net::{TcpStream, ToSocketAddrs};
+    let wait = Duration::from_secs(5);
+    let found = address
+        .to_socket_addrs()
+        .with_context(|| format!("{address} cannot be looked up"))?;
+    let mut refused = anyhow::anyhow!("{address} has no addresses");
+    for to in found {
+        let mut stream = match TcpStream::connect_timeout(&to, wait) {
+            Ok(stream) => stream,
+            Err(error) => {
+                refused = anyhow::Error::new(error).context(format!("connecting to {to}"));
+                continue;
+            }
+        };
+        stream.set_read_timeout(Some(wait))?;
+        write!(
+            stream,
+            "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .with_context(|| format!("asking {to}"))?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        anyhow::ensure!(
+            head.split(' ').nth(1) == Some("200"),
+            "{to} is not ready: {}",
+            body.trim()
+        );
+        println!("{to}: {}", body.trim());
+        return Ok(());
+    }
+    Err(refused)
 }
 
 fn serve(serve: Serve) -> anyhow::Result<()> {
@@ -215,6 +271,7 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
             .webhook
             .zip(serve.injector_settings)
             .map(|(listen, settings)| webhook::Config { listen, settings }),
+        sampling_percent: serve.sampling_percent,
         data_dir: serve.data.data_dir,
         listen: serve.listen,
         admin: serve.admin,

@@ -69,6 +69,8 @@ pub struct Config {
     pub admin: SocketAddr,
     pub ca: ca::Options,
     pub identity: IdentityConfig,
+    /// Percent of the requests that are traced when no Telemetry says otherwise.
+    pub sampling_percent: f64,
     /// Sidecars are put into pods; none: they are not.
     pub webhook: Option<webhook::Config>,
 }
@@ -122,6 +124,7 @@ pub struct Server {
     /// The one client of the cluster, shared by all that speak to it.
     cluster: Option<Cluster>,
     webhook: Option<Webhook>,
+    sampling_percent: f64,
     /// Keeps another control plane off the data directory.
     _lock: std::fs::File,
 }
@@ -157,6 +160,7 @@ impl Server {
                 None => None,
             },
             cluster,
+            sampling_percent: config.sampling_percent,
             _lock: lock,
         })
     }
@@ -193,6 +197,7 @@ impl Server {
             authority,
             cluster,
             webhook,
+            sampling_percent,
             _lock,
         } = self;
         // Who writes: with a cluster, the replica that holds the Lease.
@@ -211,6 +216,7 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         let settings = Settings {
             trust_domain: authority.trust_domain().to_owned(),
+            sampling_percent,
         };
         let hub = Arc::new(Hub::new(settings, authority.trust(), metrics.clone()));
         let admin = Arc::new(Admin {

@@ -16,6 +16,7 @@ use crate::sources::folder::manifest;
 fn hub() -> Arc<Hub> {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),
+        sampling_percent: 1.0,
     };
     Arc::new(Hub::new(
         settings,
