@@ -28,3 +28,5 @@ pub const TOKEN_AUDIENCE: &str = "weft.dev/control-plane";
 pub const CONTROL_PLANE_NAMESPACE: &str = "weft-system";
 /// Service account of the control plane's own identity.
 pub const CONTROL_PLANE_SERVICE_ACCOUNT: &str = "weft-control-plane";
+/// Name of the container that the proxy runs in beside a pod's own.
+pub const PROXY_CONTAINER: &str = "weft-proxy";

@@ -40,8 +40,9 @@ use self::metrics::Metrics;
 use self::services::Services;
 use self::tls::TlsError;
 use crate::compile::Settings;
-use crate::sources::Update;
 use crate::sources::folder::{Folder, FolderError};
+use crate::sources::kubernetes::{self, Kubernetes, KubernetesError};
+use crate::sources::{Source, Update};
 
 /// Updates that wait to be applied; the source waits when there are more.
 const UPDATES: usize = 64;
@@ -69,6 +70,8 @@ pub struct Config {
 pub enum SourceConfig {
     /// A folder of manifests.
     Folder(PathBuf),
+    /// A cluster.
+    Kubernetes(kubernetes::Options),
 }
 
 /// Why a control plane does not run.
@@ -78,6 +81,8 @@ pub enum ServeError {
     Ca(#[from] CaError),
     #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("cannot listen on {0}: {1}; is another program using it?")]
@@ -92,7 +97,7 @@ pub enum ServeError {
 pub struct Server {
     listener: TcpListener,
     admin_listener: TcpListener,
-    folder: Folder,
+    source: Source,
     authority: Arc<Authority>,
     /// Keeps another control plane off the data directory.
     _lock: std::fs::File,
@@ -106,8 +111,12 @@ impl Server {
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
         let authority = Authority::open(&config.data_dir, config.ca)?;
         let lock = authority.lock()?;
-        let SourceConfig::Folder(path) = &config.source;
-        let folder = Folder::open(path)?;
+        let source = match &config.source {
+            SourceConfig::Folder(path) => Source::Folder(Folder::open(path)?),
+            SourceConfig::Kubernetes(options) => {
+                Source::Kubernetes(Kubernetes::open(options).await?)
+            }
+        };
         let bind = async |address| {
             TcpListener::bind(address)
                 .await
@@ -116,7 +125,7 @@ impl Server {
         Ok(Self {
             listener: bind(config.listen).await?,
             admin_listener: bind(config.admin).await?,
-            folder,
+            source,
             authority: Arc::new(authority),
             _lock: lock,
         })
@@ -150,7 +159,7 @@ impl Server {
         let Self {
             listener,
             admin_listener,
-            folder,
+            source,
             authority,
             _lock,
         } = self;
@@ -163,7 +172,7 @@ impl Server {
             hub: hub.clone(),
             authority: authority.clone(),
             metrics: metrics.clone(),
-            locator: Arc::new(folder.locator()),
+            locator: source.locator(),
             findings: std::sync::Mutex::default(),
             ready: AtomicBool::new(false),
         });
@@ -171,10 +180,15 @@ impl Server {
             tokio::spawn(admin::serve(admin_listener, admin.clone())).abort_handle(),
         ]);
         let (sink, mut updates) = mpsc::channel(UPDATES);
-        let mut source = tokio::spawn(folder.run(sink));
+        let mut source = tokio::spawn(source.run(sink));
         // Nothing is served before everything is known: a proxy that comes back after a restart
         // must not be told that what it uses is gone.
-        while let Some(update) = updates.recv().await {
+        tokio::pin!(shutdown);
+        loop {
+            let update = tokio::select! {
+                update = updates.recv() => update.ok_or(ServeError::SourceEnded)?,
+                () = &mut shutdown => return Ok(()),
+            };
             if take(&hub, &admin, update) {
                 break;
             }
@@ -224,7 +238,7 @@ impl Server {
         tokio::select! {
             done = &mut serving => return Ok(done?),
             _ = &mut source => return Err(ServeError::SourceEnded),
-            () = shutdown => info!("ending"),
+            () = &mut shutdown => info!("ending"),
         }
         admin.ready.store(false, Ordering::Relaxed);
         hub.end_all("the control plane is ending; connect again");
