@@ -16,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 use weft_api::names::{CONTROL_ADMIN_PORT, CONTROL_PORT, DEFAULT_TRUST_DOMAIN};
 use weft_control_plane::serve::ca::{self, Authority};
 use weft_control_plane::serve::{Config, IdentityConfig, Server, SourceConfig, webhook};
+use weft_control_plane::sources::kubernetes;
 
 /// Watches services and policies, tells proxies what to do, issues certificates.
 #[derive(Parser)]
@@ -29,7 +30,8 @@ struct Cli {
 
 #[derive(Args)]
 struct Serve {
-    /// Where services and policies come from: folder:PATH
+    /// Where services and policies come from: folder:PATH, kubernetes (the current context of
+    /// KUBECONFIG, or the cluster it runs in) or kubernetes:CONTEXT
     #[arg(long, env = "WEFT_SOURCE", value_parser = source, required = true)]
     source: Option<SourceConfig>,
     #[command(flatten)]
@@ -142,7 +144,15 @@ fn percent(given: &str) -> Result<f64, String> {
 fn source(given: &str) -> Result<SourceConfig, String> {
     match given.split_once(':') {
         Some(("folder", path)) if !path.is_empty() => Ok(SourceConfig::Folder(path.into())),
-        _ => Err("write folder:PATH".to_owned()),
+        None if given == "kubernetes" => {
+            Ok(SourceConfig::Kubernetes(kubernetes::Options::default()))
+        }
+        Some(("kubernetes", context)) if !context.is_empty() => {
+            Ok(SourceConfig::Kubernetes(kubernetes::Options {
+                context: Some(context.to_owned()),
+            }))
+        }
+        _ => Err("write folder:PATH, kubernetes or kubernetes:CONTEXT".to_owned()),
     }
 }
 
@@ -255,6 +265,7 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
         Some(identity) => identity,
         None => match source {
             SourceConfig::Folder(_) => IdentitySource::Folder,
+            SourceConfig::Kubernetes(_) => IdentitySource::Kubernetes,
         },
     };
     let identity = match (identity, serve.ca_secret) {

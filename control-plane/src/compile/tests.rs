@@ -622,7 +622,7 @@ fn an_endpoint_change_touches_its_services_only() {
     let change = Change::Set(Box::new(parsed[0].object.clone()));
     let mut dirty = Dirty::default();
     world.apply(change.clone(), &mut dirty);
-    assert!(!dirty.destinations && !dirty.all_workloads);
+    assert!(dirty.services.is_empty() && !dirty.all_workloads);
     assert_eq!(dirty.endpoints.len(), 1);
     assert_eq!(dirty.workloads.len(), 1);
     let mut again = Dirty::default();

@@ -10,21 +10,19 @@ use weft_api::proto::Protocol;
 
 use super::Settings;
 use super::endpoints::target_port;
-use crate::model::{Name, Policy, Workload, World, is_selected};
+use crate::model::{Name, Policy, Workload, World, in_namespace};
 
 /// Compiles a workload's own table; `None` when there is no such workload.
 pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Option<proto::Workload> {
     let workload = world.workload(name)?;
     let mut ports: BTreeMap<u16, Protocol> = BTreeMap::new();
-    for service in world.services_in(&name.namespace) {
-        if is_selected(service, workload) {
-            for port in &service.ports {
-                if let Some(number) = target_port(workload, port) {
-                    let known = ports.entry(number).or_insert(port.protocol);
-                    // Of several Services the first by name that says something.
-                    if *known == Protocol::Auto {
-                        *known = port.protocol;
-                    }
+    for service in world.services_of(workload) {
+        for port in &service.ports {
+            if let Some(number) = target_port(workload, port) {
+                let known = ports.entry(number).or_insert(port.protocol);
+                // Of several Services the first by name that says something.
+                if *known == Protocol::Auto {
+                    *known = port.protocol;
                 }
             }
         }
@@ -43,7 +41,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
         namespace: name.namespace.clone(),
         name: name.name.clone(),
         service_account: workload.service_account.clone(),
-        zone: workload.zone.clone(),
+        zone: world.zone_of(workload).to_owned(),
         labels: workload.labels.clone(),
         mtls: modes.all.into(),
         ports: ports
@@ -70,8 +68,8 @@ pub(super) fn protocol_of(world: &World, workload: &Workload, number: u16) -> Op
         .filter(|protocol| *protocol != Protocol::Auto);
     own.or_else(|| {
         world
-            .services_in(&workload.name.namespace)
-            .filter(|service| is_selected(service, workload))
+            .services_of(workload)
+            .into_iter()
             .flat_map(|service| &service.ports)
             .find(|port| {
                 target_port(workload, port) == Some(number) && port.protocol != Protocol::Auto
@@ -145,10 +143,8 @@ fn layers<'a, T>(
     selector: impl Fn(&T) -> &Option<LabelSelector>,
 ) -> Vec<&'a T> {
     let first = |namespace: &str, wanted: &dyn Fn(&Option<LabelSelector>) -> bool| {
-        policies
-            .iter()
-            .filter(|(name, policy)| name.namespace == namespace && wanted(selector(&policy.spec)))
-            .map(|(_, policy)| policy)
+        in_namespace(policies, namespace)
+            .filter(|policy| wanted(selector(&policy.spec)))
             .min_by(|a, b| a.precedence().cmp(&b.precedence()))
             .map(|policy| &policy.spec)
     };

@@ -46,8 +46,9 @@ use self::webhook::Webhook;
 use crate::cluster::election::{Election, Timing};
 use crate::cluster::{Cluster, ClusterError, Leadership};
 use crate::compile::Settings;
-use crate::sources::Update;
 use crate::sources::folder::{Folder, FolderError};
+use crate::sources::kubernetes::{self, Kubernetes, KubernetesError};
+use crate::sources::{Source, Update};
 
 /// Updates that wait to be applied; the source waits when there are more.
 const UPDATES: usize = 64;
@@ -94,6 +95,8 @@ pub enum IdentityConfig {
 pub enum SourceConfig {
     /// A folder of manifests.
     Folder(PathBuf),
+    /// A cluster.
+    Kubernetes(kubernetes::Options),
 }
 
 /// Why a control plane does not run.
@@ -105,6 +108,8 @@ pub enum ServeError {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("cannot listen on {0}: {1}; is another program using it?")]
@@ -119,7 +124,7 @@ pub enum ServeError {
 pub struct Server {
     listener: TcpListener,
     admin_listener: TcpListener,
-    folder: Folder,
+    source: Source,
     authority: Arc<Authority>,
     /// The one client of the cluster, shared by all that speak to it.
     cluster: Option<Cluster>,
@@ -143,8 +148,12 @@ impl Server {
         };
         let authority = Authority::open(&config.data_dir, config.ca)?;
         let lock = authority.lock()?;
-        let SourceConfig::Folder(path) = &config.source;
-        let folder = Folder::open(path)?;
+        let source = match &config.source {
+            SourceConfig::Folder(path) => Source::Folder(Folder::open(path)?),
+            SourceConfig::Kubernetes(options) => {
+                Source::Kubernetes(Kubernetes::open(options).await?)
+            }
+        };
         let bind = async |address| {
             TcpListener::bind(address)
                 .await
@@ -153,7 +162,7 @@ impl Server {
         Ok(Self {
             listener: bind(config.listen).await?,
             admin_listener: bind(config.admin).await?,
-            folder,
+            source,
             authority: Arc::new(authority),
             webhook: match config.webhook {
                 Some(config) => Some(Webhook::bind(config, cluster.as_ref()).await?),
@@ -193,7 +202,7 @@ impl Server {
         let Self {
             listener,
             admin_listener,
-            folder,
+            source,
             authority,
             cluster,
             webhook,
@@ -223,7 +232,7 @@ impl Server {
             hub: hub.clone(),
             authority: authority.clone(),
             metrics: metrics.clone(),
-            locator: Arc::new(folder.locator()),
+            locator: source.locator(),
             findings: std::sync::Mutex::default(),
             ready: AtomicBool::new(false),
         });
@@ -231,10 +240,15 @@ impl Server {
             tokio::spawn(admin::serve(admin_listener, admin.clone())).abort_handle(),
         ]);
         let (sink, mut updates) = mpsc::channel(UPDATES);
-        let mut source = tokio::spawn(folder.run(sink));
+        let mut source = tokio::spawn(source.run(sink));
         // Nothing is served before everything is known: a proxy that comes back after a restart
         // must not be told that what it uses is gone.
-        while let Some(update) = updates.recv().await {
+        tokio::pin!(shutdown);
+        loop {
+            let update = tokio::select! {
+                update = updates.recv() => update.ok_or(ServeError::SourceEnded)?,
+                () = &mut shutdown => return Ok(()),
+            };
             if take(&hub, &admin, update) {
                 break;
             }
@@ -297,7 +311,7 @@ impl Server {
         tokio::select! {
             done = &mut serving => return Ok(done?),
             _ = &mut source => return Err(ServeError::SourceEnded),
-            () = shutdown => info!("ending"),
+            () = &mut shutdown => info!("ending"),
         }
         admin.ready.store(false, Ordering::Relaxed);
         drop(stop_election);
