@@ -39,3 +39,14 @@ pub const CA_SECRET: &str = "weft-ca";
 /// ConfigMap, in every namespace, with the trusted roots, and its key.
 pub const TRUST_CONFIG_MAP: &str = "weft-trust";
 pub const TRUST_KEY: &str = "root.pem";
+/// Annotations of the Secret [`CA_SECRET`]: begin a root rotation, end the one under way. Their value
+/// is new each time.
+pub const ROTATE_ANNOTATION: &str = "weft.dev/rotate";
+pub const FINISH_ANNOTATION: &str = "weft.dev/finish-rotation";
+/// Label of the Leases that replicas of the control plane keep for themselves, and the annotation
+/// with what they say there.
+pub const REPLICA_LABEL: &str = "weft.dev/replica";
+pub const RECORD_ANNOTATION: &str = "weft.dev/replica-record";
+/// Metadata of the status with which a control plane that is ending ends a stream: come back at
+/// once, another replica is there. It has spread the ends itself.
+pub const MOVE_METADATA: &str = "weft-move";
