@@ -60,3 +60,14 @@ pub const INJECT: &str = "weft.dev/inject";
 pub const STATUS: &str = "weft.dev/status";
 /// Annotation of a pod: what is spoken on its ports, "8080=grpc,9000=tcp".
 pub const PROTOCOL_ANNOTATION: &str = "weft.dev/protocol";
+/// Annotations of the Secret [`CA_SECRET`]: begin a root rotation, end the one under way. Their value
+/// is new each time.
+pub const ROTATE_ANNOTATION: &str = "weft.dev/rotate";
+pub const FINISH_ANNOTATION: &str = "weft.dev/finish-rotation";
+/// Label of the Leases that replicas of the control plane keep for themselves, and the annotation
+/// with what they say there.
+pub const REPLICA_LABEL: &str = "weft.dev/replica";
+pub const RECORD_ANNOTATION: &str = "weft.dev/replica-record";
+/// Metadata of the status with which a control plane that is ending ends a stream: come back at
+/// once, another replica is there. It has spread the ends itself.
+pub const MOVE_METADATA: &str = "weft-move";

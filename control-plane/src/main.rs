@@ -213,7 +213,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             } else {
                 ca::Request::Rotate
             };
-            open(&data)?.request(request)?;
+            ca::request(&data.data_dir, request)?;
             eprintln!("asked for; a running control plane takes it up within seconds, see /status");
         }
     }
@@ -298,7 +298,12 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
         .block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
-            let server = Server::bind(config).await?;
+            // In a cluster it may have to wait.
+            let server = tokio::select! {
+                server = Server::bind(config) => server?,
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            };
             info!(
                 listen = %server.address()?,
                 admin = %server.admin_address()?,

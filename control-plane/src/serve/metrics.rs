@@ -61,6 +61,8 @@ pub struct Metrics {
     pub injections_refused: Counter,
     /// Questions that could not be answered.
     pub injections_failed: Counter,
+    /// Tokens that the apiserver was to review and did not.
+    pub token_reviews_failed: Counter,
     /// From the source's report to the stream.
     pub push: Histogram,
     /// From the source's report to the proxy's acknowledgement.
@@ -77,6 +79,11 @@ pub struct Gauges {
     pub bad_files: u64,
     /// Seconds until the signing root expires.
     pub root_expires_in: u64,
+    /// Seconds until the control plane's own certificate expires.
+    pub certificate_expires_in: u64,
+    pub trusted_roots: u64,
+    /// 1 for the replica that writes in the cluster.
+    pub leader: u64,
     /// Resident memory, bytes.
     pub resident: u64,
 }
@@ -105,6 +112,21 @@ impl Metrics {
                 "root_certificate_expires_in_seconds",
                 "Life left of the root that signs.",
                 gauges.root_expires_in,
+            ),
+            (
+                "certificate_expires_in_seconds",
+                "Life left of the control plane's own certificate.",
+                gauges.certificate_expires_in,
+            ),
+            (
+                "trusted_roots",
+                "Root certificates trusted now; more than one during a rotation.",
+                gauges.trusted_roots,
+            ),
+            (
+                "leader",
+                "1 for the replica that leads: it alone writes in the cluster.",
+                gauges.leader,
             ),
             (
                 "resident_memory_bytes",
@@ -167,6 +189,11 @@ impl Metrics {
                 "injections_failed_total",
                 "Calls of the webhook that could not be answered.",
                 &self.injections_failed,
+            ),
+            (
+                "token_reviews_failed_total",
+                "Tokens the apiserver was asked to review and could not.",
+                &self.token_reviews_failed,
             ),
         ] {
             let _ = writeln!(

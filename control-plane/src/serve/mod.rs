@@ -1,19 +1,27 @@
 //! What others reach the control plane by.
 //!
 //! - [`discovery`] and [`identity`]: gRPC over TLS on one port ([`listener`], [`tls`]).
-//! - [`ca`]: the certificate authority behind it.
+//! - [`authenticate`]: who a workload is, before it has a certificate.
+//! - [`ca`]: the certificate authority behind it; [`certificates`] keeps it going.
+//! - [`standing`]: alone, or one of several replicas, which tell each other by [`replicas`]; the
+//!   leader publishes [`roots`].
 //! - [`admin`]: health, metrics, status on another port.
 //! - [`webhook`]: puts sidecars into pods; on Kubernetes, on a port of its own.
 //!
 //! [`Server::bind`] opens the ports, so that a caller knows them; [`Server::run`] serves.
 
 pub mod admin;
+pub mod authenticate;
 pub mod ca;
+pub mod certificates;
 pub mod discovery;
 pub mod identity;
 pub mod listener;
 pub mod metrics;
+pub mod replicas;
+mod roots;
 mod services;
+mod standing;
 pub mod tls;
 pub mod webhook;
 
@@ -23,28 +31,27 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tracing::{error, info, warn};
-use weft_api::names::LEADER_LEASE;
+use tracing::{info, warn};
 use weft_api::proto::discovery_server::DiscoveryServer;
 use weft_api::proto::identity_server::IdentityServer;
 
 use self::admin::Admin;
 use self::ca::{Authority, CaError};
+use self::certificates::{Keeper, OwnLife};
 use self::discovery::{DiscoveryService, Hub};
 use self::identity::IdentityService;
 use self::metrics::Metrics;
 use self::services::Services;
+use self::standing::Standing;
 use self::tls::TlsError;
 use self::webhook::Webhook;
-use crate::cluster::election::{Election, Timing};
-use crate::cluster::{Cluster, ClusterError, Leadership};
+use crate::cluster::{Cluster, ClusterError};
 use crate::compile::Settings;
 use crate::sources::folder::{Folder, FolderError};
 use crate::sources::kubernetes::{self, Kubernetes, KubernetesError};
@@ -59,6 +66,12 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 /// Streams end within this at shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(5);
+/// A replica that ends goes on serving for this long: until kube-proxy everywhere has heard that it
+/// takes nobody new.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Then its streams are ended one after another, within this and at this many a second or more.
+const SPREAD: Duration = Duration::from_secs(10);
+const SPREAD_RATE: u32 = 100;
 
 /// How a control plane runs.
 #[derive(Clone, Debug)]
@@ -125,13 +138,9 @@ pub struct Server {
     listener: TcpListener,
     admin_listener: TcpListener,
     source: Source,
-    authority: Arc<Authority>,
-    /// The one client of the cluster, shared by all that speak to it.
-    cluster: Option<Cluster>,
+    standing: Standing,
     webhook: Option<Webhook>,
     sampling_percent: f64,
-    /// Keeps another control plane off the data directory.
-    _lock: std::fs::File,
 }
 
 impl Server {
@@ -140,14 +149,14 @@ impl Server {
     /// # Errors
     /// The source or the data directory cannot be used, or a port is taken.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
+        // The one client of the cluster, shared by all that speak to it.
         let in_cluster = matches!(config.identity, IdentityConfig::Kubernetes { .. });
         let cluster = if in_cluster {
             Some(Cluster::connect().await?)
         } else {
             None
         };
-        let authority = Authority::open(&config.data_dir, config.ca)?;
-        let lock = authority.lock()?;
+        let standing = Standing::take(&config, cluster.as_ref()).await?;
         let source = match &config.source {
             SourceConfig::Folder(path) => Source::Folder(Folder::open(path)?),
             SourceConfig::Kubernetes(options) => {
@@ -163,14 +172,12 @@ impl Server {
             listener: bind(config.listen).await?,
             admin_listener: bind(config.admin).await?,
             source,
-            authority: Arc::new(authority),
+            standing,
             webhook: match config.webhook {
                 Some(config) => Some(Webhook::bind(config, cluster.as_ref()).await?),
                 None => None,
             },
-            cluster,
             sampling_percent: config.sampling_percent,
-            _lock: lock,
         })
     }
 
@@ -191,7 +198,7 @@ impl Server {
     }
 
     pub fn authority(&self) -> Arc<Authority> {
-        self.authority.clone()
+        self.standing.authority.clone()
     }
 
     /// Serves until `shutdown`; then ends streams politely.
@@ -203,25 +210,12 @@ impl Server {
             listener,
             admin_listener,
             source,
-            authority,
-            cluster,
+            mut standing,
             webhook,
             sampling_percent,
-            _lock,
         } = self;
-        // Who writes: with a cluster, the replica that holds the Lease.
-        let (stop_election, end_election) = tokio::sync::oneshot::channel::<()>();
-        let (leadership, election) = match &cluster {
-            None => (Leadership::always(), None),
-            Some(cluster) => {
-                let timing = Timing::default();
-                let (election, leadership) = Election::new(cluster.clone(), LEADER_LEASE, timing);
-                let run = election.run(async {
-                    let _ = end_election.await;
-                });
-                (leadership, Some(tokio::spawn(run)))
-            }
-        };
+        let authority = standing.authority.clone();
+        let life = Arc::new(OwnLife::default());
         let metrics = Arc::new(Metrics::default());
         let settings = Settings {
             trust_domain: authority.trust_domain().to_owned(),
@@ -233,6 +227,8 @@ impl Server {
             authority: authority.clone(),
             metrics: metrics.clone(),
             locator: source.locator(),
+            life: life.clone(),
+            leadership: standing.leadership.clone(),
             findings: std::sync::Mutex::default(),
             ready: AtomicBool::new(false),
         });
@@ -253,23 +249,25 @@ impl Server {
                 break;
             }
         }
-        let (config, half_life) = tls::server_config(&authority, SystemTime::now())?;
-        let tls = Arc::new(ArcSwap::new(config));
+        let keeper = Keeper::start(
+            hub.clone(),
+            authority.clone(),
+            standing.leadership.clone(),
+            life,
+            standing.cluster.clone(),
+        )
+        .await?;
+        let tls = keeper.tls();
         let (accepted, connections) = mpsc::channel(CONNECTIONS);
         let trust_domain: Arc<str> = authority.trust_domain().into();
         let _tasks = tasks
             .and(tokio::spawn(listener::accept(
                 listener,
-                tls.clone(),
+                tls,
                 trust_domain,
                 accepted,
             )))
-            .and(tokio::spawn(keep_certificates(
-                hub.clone(),
-                authority.clone(),
-                tls,
-                half_life,
-            )))
+            .and(tokio::spawn(keeper.run()))
             .and(tokio::spawn({
                 let (hub, admin) = (hub.clone(), admin.clone());
                 async move {
@@ -280,16 +278,7 @@ impl Server {
             }));
         let _webhook = match webhook {
             None => None,
-            Some(webhook) => {
-                let client = cluster.as_ref().map(|cluster| cluster.client.clone());
-                let (authority, metrics) = (authority.clone(), metrics.clone());
-                Some(Tasks(webhook.start(
-                    authority,
-                    metrics,
-                    client,
-                    &leadership,
-                )?))
-            }
+            Some(webhook) => Some(Tasks(webhook.start(&standing, metrics.clone())?)),
         };
         admin.ready.store(true, Ordering::Relaxed);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -299,7 +288,11 @@ impl Server {
             .serve_with_incoming_shutdown(
                 Services {
                     discovery: DiscoveryServer::new(DiscoveryService { hub: hub.clone() }),
-                    identity: IdentityServer::new(IdentityService { authority, metrics }),
+                    identity: IdentityServer::new(IdentityService {
+                        authenticator: standing.authenticator(),
+                        authority,
+                        metrics,
+                    }),
                 },
                 ReceiverStream::new(connections),
                 async {
@@ -314,17 +307,28 @@ impl Server {
             () = &mut shutdown => info!("ending"),
         }
         admin.ready.store(false, Ordering::Relaxed);
-        drop(stop_election);
-        hub.end_all("the control plane is ending; connect again");
+        let reason = "the control plane is ending; connect again";
+        // Others can lead from now on.
+        standing.leave().await;
+        if standing.cluster.is_some() {
+            // Served until it is known everywhere that this replica takes nobody new; then its
+            // proxies are sent elsewhere, not all at once.
+            let moving = async {
+                sleep(SETTLE).await;
+                hub.end_spread(SPREAD, SPREAD_RATE, reason).await;
+            };
+            tokio::select! {
+                done = &mut serving => return Ok(done?),
+                () = moving => {}
+            }
+            standing.leave_record().await;
+        }
+        hub.end_all(reason);
         drop(stop);
         if timeout(SHUTDOWN, serving).await.is_err() {
             warn!("some streams did not end within {SHUTDOWN:?}");
         }
         source.abort();
-        if let Some(election) = election {
-            // Released, or it ends by itself soon after the process.
-            let _ = timeout(SHUTDOWN, election).await;
-        }
         Ok(())
     }
 }
@@ -360,41 +364,4 @@ fn take(hub: &Hub, admin: &Admin, update: Update) -> bool {
         Update::Synced => return true,
     }
     false
-}
-
-/// Moves root rotations on, tells proxies of the roots, and renews the control plane's own
-/// certificate at half its life or when the roots change.
-async fn keep_certificates(
-    hub: Arc<Hub>,
-    authority: Arc<Authority>,
-    tls: Arc<ArcSwap<rustls::ServerConfig>>,
-    mut renew_at: SystemTime,
-) {
-    let mut changes = authority.changes();
-    let mut ticks = interval(Duration::from_secs(1));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let changed = tokio::select! {
-            _ = ticks.tick() => false,
-            changed = changes.changed() => changed.is_ok(),
-        };
-        let now = SystemTime::now();
-        if changed {
-            hub.set_trust(authority.trust());
-        } else if let Err(error) = authority.tick(hub.all_trust(), now) {
-            error!("root rotation: {error}");
-        }
-        if changed || now >= renew_at {
-            match tls::server_config(&authority, now) {
-                Ok((config, next)) => {
-                    tls.store(config);
-                    renew_at = next;
-                }
-                Err(error) => {
-                    error!("renewing the control plane's own certificate: {error}");
-                    renew_at = now + Duration::from_secs(5);
-                }
-            }
-        }
-    }
 }

@@ -85,6 +85,7 @@ proptest! {
         let peer = Peer {
             identity: SpiffeId::new("cluster.local", "default", "default").unwrap(),
             not_after: 0,
+            signer: crate::serve::ca::Signer::default(),
         };
         let hello = Hello { workload: "default/w".to_owned(), ..Hello::default() };
         let address = ([127, 0, 0, 1], 1).into();

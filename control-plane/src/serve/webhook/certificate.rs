@@ -12,7 +12,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tracing::error;
 use weft_api::names::CONTROL_PLANE;
 
-use crate::serve::ca::Authority;
+use crate::serve::ca::{Authority, unix};
 use crate::serve::tls::TlsError;
 
 /// After a renewal that failed, before the next.
@@ -40,11 +40,12 @@ pub fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_single_cert(
-            vec![issued.leaf],
+            issued.full_chain(),
             PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
         )?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok((Arc::new(config), now + authority.lifetime() / 2))
+    let life = Duration::from_secs(issued.not_after.saturating_sub(unix(now)));
+    Ok((Arc::new(config), now + life / 2))
 }
 
 /// Renews the certificate at half its life, and when the roots change.

@@ -40,10 +40,10 @@ use tracing::{debug, info, warn};
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
 
 use super::ServeError;
-use super::ca::Authority;
 use super::metrics::Metrics;
+use super::standing::Standing;
 use super::tls::TlsError;
-use crate::cluster::{Cluster, Leadership, answer};
+use crate::cluster::{Cluster, answer};
 use crate::inject::review::{Verdict, review};
 use crate::inject::{Settings, Version};
 
@@ -121,14 +121,12 @@ impl Webhook {
     /// There is no certificate.
     pub fn start(
         self,
-        authority: Arc<Authority>,
+        standing: &Standing,
         metrics: Arc<Metrics>,
-        client: Option<kube::Client>,
-        leadership: &Leadership,
     ) -> Result<Vec<AbortHandle>, TlsError> {
+        let authority = &standing.authority;
         let names = certificate::names(&self.namespace);
-        let (config, half_life) =
-            certificate::server_config(&authority, &names, SystemTime::now())?;
+        let (config, half_life) = certificate::server_config(authority, &names, SystemTime::now())?;
         let tls = Arc::new(ArcSwap::new(config));
         let injector = Arc::new(Injector {
             settings: self.settings,
@@ -140,8 +138,9 @@ impl Webhook {
             tokio::spawn(certificate::keep(authority.clone(), names, tls, half_life))
                 .abort_handle(),
         ];
-        if let Some(client) = client {
-            let keep = ca_bundle::keep(client, authority, leadership.clone());
+        if let Some(cluster) = &standing.cluster {
+            let client = cluster.client.clone();
+            let keep = ca_bundle::keep(client, authority.clone(), standing.leadership.clone());
             tasks.push(tokio::spawn(keep).abort_handle());
         }
         Ok(tasks)
