@@ -9,7 +9,7 @@ use weft_api::proto;
 use weft_api::proto::Protocol;
 
 use super::endpoints::target_port;
-use crate::model::{Name, Policy, Workload, World, in_namespace};
+use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
 /// Sampled when nothing else is said: 1 percent.
 const DEFAULT_SAMPLING_PERCENT: f64 = 1.0;
@@ -56,6 +56,7 @@ pub(super) fn workload(world: &World, name: &Name) -> Option<proto::Workload> {
             .collect(),
         telemetry: Some(telemetry(world, workload)),
         display_name: display_name(workload),
+        probes: workload.probes.iter().map(probe).collect(),
     })
 }
 
@@ -78,6 +79,18 @@ pub(super) fn protocol_of(world: &World, workload: &Workload, number: u16) -> Op
             })
             .map(|port| port.protocol)
     })
+}
+
+fn probe(probe: &Probe) -> proto::Probe {
+    use proto::probe::Check as Way;
+    proto::Probe {
+        port: u32::from(probe.port),
+        check: Some(match &probe.check {
+            Check::Http { path } => Way::HttpPath(path.clone()),
+            Check::Tcp => Way::Tcp(true),
+            Check::Grpc => Way::Grpc(true),
+        }),
+    }
 }
 
 fn display_name(workload: &Workload) -> String {
