@@ -27,7 +27,7 @@ use crate::model::{Change, Kind, Name, Object, ObjectRef};
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// How often a kind that the cluster does not know is looked for.
-pub(super) const MISSING: Duration = Duration::from_secs(10);
+pub(super) const MISSING: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
 /// What a kind said before it became unknown is forgotten after this: an apiserver that starts may
 /// not know of its CRDs yet.
 const FORGET: Duration = Duration::from_secs(60);
@@ -325,12 +325,14 @@ impl<K: Watched> Watch<K> {
         status: Option<&Status>,
     ) -> Result<(), Closed> {
         let code = status.map_or(0, |status| status.code);
+        // What is no event at all; kube takes it for a status without a code.
+        let unreadable = matches!(
+            error,
+            watcher::Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_))
+        ) && code == 0;
         // A list that is to be made again, or a connection that has to be opened again, is nothing
         // anybody needs to know of, unless it stays so.
-        if code == 410
-            || matches!(error, watcher::Error::WatchFailed(error)
-                if !matches!(error, kube::Error::SerdeError(_)))
-        {
+        if code == 410 || (matches!(error, watcher::Error::WatchFailed(_)) && !unreadable) {
             debug!(kind = K::PLURAL, "{error}");
             return Ok(());
         }
@@ -350,7 +352,11 @@ impl<K: Watched> Watch<K> {
             line: None,
             severity: Severity::Error,
             object: None,
-            message: format!("cannot watch {}: {}", K::PLURAL, chain(error)),
+            message: if unreadable {
+                format!("one of the {} cannot be read and is left out", K::PLURAL)
+            } else {
+                format!("cannot watch {}: {}", K::PLURAL, chain(error))
+            },
             help,
         })
         .await
@@ -367,7 +373,7 @@ impl<K: Watched> Watch<K> {
     }
 }
 
-fn reference<K: Watched>(name: Name) -> ObjectRef {
+pub(super) fn reference<K: Watched>(name: Name) -> ObjectRef {
     ObjectRef {
         kind: K::KIND,
         name,
