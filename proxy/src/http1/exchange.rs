@@ -13,7 +13,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use bytes::Buf;
+use bytes::{Buf, BytesMut};
 
 use super::conn::Conn;
 use super::framing::{BodyReader, FramingError};
@@ -92,6 +92,8 @@ pub struct Duplex<'a> {
     flush_client: bool,
     /// Any byte of a response has been read.
     pub heard: bool,
+    /// Bytes of an incomplete head that have been looked at.
+    head_seen: usize,
     /// Grows with every byte that moves, for the idle timeout.
     pub progress: u64,
 }
@@ -124,6 +126,7 @@ impl<'a> Duplex<'a> {
             body_received: 0,
             flush_client: false,
             heard: false,
+            head_seen: 0,
             progress: 0,
         }
     }
@@ -325,8 +328,16 @@ impl<'a> Duplex<'a> {
                 // Its end tells what it means.
             } else if !self.server.buf.is_empty() {
                 self.heard = true;
-                match head::parse_response(&self.server.buf, method, head) {
-                    Ok(Parsed::Complete) => return Poll::Ready(Event::Head),
+                let seen = std::mem::replace(&mut self.head_seen, self.server.buf.len());
+                let parsed = match head::may_be_complete(&self.server.buf, seen) {
+                    true => head::parse_response(&self.server.buf, method, head),
+                    false => Ok(Parsed::Partial),
+                };
+                match parsed {
+                    Ok(Parsed::Complete) => {
+                        self.head_seen = 0;
+                        return Poll::Ready(Event::Head);
+                    }
                     Ok(Parsed::Partial) if self.server.buf.len() > MAX_HEAD => {
                         return Poll::Ready(Event::BadResponse(HeadError::TooManyFields));
                     }
@@ -368,6 +379,18 @@ impl<'a> Duplex<'a> {
         self.body_received += n as u64;
         self.response = Some(body);
         Ok(())
+    }
+
+    /// The connections belong to each other from now on: what of the request has not been written
+    /// goes before everything else that the client says.
+    pub fn give_back_unsent(&mut self) {
+        let unsent = &self.out[self.sent..];
+        if !unsent.is_empty() {
+            let mut buf = BytesMut::with_capacity(unsent.len() + self.client.buf.len());
+            buf.extend_from_slice(unsent);
+            buf.extend_from_slice(&self.client.buf);
+            self.client.buf = buf;
+        }
     }
 
     /// Writes out what stands in `to_client`.

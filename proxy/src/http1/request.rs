@@ -327,7 +327,11 @@ impl Exchange<'_> {
                         Err(_) => After::Abort,
                     };
                 }
-                Tried::Done { reuse, after_close } => {
+                Tried::Done {
+                    reuse,
+                    odd,
+                    after_close,
+                } => {
                     if reuse && !fresh && !after_close && is_alone(call) {
                         server.release();
                         scratch.kept = Some(Kept {
@@ -335,7 +339,7 @@ impl Exchange<'_> {
                             permit,
                             endpoint: picked.endpoint.clone(),
                         });
-                    } else if reuse && !fresh {
+                    } else if reuse && !fresh && !odd {
                         let now = Instant::now();
                         let how_long = if matches!(server.io, Io::Plain(_)) {
                             APP_IDLE
