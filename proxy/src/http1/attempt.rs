@@ -121,6 +121,8 @@ pub(super) enum Cut {
     Unanswered,
     /// In order, within the response's head: what there is of it stands in the buffer.
     WithinHead,
+    /// The same, by a reset.
+    ResetWithinHead,
 }
 
 /// What a response's head leads to.
@@ -262,7 +264,9 @@ impl Exchange<'_> {
                 );
             }
             let cut = match &duplex.server.buf[..] {
-                _ if !failed.gracefully => Cut::Reset,
+                [] if !failed.gracefully => Cut::Reset,
+                [kept::CLOSED..=kept::UNANSWERED] if mesh && !failed.gracefully => Cut::Reset,
+                _ if !failed.gracefully => Cut::ResetWithinHead,
                 [] => Cut::Unanswered,
                 [kept::UNANSWERED] if mesh => Cut::Unanswered,
                 _ => Cut::WithinHead,

@@ -51,7 +51,7 @@ pub enum Event {
     Truncated,
     /// The connection to the server was cut off within the body of a response.
     Cut(io::Error),
-    /// What the server says does not begin like HTTP/1 at all (HTTP/0.9, Shoutcast's `ICY`).
+    /// What the server says does not begin like HTTP/1.0 or 1.1 (HTTP/0.9, Shoutcast's `ICY`).
     NotHttp,
     /// The response is not valid HTTP/1.
     BadResponse(HeadError),
@@ -342,7 +342,9 @@ impl<'a> Duplex<'a> {
                         return Poll::Ready(Event::BadResponse(HeadError::TooManyFields));
                     }
                     Ok(Parsed::Partial) => {}
-                    Err(HeadError::Syntax(_)) if !begins_like_http(&self.server.buf) => {
+                    Err(HeadError::Syntax(error))
+                        if is_status_line(error) || !begins_like_http(&self.server.buf) =>
+                    {
                         return Poll::Ready(Event::NotHttp);
                     }
                     Err(error) => return Poll::Ready(Event::BadResponse(error)),
@@ -424,6 +426,11 @@ impl<'a> Duplex<'a> {
             _ => Poll::Ready(None),
         }
     }
+}
+
+/// Whether what is wrong is the version or the status: another protocol's, or another version's.
+fn is_status_line(error: httparse::Error) -> bool {
+    matches!(error, httparse::Error::Version | httparse::Error::Status)
 }
 
 /// Whether a response begins as one of HTTP/1 does (RFC 9112 section 4), as far as it is here.

@@ -49,7 +49,8 @@ pub struct Field {
 /// A head as tokenised: offsets into the buffer it was read from. Reused from message to message.
 #[derive(Debug, Default)]
 pub struct Head {
-    /// Where the start line begins (after empty lines that RFC 9112 section 2.2 lets pass).
+    /// Where what is written on begins: with the start line of a request, after empty lines that
+    /// RFC 9112 section 2.2 says to ignore.
     pub start: usize,
     /// Where the body begins.
     pub end: usize,
@@ -252,10 +253,8 @@ fn parse_response_into<'b>(
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
         Err(error) => return Err(HeadError::Syntax(error)),
     };
-    head.start = buf
-        .iter()
-        .position(|&b| b != b'\r' && b != b'\n')
-        .unwrap_or(0);
+    // Empty lines before a response are against the rules, but whose they are is not ours to say.
+    head.start = 0;
     head.end = end;
     head.method = Span::default();
     head.target = Span::default();

@@ -681,6 +681,8 @@ engine_test!(what_is_no_http_response_passes_until_the_end, async {
     for response in [
         "ICY 200 OK\r\nicy-name: x\r\n\r\naudio",
         "<html>HTTP/0.9</html>",
+        "HTTP/1.2 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 2000 OK\r\n\r\n",
     ] {
         let server = server(vec![vec![Until("\r\n\r\n"), Say(response), Close]]).await;
         let mut client = client(&server).await;
@@ -700,6 +702,7 @@ engine_test!(
             "HTTP/1.1 200 OK\r\nno field\r\nX[1]: 2\r\nContent-Length: 2\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nX: \u{1}\u{7f}\r\nContent-Length: 2\r\n\r\nok",
             "HTTP/1.1  200  OK\r\nContent-Length: 2\r\n\r\nok",
+            "\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\nok\n0\nT: 1\n\n",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
              00000000000000000002\r\nok\r\n0\r\n\r\n",
@@ -740,6 +743,41 @@ engine_test!(
         gone(&server).await;
     }
 );
+
+engine_test!(
+    a_reset_within_a_head_comes_after_what_there_is_of_it,
+    async {
+        let begun = "HTTP/1.1 200 OK\r\nContent-Le";
+        let script = vec![Until("\r\n\r\n"), Say(begun), Pause, Reset];
+        let server = server(vec![script]).await;
+        let mut client = client(&server).await;
+        say(&mut client, GET).await;
+        hear(&mut client, begun).await;
+        assert!(rest(&mut client).await.is_err());
+    }
+);
+
+engine_test!(a_server_that_cuts_its_response_off_sees_an_end, async {
+    for response in [
+        "HTTP/1.1 200 OK\r\nContent-Le",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Server {
+            address: listener.local_addr().unwrap(),
+            heard: Rc::default(),
+        };
+        let mut client = client(&server).await;
+        say(&mut client, GET).await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.read_exact(&mut [0; GET.len()]).await.unwrap();
+        server.write_all(response.as_bytes()).await.unwrap();
+        server.shutdown().await.unwrap();
+        // An error would be a reset.
+        assert_eq!(server.read(&mut [0; 9]).await.unwrap(), 0);
+        assert_eq!(rest(&mut client).await.unwrap(), response);
+    }
+});
 
 engine_test!(folded_lines_of_requests_arrive_unfolded, async {
     let request = "GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\n 2\r\n\t3\r\nB: 4\n 5\r\n\r\n";
