@@ -1,0 +1,35 @@
+//! What runs in the pods of the tests on Kubernetes: a server, a client that keeps count, and an ear
+//! on the wire.
+
+#![allow(clippy::unwrap_used)] // For tests only.
+
+mod listen;
+mod load;
+mod serve;
+
+use clap::Parser;
+
+#[derive(Parser)]
+enum Probe {
+    /// HTTP/1.1 and HTTP/2 on one port, a TCP server that speaks first on another
+    Serve(serve::Options),
+    /// Sends requests at a steady rate; what became of them, as one line of JSON
+    Load(load::Options),
+    /// Opens a TCP connection, reads the greeting, says a line and reads the answer
+    Greet {
+        /// host:port
+        to: String,
+    },
+    /// Looks for bytes on every network device of the host
+    Listen(listen::Options),
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    match Probe::parse() {
+        Probe::Serve(options) => serve::run(options).await,
+        Probe::Load(options) => load::run(options).await,
+        Probe::Greet { to } => load::greet(&to).await,
+        Probe::Listen(options) => listen::run(&options),
+    }
+}
