@@ -89,7 +89,10 @@ async fn request(
     if !ready || options.no_keepalive {
         *connection = Some(connect(options).await?);
     }
-    let path = options.url.path_and_query().map_or("/", |path| path.as_str());
+    let path = options
+        .url
+        .path_and_query()
+        .map_or("/", |path| path.as_str());
     let host = options.url.authority().map_or("", |host| host.as_str());
     let mut builder = Request::builder();
     if options.http2 {
@@ -149,7 +152,10 @@ async fn client(options: &Options, first: Instant, end: Instant, seen: &RefCell<
                     status.to_string()
                 } else {
                     let text = String::from_utf8_lossy(&body);
-                    format!("{status} {}", text.chars().take(300).collect::<String>().trim())
+                    format!(
+                        "{status} {}",
+                        text.chars().take(300).collect::<String>().trim()
+                    )
                 }
             }
             Err(error) => {

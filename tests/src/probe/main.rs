@@ -20,6 +20,8 @@ enum Probe {
         /// host:port
         to: String,
     },
+    /// Kills (SIGKILL) the processes of this host that have a variable, `NAME=value`
+    Kill { variable: String },
     /// Looks for bytes on every network device of the host
     Listen(listen::Options),
 }
@@ -30,6 +32,28 @@ async fn main() {
         Probe::Serve(options) => serve::run(options).await,
         Probe::Load(options) => load::run(options).await,
         Probe::Greet { to } => load::greet(&to).await,
+        Probe::Kill { variable } => kill(&variable),
         Probe::Listen(options) => listen::run(&options),
     }
+}
+
+/// Needs the host's processes in sight, and the right to read their environment.
+fn kill(variable: &str) {
+    let mut killed = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        let environment = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        if environment
+            .split(|b| *b == 0)
+            .any(|pair| pair == variable.as_bytes())
+        {
+            let signal = nix::sys::signal::Signal::SIGKILL;
+            if nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).is_ok() {
+                killed.push(pid);
+            }
+        }
+    }
+    println!("{}", serde_json::json!({ "killed": killed }));
 }
