@@ -8,7 +8,7 @@ use crate::apps::{self, all_good, load_during, metric, metrics};
 use crate::install::{install, trusted_roots};
 
 pub fn certificates_are_renewed_under_load() {
-    install(&["--set", "identity.certificateLifetime=1m"]);
+    install(&["--set", "certificates.lifetime=1m"]);
     let namespace = Namespace::create("weft-test-renew", true);
     let ns = namespace.0.as_str();
     apps::start(

@@ -71,7 +71,7 @@ pub fn an_upgrade_keeps_certificates() {
     let url = "http://server/upgrade";
     let load = [url, "--seconds", "25", "--rate", "50"];
     let (seen, ()) = apps::load_during(ns, "client", &load, || {
-        install(&["--set", "logLevel=debug"]);
+        install(&["--set", "controlPlane.logLevel=debug"]);
     });
     println!("upgrade with changed values under load: {seen}");
     apps::all_good(&seen);
