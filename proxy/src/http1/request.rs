@@ -85,7 +85,10 @@ pub(super) async fn request(
         FlowProtocol::Http1,
         started,
     );
-    let begun = Call::begin(worker, &destination, &view, flow.peer, started).await;
+    let begun = match flow.admit(&view) {
+        Ok(()) => Call::begin(worker, &destination, &view, flow.peer, started).await,
+        Err(error) => Err(error.into()),
+    };
 
     scratch.edits.clear();
     if framing.strip {
