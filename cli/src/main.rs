@@ -24,6 +24,7 @@ mod output;
 mod reach;
 mod routes;
 mod run;
+mod stat;
 mod status;
 mod tap;
 
@@ -60,6 +61,10 @@ enum Command {
     Status(status::StatusArgs),
     /// What a proxy would do with a connection or a request, and why
     Routes(routes::Routes),
+    /// Requests a second, success, latency, mutual TLS, from the proxies' own metrics
+    Stat(stat::Stat),
+    /// `weft stat`, live
+    Top(stat::Top),
     /// Live requests of a workload, as they end
     Tap(tap::Tap),
     /// Completions for a shell, on standard output
@@ -120,6 +125,8 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
         Command::Check(args) => return check::run(&args),
         Command::Routes(args) => return routes::run(args).await,
+        Command::Stat(args) => return stat::run(args).await,
+        Command::Top(args) => return stat::top(args).await,
         Command::Tap(args) => return tap::run(args).await,
         Command::Status(args) => return status::run(args).await,
         Command::Completions { shell } => {
