@@ -6,7 +6,7 @@
 //! | path | |
 //! |---|---|
 //! | `GET /healthz` | the process runs |
-//! | `GET /readyz` | the source has been read and the port is served |
+//! | `GET /readyz` | the source has been read, the port is served, certificates can be signed |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | connected proxies and what they acknowledged, certificates, findings; JSON |
 //! | `GET /arrival?object=trafficpolicy/cart&namespace=shop` | which tables come from that object, and which proxies have them; JSON |
@@ -33,9 +33,11 @@ use tokio::net::TcpListener;
 use tracing::{debug, warn};
 
 use super::ca::{self, Authority, CaError, unix};
+use super::certificates::OwnLife;
 use super::discovery::{Hub, ProxyStatus};
 use super::metrics::{Gauges, Metrics, resident_memory};
 use crate::check::located;
+use crate::cluster::Leadership;
 use crate::finding::{Finding, Severity};
 use crate::model::ObjectRef;
 use crate::sources::Locate;
@@ -49,6 +51,9 @@ pub struct Admin {
     pub authority: Arc<Authority>,
     pub metrics: Arc<Metrics>,
     pub locator: Arc<dyn Locate>,
+    /// Of the control plane's own certificate.
+    pub life: Arc<OwnLife>,
+    pub leadership: Leadership,
     /// What the source cannot read now.
     pub findings: std::sync::Mutex<Vec<Finding>>,
     pub ready: AtomicBool,
@@ -59,6 +64,12 @@ pub struct Admin {
 struct Status {
     version: &'static str,
     ready: bool,
+    /// Whether this replica writes in the cluster.
+    leader: bool,
+    /// End of the control plane's own certificate, seconds since the Unix epoch.
+    certificate_expires: u64,
+    /// What will expire soon.
+    warnings: Vec<String>,
     proxies: Vec<ProxyStatus>,
     /// Objects known, by kind.
     objects: std::collections::BTreeMap<&'static str, usize>,
@@ -82,8 +93,8 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
         let near = is_near(peer, stream.local_addr().ok());
         tokio::spawn(async move {
             let answer = service_fn(|request| {
-                let response = admin.answer(&request, near);
-                async move { Ok::<_, Infallible>(response) }
+                let admin = admin.clone();
+                async move { Ok::<_, Infallible>(admin.answer(&request, near).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -100,17 +111,14 @@ type Answer = Response<Full<Bytes>>;
 
 impl Admin {
     /// `near`: the caller is on this host.
-    fn answer(&self, request: &Request<Incoming>, near: bool) -> Answer {
+    async fn answer(&self, request: &Request<Incoming>, near: bool) -> Answer {
         let query = request.uri().query().unwrap_or_default();
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
-            (&Method::GET, "/readyz") if self.ready.load(Ordering::Relaxed) => {
-                text(StatusCode::OK, "ready\n")
-            }
-            (&Method::GET, "/readyz") => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the source has not been read yet\n",
-            ),
+            (&Method::GET, "/readyz") => match self.unready() {
+                None => text(StatusCode::OK, "ready\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
             (&Method::GET, "/metrics") => self.metrics(),
             (_, "/healthz" | "/readyz" | "/metrics") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
@@ -122,7 +130,7 @@ impl Admin {
             (&Method::GET, "/status") => json(&self.status()),
             (&Method::GET, "/arrival") => self.arrival(query),
             (&Method::GET, "/explain") => self.explain(query),
-            (&Method::POST, "/rotate-root") => self.rotate(query),
+            (&Method::POST, "/rotate-root") => self.rotate(query).await,
             (_, "/status" | "/arrival" | "/explain" | "/rotate-root") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
             }
@@ -131,6 +139,23 @@ impl Admin {
                 "paths: /healthz /readyz /metrics /status /arrival?object=KIND/NAME&namespace=NAMESPACE /explain?destination=ADDRESS:PORT, POST /rotate-root\n",
             ),
         }
+    }
+
+    /// Why proxies should not come here; none when they may.
+    fn unready(&self) -> Option<&'static str> {
+        let now = unix(SystemTime::now());
+        if !self.ready.load(Ordering::Relaxed) {
+            return Some("the source has not been read yet, or the control plane is ending");
+        }
+        let signs = self.authority.status();
+        if !signs
+            .roots
+            .iter()
+            .any(|root| root.signing && root.not_after > now)
+        {
+            return Some("the root certificate has expired: nothing can be signed");
+        }
+        (self.life.not_after() <= now).then_some("the control plane's own certificate has expired")
     }
 
     fn source_findings(&self) -> Vec<Finding> {
@@ -147,6 +172,7 @@ impl Admin {
             .iter()
             .find(|root| root.signing)
             .map_or(0, |root| root.not_after);
+        let now = unix(SystemTime::now());
         let bad: std::collections::BTreeSet<_> = self
             .source_findings()
             .into_iter()
@@ -157,7 +183,10 @@ impl Admin {
             connected_proxies: self.hub.connected() as u64,
             subscribed_resources: self.hub.subscribed() as u64,
             bad_files: bad.len() as u64,
-            root_expires_in: expires.saturating_sub(unix(SystemTime::now())),
+            root_expires_in: expires.saturating_sub(now),
+            certificate_expires_in: self.life.not_after().saturating_sub(now),
+            trusted_roots: ca.roots.len() as u64,
+            leader: u64::from(self.leadership.is_leader()),
             resident: resident_memory(),
         });
         respond(
@@ -176,12 +205,22 @@ impl Admin {
                 .map(|problem| located(problem, &*self.locator)),
         );
         findings.sort();
+        let certificate_authority = self.authority.status();
+        let mut proxies = self.hub.status();
+        for proxy in &mut proxies {
+            proxy.certificate_root = self.authority.root_of(&proxy.signer);
+        }
         Status {
             version: env!("CARGO_PKG_VERSION"),
             ready: self.ready.load(Ordering::Relaxed),
-            proxies: self.hub.status(),
+            leader: self.leadership.is_leader(),
+            certificate_expires: self.life.not_after(),
+            warnings: self
+                .life
+                .warnings(&certificate_authority, SystemTime::now()),
+            proxies,
             objects: self.hub.counts(),
-            certificate_authority: self.authority.status(),
+            certificate_authority,
             findings,
         }
     }
@@ -208,15 +247,17 @@ impl Admin {
         }
     }
 
-    fn rotate(&self, query: &str) -> Answer {
+    async fn rotate(&self, query: &str) -> Answer {
         let request = if query == "finish" {
             ca::Request::Finish
         } else {
             ca::Request::Rotate
         };
-        match self.authority.step(request, SystemTime::now()) {
+        match self.authority.step(request, SystemTime::now()).await {
             Ok(()) => json(&self.authority.status()),
-            Err(error @ CaError::Rotating(_)) => text(StatusCode::CONFLICT, format!("{error}\n")),
+            Err(error @ (CaError::Rotating(_) | CaError::NotOurs(_) | CaError::NotLeader)) => {
+                text(StatusCode::CONFLICT, format!("{error}\n"))
+            }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }

@@ -9,21 +9,24 @@ pub use origin::{Arrival, Carried};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 use tracing::{info, warn};
+use weft_api::names::MOVE_METADATA;
 use weft_api::proto::{DiscoveryResponse, Held, Hello, ResourceKey, Trust};
 
 use super::stream::{Proxy, Stream};
 use super::{Key, Kind};
 use crate::compile::{Compiled, Problem, Settings, compile, problems};
 use crate::model::{Change, Dirty, Name, World};
-use crate::serve::ca::unix;
+use crate::serve::ca::{Signer, unix};
 use crate::serve::metrics::Metrics;
-use crate::serve::tls::Peer;
+use crate::serve::tls::{Peer, peer};
 
 /// Resources one proxy may ask for: far above what a workload calls.
 const MAX_SUBSCRIPTIONS: usize = 100_000;
@@ -43,6 +46,8 @@ struct State {
     trust: Trust,
     /// What somebody asked for.
     resources: BTreeMap<Key, Entry>,
+    /// Destinations of `resources` by the Services they are or lead to.
+    by_service: BTreeMap<Name, BTreeSet<Key>>,
     streams: BTreeMap<u64, Stream>,
     next_stream: u64,
 }
@@ -65,7 +70,11 @@ pub struct ProxyStatus {
     pub instance: String,
     /// Seconds since the Unix epoch.
     pub connected: u64,
-    pub certificate_expires: i64,
+    pub certificate_expires: u64,
+    /// Id of the root it hangs on; none when that one is not known (any more).
+    pub certificate_root: Option<String>,
+    #[serde(skip)]
+    pub signer: Signer,
     /// Everything it was sent is acknowledged and the newest.
     pub up_to_date: bool,
     /// Resources that wait to be sent.
@@ -161,6 +170,8 @@ impl Hub {
             identity: peer.identity.clone(),
             address,
             connected: SystemTime::now(),
+            signer: peer.signer.clone(),
+            certificate_expires: peer.not_after,
             hello,
         });
         let wake = stream.wake.clone();
@@ -176,27 +187,54 @@ impl Hub {
     /// Ends every stream, politely.
     pub fn end_all(&self, reason: &str) {
         for stream in self.state().streams.values_mut() {
-            stream.end(Status::unavailable(reason));
+            stream.end(moving(reason));
         }
     }
 
     /// Whether every connected proxy has acknowledged the roots of now.
     pub fn all_trust(&self) -> bool {
+        let trust = self.trust();
+        trust.trusting == trust.connected
+    }
+
+    /// The connected proxies, how many of them have acknowledged the roots of now, and who signed
+    /// their certificates.
+    pub fn trust(&self) -> Trusting {
         let state = self.state();
         let key = Key::trust();
-        let Some(newest) = state
+        let newest = state
             .resources
             .get(&key)
-            .map(|entry| entry.compiled.version())
-        else {
-            return state.streams.is_empty();
+            .map(|entry| entry.compiled.version());
+        let trusts = |stream: &&Stream| {
+            let sent = stream.sent.get(&key);
+            newest.is_some() && sent.map(|sent| sent.acknowledged) == newest
         };
-        state.streams.values().all(|stream| {
-            stream
-                .sent
-                .get(&key)
-                .is_some_and(|sent| sent.acknowledged == newest)
-        })
+        Trusting {
+            connected: state.streams.len() as u64,
+            trusting: state.streams.values().filter(trusts).count() as u64,
+            signers: state
+                .streams
+                .values()
+                .map(|stream| stream.proxy.signer.clone())
+                .collect(),
+        }
+    }
+
+    /// Ends streams one after another, evenly within `within`, so that their proxies do not all
+    /// connect elsewhere at once; with no more than `rate` a second when that is quicker.
+    pub async fn end_spread(&self, within: Duration, rate: u32, reason: &str) {
+        let ids: Vec<u64> = self.state().streams.keys().copied().collect();
+        let number = u32::try_from(ids.len()).unwrap_or(u32::MAX).max(1);
+        let pause = (within / number).min(Duration::from_secs(1) / rate.max(1));
+        let mut next = tokio::time::Instant::now();
+        for id in ids {
+            tokio::time::sleep_until(next).await;
+            next += pause;
+            if let Some(stream) = self.state().streams.get_mut(&id) {
+                stream.end(moving(reason));
+            }
+        }
     }
 
     /// Proxies with an open stream.
@@ -237,6 +275,25 @@ impl Hub {
         proxies.sort_by(|a, b| (&a.workload, a.connected).cmp(&(&b.workload, b.connected)));
         proxies
     }
+}
+
+/// The connected proxies and the roots.
+#[derive(Clone, Debug, Default)]
+pub struct Trusting {
+    pub connected: u64,
+    /// Of these, those that have acknowledged the roots of now.
+    pub trusting: u64,
+    /// For each, who signed the certificate it uses.
+    pub signers: Vec<Signer>,
+}
+
+/// Ends a stream so that its proxy comes back at once, to another replica.
+fn moving(reason: &str) -> Status {
+    let mut status = Status::unavailable(reason);
+    status
+        .metadata_mut()
+        .insert(MOVE_METADATA, MetadataValue::from_static("1"));
+    status
 }
 
 /// Who may speak for a workload: the certificate's namespace and service account must be those of
@@ -282,8 +339,11 @@ impl State {
             prefix.pop();
             keys.extend(self.with_prefix(Kind::Destination, prefix));
         }
-        if dirty.destinations {
-            keys.extend(self.with_prefix(Kind::Destination, String::new()));
+        for service in &dirty.services {
+            keys.extend(self.by_service.get(service).into_iter().flatten().cloned());
+        }
+        for namespace in &dirty.workloads_of {
+            keys.extend(self.with_prefix(Kind::Workload, format!("{namespace}/")));
         }
         if dirty.all_workloads {
             keys.extend(self.with_prefix(Kind::Workload, String::new()));
@@ -310,8 +370,10 @@ impl State {
             return;
         }
         let compiled = Arc::new(compiled);
-        entry.compiled = compiled.clone();
+        let before = std::mem::replace(&mut entry.compiled, compiled.clone());
         let subscribers: Vec<u64> = entry.subscribers.iter().copied().collect();
+        self.unindex(key, &before);
+        self.index(key, &compiled);
         for id in subscribers {
             self.follow(settings, id, key, &compiled, Some(seen));
             if let Some(stream) = self.streams.get_mut(&id) {
@@ -323,13 +385,17 @@ impl State {
     /// The compiled resource, kept from now on for this subscriber, and the key that all its
     /// subscribers share.
     fn subscribe(&mut self, settings: &Settings, id: u64, key: &Key) -> (Key, Arc<Compiled>) {
-        let (world, trust) = (&self.world, &self.trust);
+        let known = self.resources.get(key).map(|entry| entry.compiled.clone());
+        let compiled = known.unwrap_or_else(|| {
+            let compiled = compile(&self.world, settings, &key.to_proto(), &self.trust);
+            self.index(key, &compiled);
+            Arc::new(compiled)
+        });
         let entry = self.resources.entry(key.clone()).or_insert_with(|| Entry {
-            compiled: Arc::new(compile(world, settings, &key.to_proto(), trust)),
+            compiled: compiled.clone(),
             subscribers: BTreeSet::new(),
         });
         entry.subscribers.insert(id);
-        let compiled = entry.compiled.clone();
         let shared = self.resources.get_key_value(key).map(|(key, _)| key);
         (shared.unwrap_or(key).clone(), compiled)
     }
@@ -337,8 +403,30 @@ impl State {
     fn unsubscribe(&mut self, id: u64, key: &Key) {
         if let Some(entry) = self.resources.get_mut(key) {
             entry.subscribers.remove(&id);
-            if entry.subscribers.is_empty() {
-                self.resources.remove(key);
+            if entry.subscribers.is_empty()
+                && let Some(entry) = self.resources.remove(key)
+            {
+                self.unindex(key, &entry.compiled);
+            }
+        }
+    }
+
+    fn index(&mut self, key: &Key, compiled: &Compiled) {
+        for service in compiled.services() {
+            self.by_service
+                .entry(service)
+                .or_default()
+                .insert(key.clone());
+        }
+    }
+
+    fn unindex(&mut self, key: &Key, compiled: &Compiled) {
+        for service in compiled.services() {
+            if let Some(keys) = self.by_service.get_mut(&service) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_service.remove(&service);
+                }
             }
         }
     }
@@ -411,6 +499,7 @@ impl State {
             let peer = Peer {
                 identity: stream.proxy.identity.clone(),
                 not_after: 0,
+                signer: Signer::default(),
             };
             if let Err(status) = authorize(world, &peer, &name.to_string()) {
                 stream.end(status);
@@ -454,7 +543,9 @@ impl State {
             version: proxy.hello.proxy_version.clone(),
             instance: proxy.hello.instance.clone(),
             connected: unix(proxy.connected),
-            certificate_expires: proxy.hello.certificate_expires,
+            certificate_expires: proxy.certificate_expires,
+            certificate_root: None,
+            signer: proxy.signer.clone(),
             up_to_date: stream.waiting() == 0
                 && resources
                     .iter()
@@ -642,6 +733,30 @@ impl Requests {
             warn!(workload = %stream.proxy.workload, resource = %key.name, "proxy refused a resource: {reason}");
             stream.refuse(&key, version, reason);
         }
+        Ok(())
+    }
+
+    /// The proxy has a new certificate.
+    ///
+    /// # Errors
+    /// It is somebody else's.
+    pub(super) fn certificate(&self, leaf: Vec<u8>) -> Result<(), Status> {
+        let leaf = CertificateDer::from(leaf);
+        let mut state = self.hub.state();
+        let Some(stream) = state.streams.get_mut(&self.id) else {
+            return Ok(());
+        };
+        let proxy = &mut stream.proxy;
+        let shown = peer(&leaf, &self.hub.settings.trust_domain)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if shown.identity != proxy.identity {
+            return Err(Status::permission_denied(format!(
+                "the proxy of {} says it has a certificate of {}, but came with one of {}",
+                proxy.workload, shown.identity, proxy.identity
+            )));
+        }
+        proxy.signer = shown.signer;
+        proxy.certificate_expires = shown.not_after;
         Ok(())
     }
 

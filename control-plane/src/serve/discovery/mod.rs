@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use weft_api::proto::{ResourceKey, ResourceKind};
 
-pub use hub::{Arrival, Carried, Hub, ProxyStatus, ResourceStatus};
+pub use hub::{Arrival, Carried, Hub, ProxyStatus, ResourceStatus, Trusting};
 pub use service::DiscoveryService;
 
 use crate::compile::TRUST;

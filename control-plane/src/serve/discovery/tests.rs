@@ -16,6 +16,7 @@ use crate::sources::folder::manifest;
 fn hub() -> Arc<Hub> {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),
+        sampling_percent: 1.0,
     };
     Arc::new(Hub::new(
         settings,
@@ -84,6 +85,7 @@ proptest! {
         let peer = Peer {
             identity: SpiffeId::new("cluster.local", "default", "default").unwrap(),
             not_after: 0,
+            signer: crate::serve::ca::Signer::default(),
         };
         let hello = Hello { workload: "default/w".to_owned(), ..Hello::default() };
         let address = ([127, 0, 0, 1], 1).into();
