@@ -1,6 +1,6 @@
 //! The command line of Weft.
 //!
-//! One file or folder for each command: [`demo`], [`run`], [`check`], [`status`], [`routes`].
+//! One file or folder for each command: [`demo`], [`run`], [`check`], [`inject`], [`status`], [`routes`].
 //! [`netns`] makes network namespaces; [`apps`] are the applications of the demo.
 
 #![deny(unsafe_code)]
@@ -16,6 +16,7 @@ mod apps;
 mod binaries;
 mod check;
 mod demo;
+mod inject;
 // Its own tests (cli/tests/netns.rs) use all of it.
 #[allow(unsafe_code, dead_code, unused_imports)]
 mod netns;
@@ -53,6 +54,8 @@ enum Command {
     Run(run::Run),
     /// What is wrong with a folder of manifests
     Check(check::Check),
+    /// Put sidecars into the pods of manifests, as the webhook of a cluster does
+    Inject(inject::Inject),
     /// Which proxies are connected, and what each has acknowledged
     Status(status::StatusArgs),
     /// What a proxy would do with a connection or a request, and why
@@ -114,6 +117,7 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
         Command::Check(args) => return check::run(&args),
+        Command::Inject(args) => return inject::run(args).await,
         Command::Routes(args) => return routes::run(args).await,
         Command::Status(args) => return status::run(args).await,
         Command::Completions { shell } => {
