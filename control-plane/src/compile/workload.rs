@@ -10,7 +10,7 @@ use weft_api::proto::Protocol;
 
 use super::Settings;
 use super::endpoints::target_port;
-use crate::model::{Name, Policy, Workload, World, in_namespace};
+use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
 /// Compiles a workload's own table; `None` when there is no such workload.
 pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Option<proto::Workload> {
@@ -54,6 +54,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
             .collect(),
         telemetry: Some(telemetry(world, settings, workload)),
         display_name: display_name(workload),
+        probes: workload.probes.iter().map(probe).collect(),
     })
 }
 
@@ -76,6 +77,18 @@ pub(super) fn protocol_of(world: &World, workload: &Workload, number: u16) -> Op
             })
             .map(|port| port.protocol)
     })
+}
+
+fn probe(probe: &Probe) -> proto::Probe {
+    use proto::probe::Check as Way;
+    proto::Probe {
+        port: u32::from(probe.port),
+        check: Some(match &probe.check {
+            Check::Http { path } => Way::HttpPath(path.clone()),
+            Check::Tcp => Way::Tcp(true),
+            Check::Grpc => Way::Grpc(true),
+        }),
+    }
 }
 
 fn display_name(workload: &Workload) -> String {

@@ -1,4 +1,10 @@
 //! The model, what is compiled of it, and who asked for what.
+//!
+//! - [`origin`]: which objects tables come from.
+
+mod origin;
+
+pub use origin::{Arrival, Carried};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -239,6 +245,11 @@ impl Hub {
     /// Resources that somebody asked for.
     pub fn subscribed(&self) -> usize {
         self.state().resources.len()
+    }
+
+    /// How many objects of each kind are known.
+    pub fn counts(&self) -> std::collections::BTreeMap<&'static str, usize> {
+        self.state().world.counts()
     }
 
     /// What is wrong between the objects.
@@ -513,13 +524,7 @@ impl State {
                     .get(key)
                     .map_or(0, |entry| entry.compiled.version());
                 ResourceStatus {
-                    kind: match key.kind() {
-                        weft_api::proto::ResourceKind::Destination => "Destination",
-                        weft_api::proto::ResourceKind::Endpoints => "Endpoints",
-                        weft_api::proto::ResourceKind::Workload => "Workload",
-                        weft_api::proto::ResourceKind::Trust => "Trust",
-                        weft_api::proto::ResourceKind::Unspecified => "",
-                    },
+                    kind: key.kind_name(),
                     name: key.name.to_string(),
                     newest: hex(newest),
                     acknowledged: hex(sent.acknowledged),

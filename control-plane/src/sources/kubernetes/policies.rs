@@ -33,6 +33,7 @@ macro_rules! policy {
             const KIND: Kind = Kind::$type;
             const PLURAL: &'static str = $plural;
             const OPTIONAL: bool = true;
+            const GENERATIONS: bool = true;
 
             fn into_model(self) -> Result<Option<Object>, Vec<Wrong>> {
                 let policy: Policy<$spec> = read(&self.metadata, self.spec)?;
@@ -58,16 +59,18 @@ policy!(Telemetry, "telemetries", TelemetrySpec, Object::Telemetry);
 
 /// Reads a policy's `spec`; none is an empty one.
 fn read<T: DeserializeOwned>(metadata: &ObjectMeta, spec: Value) -> Result<Policy<T>, Vec<Wrong>> {
-    let spec = match spec {
-        Value::Null => Value::Object(serde_json::Map::new()),
-        spec => spec,
-    };
-    let spec = serde_json::from_value(spec).map_err(|error| {
+    let wrong = |message| {
         vec![Wrong {
-            message: format!("spec: {error}"),
+            message,
             help: "correct it; docs/reference/policies.md has every field with an example; what it said before stands".to_owned(),
         }]
-    })?;
+    };
+    let spec = match spec {
+        Value::Null => Value::Object(serde_json::Map::new()),
+        spec @ Value::Object(_) => spec,
+        _ => return Err(wrong("spec is not an object".to_owned())),
+    };
+    let spec = serde_json::from_value(spec).map_err(|error| wrong(format!("spec: {error}")))?;
     Ok(Policy {
         name: meta::name(metadata),
         created: meta::created(metadata),

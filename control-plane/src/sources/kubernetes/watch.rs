@@ -27,7 +27,7 @@ use crate::model::{Change, Kind, Name, Object, ObjectRef};
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// How often a kind that the cluster does not know is looked for.
-pub(super) const MISSING: Duration = Duration::from_secs(10);
+pub(super) const MISSING: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 10_000 });
 /// What a kind said before it became unknown is forgotten after this: an apiserver that starts may
 /// not know of its CRDs yet.
 const FORGET: Duration = Duration::from_secs(60);
@@ -49,6 +49,8 @@ pub(super) trait Watched:
     const PLURAL: &'static str;
     /// Whether a cluster may do without (a CRD).
     const OPTIONAL: bool = false;
+    /// Whether people ask if a change to it has arrived, by its `metadata.generation`.
+    const GENERATIONS: bool = false;
 
     /// The object as the model has it; `None` when for the mesh it is not there.
     ///
@@ -242,11 +244,17 @@ impl<K: Watched> Watch<K> {
     async fn set(&mut self, object: K) -> Result<Name, Closed> {
         let seen = Instant::now();
         let name = meta::name(object.meta());
+        let generation = object.meta().generation.filter(|_| K::GENERATIONS);
         match object.into_model() {
             Ok(Some(object)) => {
                 self.known.insert(name.clone());
                 let change = Change::Set(Box::new(object));
                 self.report(Report::Change { change, seen }).await?;
+                if let Some(generation) = generation {
+                    let object = reference::<K>(name.clone());
+                    let change = Change::Generation { object, generation };
+                    self.report(Report::Change { change, seen }).await?;
+                }
             }
             Ok(None) => self.remove(name.clone()).await?,
             Err(wrong) => {
@@ -325,12 +333,14 @@ impl<K: Watched> Watch<K> {
         status: Option<&Status>,
     ) -> Result<(), Closed> {
         let code = status.map_or(0, |status| status.code);
+        // What is no event at all; kube takes it for a status without a code.
+        let unreadable = matches!(
+            error,
+            watcher::Error::WatchFailed(kube::Error::SerdeError(_) | kube::Error::Api(_))
+        ) && code == 0;
         // A list that is to be made again, or a connection that has to be opened again, is nothing
         // anybody needs to know of, unless it stays so.
-        if code == 410
-            || matches!(error, watcher::Error::WatchFailed(error)
-                if !matches!(error, kube::Error::SerdeError(_)))
-        {
+        if code == 410 || (matches!(error, watcher::Error::WatchFailed(_)) && !unreadable) {
             debug!(kind = K::PLURAL, "{error}");
             return Ok(());
         }
@@ -350,7 +360,11 @@ impl<K: Watched> Watch<K> {
             line: None,
             severity: Severity::Error,
             object: None,
-            message: format!("cannot watch {}: {}", K::PLURAL, chain(error)),
+            message: if unreadable {
+                format!("one of the {} cannot be read and is left out", K::PLURAL)
+            } else {
+                format!("cannot watch {}: {}", K::PLURAL, chain(error))
+            },
             help,
         })
         .await
@@ -367,7 +381,7 @@ impl<K: Watched> Watch<K> {
     }
 }
 
-fn reference<K: Watched>(name: Name) -> ObjectRef {
+pub(super) fn reference<K: Watched>(name: Name) -> ObjectRef {
     ObjectRef {
         kind: K::KIND,
         name,
