@@ -39,6 +39,8 @@ pub const CA_SECRET: &str = "weft-ca";
 /// ConfigMap, in every namespace, with the trusted roots, and its key.
 pub const TRUST_CONFIG_MAP: &str = "weft-trust";
 pub const TRUST_KEY: &str = "root.pem";
+/// Annotation of that ConfigMap: the namespace of the control plane that keeps it.
+pub const KEEPER_ANNOTATION: &str = "weft.dev/control-plane";
 /// Annotations of the Secret [`CA_SECRET`]: begin a root rotation, end the one under way. Their value
 /// is new each time.
 pub const ROTATE_ANNOTATION: &str = "weft.dev/rotate";
