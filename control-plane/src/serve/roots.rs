@@ -24,6 +24,7 @@ use crate::cluster::{Cluster, ClusterError, Leadership, answer};
 const WRITES: usize = 8;
 /// After a write or a watch that failed.
 const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// What the cluster has.
 #[derive(Debug, Default)]
@@ -139,7 +140,7 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
     let mut have = Have::default();
     let mut events = watch(cluster);
     let mut roots = authority.changes();
-    let mut again = false;
+    let mut again: Option<Duration> = None;
     let mut of_others = 0;
     let us = cluster.namespace.as_str();
     loop {
@@ -152,7 +153,7 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
                 Ok(()) => Seen::Again,
                 Err(_) => return,
             },
-            () = sleep(AGAIN), if again => Seen::Again,
+            () = sleep(again.unwrap_or(AGAIN)), if again.is_some() => Seen::Again,
         };
         match seen {
             Seen::Namespace(event) => have.namespaces.take(event, |namespace| {
@@ -182,6 +183,10 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
         }
         of_others = others.len();
         let number = wanting.len();
+        if wanting.iter().any(|name| !have.maps.all.contains_key(name)) {
+            // Perhaps they went with their owner; what stands in the way is said by the write.
+            let _ = cluster.look_up_owner().await;
+        }
         let written = stream::iter(wanting)
             .map(|namespace| {
                 let bundle = &bundle;
@@ -196,7 +201,7 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
             .buffer_unordered(WRITES)
             .collect::<Vec<_>>()
             .await;
-        again = false;
+        let mut failed = None;
         for (namespace, written) in written {
             match written {
                 Ok(()) => {
@@ -212,14 +217,16 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
                     have.namespaces.all.remove(&namespace);
                 }
                 Err(error) => {
-                    if !again {
-                        warn!("{error}; trying again");
-                    }
-                    again = true;
+                    failed.get_or_insert(error);
                 }
             }
         }
-        if number > 0 && !again {
+        if let Some(error) = &failed {
+            warn!("{error}; trying again");
+        }
+        let waited = again.map_or(AGAIN, |waited| (waited * 2).min(AGAIN_AT_MOST));
+        again = failed.is_some().then_some(waited);
+        if number > 0 && failed.is_none() {
             info!(namespaces = number, "the trusted roots have been published");
         }
     }
