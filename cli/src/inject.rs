@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client};
-use weft_api::names::{CONTROL_PLANE_NAMESPACE, INJECTOR};
+use kube::Api;
+use weft_api::names::INJECTOR;
 use weft_control_plane::inject::manifest::{Context, Note, inject_text};
 use weft_control_plane::inject::settings::KEY;
 use weft_control_plane::inject::{Settings, Version};
 
+use crate::kube::{Error, KubeArgs, SYSTEM};
 use crate::output::show;
 
 /// Flags of `weft inject`.
@@ -37,20 +38,27 @@ pub struct Inject {
     /// with --settings, one that has them.
     #[arg(long, value_name = "VERSION")]
     kubernetes_version: Option<Version>,
-    /// Namespace of objects that name none.
-    #[arg(long, short, default_value = "default")]
+    /// `--namespace` is that of objects that name none.
+    #[command(flatten)]
+    kube: KubeArgs,
+}
+
+/// What is put in, and where.
+struct Known {
+    settings: Settings,
+    kubernetes: Version,
     namespace: String,
 }
 
 pub async fn run(args: Inject) -> anyhow::Result<ExitCode> {
-    let (settings, kubernetes) = known(&args).await?;
+    let known = known(&args).await?;
     let mut notes = Vec::new();
     let mut out = String::new();
     for file in &args.files {
         let context = Context {
-            namespace: &args.namespace,
-            kubernetes,
-            settings: &settings,
+            namespace: &known.namespace,
+            kubernetes: known.kubernetes,
+            settings: &known.settings,
         };
         let text = read(file)?;
         let done =
@@ -89,37 +97,41 @@ fn read(file: &Path) -> anyhow::Result<String> {
 }
 
 /// The settings and the version: given, or the cluster's.
-async fn known(args: &Inject) -> anyhow::Result<(Settings, Version)> {
+async fn known(args: &Inject) -> anyhow::Result<Known> {
     if let Some(file) = &args.settings {
         let settings = Settings::parse(&read(file)?).with_context(|| file.display().to_string())?;
-        let version = args.kubernetes_version.unwrap_or(Version::NATIVE_SIDECARS);
-        return Ok((settings, version));
+        let namespace = args.kube.namespace.clone();
+        return Ok(Known {
+            settings,
+            kubernetes: args.kubernetes_version.unwrap_or(Version::NATIVE_SIDECARS),
+            namespace: namespace.unwrap_or_else(|| "default".to_owned()),
+        });
     }
-    let client = Client::try_default().await.context(
-        "no cluster is known; set KUBECONFIG, or give --settings (settings.yaml of the ConfigMap \
-         weft-injector)",
+    let cluster = args.kube.connect().await.context(
+        "without a cluster, give --settings (settings.yaml of the ConfigMap weft-injector)",
     )?;
-    let version = match args.kubernetes_version {
+    let kubernetes = match args.kubernetes_version {
         Some(version) => version,
         None => {
-            let version = client
-                .apiserver_version()
-                .await
-                .context("the apiserver does not say its version")?;
+            let version = cluster.client.apiserver_version().await;
+            let version = version.map_err(Error::api("ask the apiserver for its version"))?;
             format!("{}.{}", version.major, version.minor).parse()?
         }
     };
-    let maps: Api<ConfigMap> = Api::namespaced(client, CONTROL_PLANE_NAMESPACE);
-    let map = maps.get_opt(INJECTOR).await.with_context(|| {
-        format!("the ConfigMap {CONTROL_PLANE_NAMESPACE}/{INJECTOR} cannot be read")
-    })?;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client, SYSTEM);
+    let map = maps.get_opt(INJECTOR).await;
+    let map = map.map_err(Error::api(format!("read ConfigMap {SYSTEM}/{INJECTOR}")))?;
     let text = map.and_then(|map| map.data?.remove(KEY)).with_context(|| {
         format!(
-            "the cluster has no ConfigMap {CONTROL_PLANE_NAMESPACE}/{INJECTOR} with {KEY}: \
-                 install Weft with Helm first, or give --settings"
+            "the cluster has no ConfigMap {SYSTEM}/{INJECTOR} with {KEY}: install Weft with Helm \
+             first, or give --settings"
         )
     })?;
-    Ok((Settings::parse(&text)?, version))
+    Ok(Known {
+        settings: Settings::parse(&text)?,
+        kubernetes,
+        namespace: cluster.namespace,
+    })
 }
 
 #[cfg(test)]
@@ -131,7 +143,7 @@ mod tests {
             files,
             settings,
             kubernetes_version: None,
-            namespace: "default".to_owned(),
+            kube: KubeArgs::default(),
         }
     }
 
@@ -140,15 +152,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings = folder.path().join("settings.yaml");
         std::fs::write(&settings, "proxy: {image: 'weft-proxy:1'}\n").unwrap();
-        let (read, version) = known(&args(Vec::new(), Some(settings.clone())))
-            .await
-            .unwrap();
-        assert_eq!(read.proxy.image, "weft-proxy:1");
-        assert_eq!(version, Version::NATIVE_SIDECARS);
+        let found = known(&args(Vec::new(), Some(settings.clone()))).await;
+        let found = found.unwrap();
+        assert_eq!(found.settings.proxy.image, "weft-proxy:1");
+        assert_eq!(found.kubernetes, Version::NATIVE_SIDECARS);
+        assert_eq!(found.namespace, "default");
 
         std::fs::write(&settings, "proxy: {img: x}\n").unwrap();
         let error = known(&args(Vec::new(), Some(settings.clone()))).await;
-        let error = format!("{:#}", error.unwrap_err());
+        let error = format!("{:#}", error.err().unwrap());
         assert!(
             error.contains("settings.yaml: the injection settings cannot be read"),
             "{error}"

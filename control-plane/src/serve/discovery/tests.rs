@@ -143,6 +143,7 @@ fn a_change_has_arrived_when_those_who_use_it_have_acknowledged() {
     let peer = Peer {
         identity,
         not_after: 0,
+        signer: crate::serve::ca::Signer::default(),
     };
     let hello = Hello {
         workload: "default/w".to_owned(),
