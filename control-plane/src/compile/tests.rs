@@ -26,6 +26,7 @@ fn world(manifests: &str) -> World {
 fn resource(world: &World, kind: ResourceKind, name: &str) -> Compiled {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),
+        sampling_percent: 1.0,
     };
     let key = ResourceKey {
         kind: kind.into(),
@@ -633,7 +634,7 @@ proptest! {
     #[test]
     fn no_name_panics(name in "\\PC{0,40}", kind in 0i32..6) {
         let world = world(SHOP);
-        let settings = Settings { trust_domain: "cluster.local".to_owned() };
+        let settings = Settings { trust_domain: "cluster.local".to_owned(), sampling_percent: 1.0 };
         let key = ResourceKey { kind, name };
         compile(&world, &settings, &key, &Trust::default());
     }

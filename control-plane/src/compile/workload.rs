@@ -8,14 +8,12 @@ use weft_api::policy::{AccessLogMode, MtlsMode, PeerAuthenticationSpec, Telemetr
 use weft_api::proto;
 use weft_api::proto::Protocol;
 
+use super::Settings;
 use super::endpoints::target_port;
 use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
-/// Sampled when nothing else is said: 1 percent.
-const DEFAULT_SAMPLING_PERCENT: f64 = 1.0;
-
 /// Compiles a workload's own table; `None` when there is no such workload.
-pub(super) fn workload(world: &World, name: &Name) -> Option<proto::Workload> {
+pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Option<proto::Workload> {
     let workload = world.workload(name)?;
     let mut ports: BTreeMap<u16, Protocol> = BTreeMap::new();
     for service in world.services_of(workload) {
@@ -54,7 +52,7 @@ pub(super) fn workload(world: &World, name: &Name) -> Option<proto::Workload> {
                 mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
             })
             .collect(),
-        telemetry: Some(telemetry(world, workload)),
+        telemetry: Some(telemetry(world, settings, workload)),
         display_name: display_name(workload),
         probes: workload.probes.iter().map(probe).collect(),
     })
@@ -127,12 +125,12 @@ fn modes(world: &World, workload: &Workload) -> Modes {
     Modes { all, ports }
 }
 
-fn telemetry(world: &World, workload: &Workload) -> proto::Telemetry {
+fn telemetry(world: &World, settings: &Settings, workload: &Workload) -> proto::Telemetry {
     let layers: Vec<&TelemetrySpec> = layers(&world.telemetry, workload, |spec| &spec.selector);
     let percent = layers
         .iter()
         .find_map(|spec| spec.tracing.sampling_percent)
-        .unwrap_or(DEFAULT_SAMPLING_PERCENT);
+        .unwrap_or(settings.sampling_percent);
     let mode = layers.iter().find_map(|spec| spec.access_log.mode);
     let endpoint = layers
         .iter()

@@ -66,6 +66,27 @@ pub struct ObjectRef {
     pub name: Name,
 }
 
+impl ObjectRef {
+    /// Reads "trafficpolicy/cart" (kinds in any case, in the plural, or short as in kubectl) in a
+    /// namespace.
+    pub fn parse(given: &str, namespace: &str) -> Option<Self> {
+        let (kind, name) = given.split_once('/')?;
+        let kind = match &*kind.to_ascii_lowercase() {
+            "service" | "services" | "svc" => Kind::Service,
+            "endpointslice" | "endpointslices" => Kind::EndpointSlice,
+            "workload" | "workloads" | "pod" | "pods" | "po" => Kind::Workload,
+            "trafficpolicy" | "trafficpolicies" => Kind::TrafficPolicy,
+            "peerauthentication" | "peerauthentications" => Kind::PeerAuthentication,
+            "telemetry" | "telemetries" => Kind::Telemetry,
+            _ => return None,
+        };
+        (!name.is_empty() && !name.contains('/')).then(|| Self {
+            kind,
+            name: Name::new(namespace, name),
+        })
+    }
+}
+
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {}", self.kind, self.name)
@@ -108,6 +129,12 @@ pub enum Change {
     /// The object is there, or is now this.
     Set(Box<Object>),
     Remove(ObjectRef),
+    /// The object as it was set last has this `metadata.generation`. Nothing compiled depends on
+    /// it; it answers "has my change arrived?".
+    Generation {
+        object: ObjectRef,
+        generation: i64,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

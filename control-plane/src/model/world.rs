@@ -1,6 +1,6 @@
 //! All objects, and what follows from a change to one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
@@ -23,6 +23,8 @@ pub struct World {
     pub(crate) traffic: BTreeMap<Name, Policy<TrafficPolicySpec>>,
     pub(crate) peer_authentication: BTreeMap<Name, Policy<PeerAuthenticationSpec>>,
     pub(crate) telemetry: BTreeMap<Name, Policy<TelemetrySpec>>,
+    /// `metadata.generation` of objects whose source tells it.
+    generations: HashMap<ObjectRef, i64>,
     /// Services by virtual address.
     pub(crate) vips: Index<IpAddr>,
     /// Services by the port they have on every node.
@@ -102,24 +104,82 @@ impl World {
                     }
                 }
             }
-            Change::Remove(ObjectRef { kind, name }) => match kind {
-                Kind::Service => self.set_service(name, None, dirty),
-                Kind::EndpointSlice => self.set_slice(name, None, dirty),
-                Kind::Workload => self.set_workload(name, None, dirty),
-                Kind::Node => self.set_node(name, None, dirty),
-                Kind::TrafficPolicy => self.set_traffic(name, None, dirty),
-                Kind::PeerAuthentication => {
-                    if put(&mut self.peer_authentication, name.clone(), None) {
-                        dirty.policy(name.namespace);
-                    }
-                }
-                Kind::Telemetry => {
-                    if put(&mut self.telemetry, name.clone(), None) {
-                        dirty.policy(name.namespace);
-                    }
-                }
-            },
+            Change::Generation { object, generation } => {
+                self.generations.insert(object, generation);
+            }
+            Change::Remove(object) => {
+                self.generations.remove(&object);
+                self.remove(object, dirty);
+            }
         }
+    }
+
+    fn remove(&mut self, ObjectRef { kind, name }: ObjectRef, dirty: &mut Dirty) {
+        match kind {
+            Kind::Service => self.set_service(name, None, dirty),
+            Kind::EndpointSlice => self.set_slice(name, None, dirty),
+            Kind::Workload => self.set_workload(name, None, dirty),
+            Kind::Node => self.set_node(name, None, dirty),
+            Kind::TrafficPolicy => self.set_traffic(name, None, dirty),
+            Kind::PeerAuthentication => {
+                if put(&mut self.peer_authentication, name.clone(), None) {
+                    dirty.policy(name.namespace);
+                }
+            }
+            Kind::Telemetry => {
+                if put(&mut self.telemetry, name.clone(), None) {
+                    dirty.policy(name.namespace);
+                }
+            }
+        }
+    }
+
+    /// An object as it was set last.
+    pub fn object(&self, of: &ObjectRef) -> Option<Object> {
+        let name = &of.name;
+        Some(match of.kind {
+            Kind::Service => Object::Service(self.services.get(name)?.clone()),
+            Kind::EndpointSlice => Object::EndpointSlice(self.slices.get(name)?.clone()),
+            Kind::Workload => Object::Workload(self.workloads.get(name)?.clone()),
+            Kind::Node => Object::Node(self.nodes.get(name)?.clone()),
+            Kind::TrafficPolicy => Object::TrafficPolicy(Box::new(self.traffic.get(name)?.clone())),
+            Kind::PeerAuthentication => {
+                Object::PeerAuthentication(self.peer_authentication.get(name)?.clone())
+            }
+            Kind::Telemetry => Object::Telemetry(self.telemetry.get(name)?.clone()),
+        })
+    }
+
+    /// `metadata.generation` of an object, when its source has told it.
+    pub fn generation(&self, of: &ObjectRef) -> Option<i64> {
+        self.generations.get(of).copied()
+    }
+
+    /// Every object that says what is to be done, rather than what there is.
+    pub fn policies(&self) -> Vec<ObjectRef> {
+        let of = |kind| {
+            move |name: &Name| ObjectRef {
+                kind,
+                name: name.clone(),
+            }
+        };
+        let traffic = self.traffic.keys().map(of(Kind::TrafficPolicy));
+        let security = self
+            .peer_authentication
+            .keys()
+            .map(of(Kind::PeerAuthentication));
+        let telemetry = self.telemetry.keys().map(of(Kind::Telemetry));
+        traffic.chain(security).chain(telemetry).collect()
+    }
+
+    /// How many objects there are, by kind.
+    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+        BTreeMap::from([
+            ("services", self.services.len()),
+            ("endpointSlices", self.slices.len()),
+            ("workloads", self.workloads.len()),
+            ("policies", self.policies().len()),
+        ])
     }
 
     /// Services of a namespace, by name.

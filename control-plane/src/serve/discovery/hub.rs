@@ -1,23 +1,32 @@
 //! The model, what is compiled of it, and who asked for what.
+//!
+//! - [`origin`]: which objects tables come from.
+
+mod origin;
+
+pub use origin::{Arrival, Carried};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 use tracing::{info, warn};
+use weft_api::names::MOVE_METADATA;
 use weft_api::proto::{DiscoveryResponse, Held, Hello, ResourceKey, Trust};
 
 use super::stream::{Proxy, Stream};
 use super::{Key, Kind};
 use crate::compile::{Compiled, Problem, Settings, compile, problems};
 use crate::model::{Change, Dirty, Name, World};
-use crate::serve::ca::unix;
+use crate::serve::ca::{Signer, unix};
 use crate::serve::metrics::Metrics;
-use crate::serve::tls::Peer;
+use crate::serve::tls::{Peer, peer};
 
 /// Resources one proxy may ask for: far above what a workload calls.
 const MAX_SUBSCRIPTIONS: usize = 100_000;
@@ -61,7 +70,11 @@ pub struct ProxyStatus {
     pub instance: String,
     /// Seconds since the Unix epoch.
     pub connected: u64,
-    pub certificate_expires: i64,
+    pub certificate_expires: u64,
+    /// Id of the root it hangs on; none when that one is not known (any more).
+    pub certificate_root: Option<String>,
+    #[serde(skip)]
+    pub signer: Signer,
     /// Everything it was sent is acknowledged and the newest.
     pub up_to_date: bool,
     /// Resources that wait to be sent.
@@ -157,6 +170,8 @@ impl Hub {
             identity: peer.identity.clone(),
             address,
             connected: SystemTime::now(),
+            signer: peer.signer.clone(),
+            certificate_expires: peer.not_after,
             hello,
         });
         let wake = stream.wake.clone();
@@ -172,27 +187,54 @@ impl Hub {
     /// Ends every stream, politely.
     pub fn end_all(&self, reason: &str) {
         for stream in self.state().streams.values_mut() {
-            stream.end(Status::unavailable(reason));
+            stream.end(moving(reason));
         }
     }
 
     /// Whether every connected proxy has acknowledged the roots of now.
     pub fn all_trust(&self) -> bool {
+        let trust = self.trust();
+        trust.trusting == trust.connected
+    }
+
+    /// The connected proxies, how many of them have acknowledged the roots of now, and who signed
+    /// their certificates.
+    pub fn trust(&self) -> Trusting {
         let state = self.state();
         let key = Key::trust();
-        let Some(newest) = state
+        let newest = state
             .resources
             .get(&key)
-            .map(|entry| entry.compiled.version())
-        else {
-            return state.streams.is_empty();
+            .map(|entry| entry.compiled.version());
+        let trusts = |stream: &&Stream| {
+            let sent = stream.sent.get(&key);
+            newest.is_some() && sent.map(|sent| sent.acknowledged) == newest
         };
-        state.streams.values().all(|stream| {
-            stream
-                .sent
-                .get(&key)
-                .is_some_and(|sent| sent.acknowledged == newest)
-        })
+        Trusting {
+            connected: state.streams.len() as u64,
+            trusting: state.streams.values().filter(trusts).count() as u64,
+            signers: state
+                .streams
+                .values()
+                .map(|stream| stream.proxy.signer.clone())
+                .collect(),
+        }
+    }
+
+    /// Ends streams one after another, evenly within `within`, so that their proxies do not all
+    /// connect elsewhere at once; with no more than `rate` a second when that is quicker.
+    pub async fn end_spread(&self, within: Duration, rate: u32, reason: &str) {
+        let ids: Vec<u64> = self.state().streams.keys().copied().collect();
+        let number = u32::try_from(ids.len()).unwrap_or(u32::MAX).max(1);
+        let pause = (within / number).min(Duration::from_secs(1) / rate.max(1));
+        let mut next = tokio::time::Instant::now();
+        for id in ids {
+            tokio::time::sleep_until(next).await;
+            next += pause;
+            if let Some(stream) = self.state().streams.get_mut(&id) {
+                stream.end(moving(reason));
+            }
+        }
     }
 
     /// Proxies with an open stream.
@@ -203,6 +245,11 @@ impl Hub {
     /// Resources that somebody asked for.
     pub fn subscribed(&self) -> usize {
         self.state().resources.len()
+    }
+
+    /// How many objects of each kind are known.
+    pub fn counts(&self) -> std::collections::BTreeMap<&'static str, usize> {
+        self.state().world.counts()
     }
 
     /// What is wrong between the objects.
@@ -228,6 +275,25 @@ impl Hub {
         proxies.sort_by(|a, b| (&a.workload, a.connected).cmp(&(&b.workload, b.connected)));
         proxies
     }
+}
+
+/// The connected proxies and the roots.
+#[derive(Clone, Debug, Default)]
+pub struct Trusting {
+    pub connected: u64,
+    /// Of these, those that have acknowledged the roots of now.
+    pub trusting: u64,
+    /// For each, who signed the certificate it uses.
+    pub signers: Vec<Signer>,
+}
+
+/// Ends a stream so that its proxy comes back at once, to another replica.
+fn moving(reason: &str) -> Status {
+    let mut status = Status::unavailable(reason);
+    status
+        .metadata_mut()
+        .insert(MOVE_METADATA, MetadataValue::from_static("1"));
+    status
 }
 
 /// Who may speak for a workload: the certificate's namespace and service account must be those of
@@ -433,6 +499,7 @@ impl State {
             let peer = Peer {
                 identity: stream.proxy.identity.clone(),
                 not_after: 0,
+                signer: Signer::default(),
             };
             if let Err(status) = authorize(world, &peer, &name.to_string()) {
                 stream.end(status);
@@ -457,13 +524,7 @@ impl State {
                     .get(key)
                     .map_or(0, |entry| entry.compiled.version());
                 ResourceStatus {
-                    kind: match key.kind() {
-                        weft_api::proto::ResourceKind::Destination => "Destination",
-                        weft_api::proto::ResourceKind::Endpoints => "Endpoints",
-                        weft_api::proto::ResourceKind::Workload => "Workload",
-                        weft_api::proto::ResourceKind::Trust => "Trust",
-                        weft_api::proto::ResourceKind::Unspecified => "",
-                    },
+                    kind: key.kind_name(),
                     name: key.name.to_string(),
                     newest: hex(newest),
                     acknowledged: hex(sent.acknowledged),
@@ -482,7 +543,9 @@ impl State {
             version: proxy.hello.proxy_version.clone(),
             instance: proxy.hello.instance.clone(),
             connected: unix(proxy.connected),
-            certificate_expires: proxy.hello.certificate_expires,
+            certificate_expires: proxy.certificate_expires,
+            certificate_root: None,
+            signer: proxy.signer.clone(),
             up_to_date: stream.waiting() == 0
                 && resources
                     .iter()
@@ -670,6 +733,30 @@ impl Requests {
             warn!(workload = %stream.proxy.workload, resource = %key.name, "proxy refused a resource: {reason}");
             stream.refuse(&key, version, reason);
         }
+        Ok(())
+    }
+
+    /// The proxy has a new certificate.
+    ///
+    /// # Errors
+    /// It is somebody else's.
+    pub(super) fn certificate(&self, leaf: Vec<u8>) -> Result<(), Status> {
+        let leaf = CertificateDer::from(leaf);
+        let mut state = self.hub.state();
+        let Some(stream) = state.streams.get_mut(&self.id) else {
+            return Ok(());
+        };
+        let proxy = &mut stream.proxy;
+        let shown = peer(&leaf, &self.hub.settings.trust_domain)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if shown.identity != proxy.identity {
+            return Err(Status::permission_denied(format!(
+                "the proxy of {} says it has a certificate of {}, but came with one of {}",
+                proxy.workload, shown.identity, proxy.identity
+            )));
+        }
+        proxy.signer = shown.signer;
+        proxy.certificate_expires = shown.not_after;
         Ok(())
     }
 

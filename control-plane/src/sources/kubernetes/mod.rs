@@ -222,6 +222,7 @@ impl Findings {
         let reference = match change {
             Change::Set(object) => object.reference(),
             Change::Remove(reference) => reference.clone(),
+            Change::Generation { .. } => return,
         };
         self.changed |= self.objects.remove(&reference).is_some();
     }

@@ -33,6 +33,7 @@ macro_rules! policy {
             const KIND: Kind = Kind::$type;
             const PLURAL: &'static str = $plural;
             const OPTIONAL: bool = true;
+            const GENERATIONS: bool = true;
 
             fn into_model(self) -> Result<Option<Object>, Vec<Wrong>> {
                 let policy: Policy<$spec> = read(&self.metadata, self.spec)?;

@@ -49,6 +49,8 @@ pub(super) trait Watched:
     const PLURAL: &'static str;
     /// Whether a cluster may do without (a CRD).
     const OPTIONAL: bool = false;
+    /// Whether people ask if a change to it has arrived, by its `metadata.generation`.
+    const GENERATIONS: bool = false;
 
     /// The object as the model has it; `None` when for the mesh it is not there.
     ///
@@ -242,11 +244,17 @@ impl<K: Watched> Watch<K> {
     async fn set(&mut self, object: K) -> Result<Name, Closed> {
         let seen = Instant::now();
         let name = meta::name(object.meta());
+        let generation = object.meta().generation.filter(|_| K::GENERATIONS);
         match object.into_model() {
             Ok(Some(object)) => {
                 self.known.insert(name.clone());
                 let change = Change::Set(Box::new(object));
                 self.report(Report::Change { change, seen }).await?;
+                if let Some(generation) = generation {
+                    let object = reference::<K>(name.clone());
+                    let change = Change::Generation { object, generation };
+                    self.report(Report::Change { change, seen }).await?;
+                }
             }
             Ok(None) => self.remove(name.clone()).await?,
             Err(wrong) => {
