@@ -41,6 +41,27 @@ pub const TRUST_CONFIG_MAP: &str = "weft-trust";
 pub const TRUST_KEY: &str = "root.pem";
 /// Annotation of that ConfigMap: the namespace of the control plane that keeps it.
 pub const KEEPER_ANNOTATION: &str = "weft.dev/control-plane";
+/// Port of the admission webhook (HTTPS).
+pub const WEBHOOK_PORT: u16 = 15017;
+/// The control plane's Deployment, Service, ServiceAccount, Lease and so on.
+pub const CONTROL_PLANE: &str = "weft-control-plane";
+/// MutatingWebhookConfiguration and ConfigMap of injection.
+pub const INJECTOR: &str = "weft-injector";
+/// The capture init container of an injected pod.
+pub const INIT_CONTAINER: &str = "weft-init";
+/// The proxy's container in an injected pod.
+pub const PROXY_CONTAINER: &str = "weft-proxy";
+/// Where an injected pod's proxy has its token and the trusted roots.
+pub const TOKEN_PATH: &str = "/var/run/secrets/weft/token";
+pub const TRUST_PATH: &str = "/var/run/weft/trust/root.pem";
+/// What all our labels and annotations begin with.
+pub const ANNOTATION_PREFIX: &str = "weft.dev/";
+/// Label (of namespaces and pods) or annotation (of pods): a sidecar is wanted, or not.
+pub const INJECT: &str = "weft.dev/inject";
+/// Annotation of a pod: what became of injection.
+pub const STATUS: &str = "weft.dev/status";
+/// Annotation of a pod: what is spoken on its ports, "8080=grpc,9000=tcp".
+pub const PROTOCOL_ANNOTATION: &str = "weft.dev/protocol";
 /// Annotations of the Secret [`CA_SECRET`]: begin a root rotation, end the one under way. Their value
 /// is new each time.
 pub const ROTATE_ANNOTATION: &str = "weft.dev/rotate";

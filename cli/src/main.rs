@@ -16,13 +16,17 @@ mod apps;
 mod binaries;
 mod check;
 mod demo;
+mod identity;
+mod kube;
 // Its own tests (cli/tests/netns.rs) use all of it.
 #[allow(unsafe_code, dead_code, unused_imports)]
 mod netns;
 mod output;
+mod reach;
 mod routes;
 mod run;
 mod status;
+mod tap;
 
 /// A service mesh of sidecar proxies: mutual TLS, retries, circuit breaking, balancing and tracing
 /// for every connection, with nothing changed in the applications.
@@ -57,6 +61,11 @@ enum Command {
     Status(status::StatusArgs),
     /// What a proxy would do with a connection or a request, and why
     Routes(routes::Routes),
+    /// The root certificates of the mesh, and their rotation
+    #[command(subcommand)]
+    Identity(identity::Identity),
+    /// Live requests of a workload, as they end
+    Tap(tap::Tap),
     /// Completions for a shell, on standard output
     #[command(after_help = "\
 Examples:
@@ -115,7 +124,9 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
         Command::Check(args) => return check::run(&args),
         Command::Routes(args) => return routes::run(args).await,
+        Command::Tap(args) => return tap::run(args).await,
         Command::Status(args) => return status::run(args).await,
+        Command::Identity(command) => return identity::run(command).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);

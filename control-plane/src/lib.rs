@@ -11,6 +11,7 @@ pub mod check;
 pub mod cluster;
 pub mod compile;
 pub mod finding;
+pub mod inject;
 pub mod model;
 pub mod serve;
 pub mod sources;

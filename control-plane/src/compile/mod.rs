@@ -28,6 +28,8 @@ use crate::model::{Name, World};
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub trust_domain: String,
+    /// Percent of the requests that are traced when no Telemetry says otherwise.
+    pub sampling_percent: f64,
 }
 
 /// The body of a resource now; `Absent` when there is no such thing.
@@ -40,7 +42,7 @@ pub fn compile(world: &World, settings: &Settings, key: &ResourceKey, trust: &Tr
             endpoints::endpoints(world, settings, &key.name).map(Body::Endpoints)
         }
         ResourceKind::Workload => Name::parse(&key.name)
-            .and_then(|name| workload::workload(world, &name))
+            .and_then(|name| workload::workload(world, settings, &name))
             .map(Body::Workload),
         ResourceKind::Trust if key.name == TRUST => Some(Body::Trust(trust.clone())),
         ResourceKind::Trust | ResourceKind::Unspecified => None,

@@ -89,7 +89,7 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
                 );
             }
         }
-        Object::EndpointSlice(_) => {}
+        Object::EndpointSlice(_) | Object::Node(_) => {}
     }
     findings.0
 }

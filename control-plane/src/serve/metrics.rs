@@ -53,6 +53,14 @@ pub struct Metrics {
     pub streams_refused: Counter,
     pub certificates_issued: Counter,
     pub certificates_refused: Counter,
+    /// Pods that got a sidecar.
+    pub injections: Counter,
+    /// Pods that the webhook was asked about and left as they are.
+    pub injections_skipped: Counter,
+    /// Pods that were refused because something in them is wrong.
+    pub injections_refused: Counter,
+    /// Questions that could not be answered.
+    pub injections_failed: Counter,
     /// Tokens that the apiserver was to review and did not.
     pub token_reviews_failed: Counter,
     /// From the source's report to the stream.
@@ -161,6 +169,26 @@ impl Metrics {
                 "certificates_refused_total",
                 "Signing requests refused.",
                 &self.certificates_refused,
+            ),
+            (
+                "injections_total",
+                "Pods that got a sidecar.",
+                &self.injections,
+            ),
+            (
+                "injections_skipped_total",
+                "Pods that the webhook was asked about and left as they are.",
+                &self.injections_skipped,
+            ),
+            (
+                "injections_refused_total",
+                "Pods refused because of what they say about their sidecar.",
+                &self.injections_refused,
+            ),
+            (
+                "injections_failed_total",
+                "Calls of the webhook that could not be answered.",
+                &self.injections_failed,
             ),
             (
                 "token_reviews_failed_total",

@@ -6,6 +6,7 @@
 //! - [`standing`]: alone, or one of several replicas, which tell each other by [`replicas`]; the
 //!   leader publishes [`roots`].
 //! - [`admin`]: health, metrics, status on another port.
+//! - [`webhook`]: puts sidecars into pods; on Kubernetes, on a port of its own.
 //!
 //! [`Server::bind`] opens the ports, so that a caller knows them; [`Server::run`] serves.
 
@@ -22,6 +23,7 @@ mod roots;
 mod services;
 mod standing;
 pub mod tls;
+pub mod webhook;
 
 use std::future::Future;
 use std::io;
@@ -48,10 +50,12 @@ use self::metrics::Metrics;
 use self::services::Services;
 use self::standing::Standing;
 use self::tls::TlsError;
+use self::webhook::Webhook;
 use crate::cluster::{Cluster, ClusterError};
 use crate::compile::Settings;
-use crate::sources::Update;
 use crate::sources::folder::{Folder, FolderError};
+use crate::sources::kubernetes::{self, Kubernetes, KubernetesError};
+use crate::sources::{Source, Update};
 
 /// Updates that wait to be applied; the source waits when there are more.
 const UPDATES: usize = 64;
@@ -79,6 +83,10 @@ pub struct Config {
     pub admin: SocketAddr,
     pub ca: ca::Options,
     pub identity: IdentityConfig,
+    /// Percent of the requests that are traced when no Telemetry says otherwise.
+    pub sampling_percent: f64,
+    /// Sidecars are put into pods; none: they are not.
+    pub webhook: Option<webhook::Config>,
 }
 
 /// Where the certificate authority is kept, and by what a workload shows who it is.
@@ -100,6 +108,8 @@ pub enum IdentityConfig {
 pub enum SourceConfig {
     /// A folder of manifests.
     Folder(PathBuf),
+    /// A cluster.
+    Kubernetes(kubernetes::Options),
 }
 
 /// Why a control plane does not run.
@@ -111,6 +121,8 @@ pub enum ServeError {
     Cluster(#[from] ClusterError),
     #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("cannot listen on {0}: {1}; is another program using it?")]
@@ -125,8 +137,10 @@ pub enum ServeError {
 pub struct Server {
     listener: TcpListener,
     admin_listener: TcpListener,
-    folder: Folder,
+    source: Source,
     standing: Standing,
+    webhook: Option<Webhook>,
+    sampling_percent: f64,
 }
 
 impl Server {
@@ -143,8 +157,12 @@ impl Server {
             None
         };
         let standing = Standing::take(&config, cluster.as_ref()).await?;
-        let SourceConfig::Folder(path) = &config.source;
-        let folder = Folder::open(path)?;
+        let source = match &config.source {
+            SourceConfig::Folder(path) => Source::Folder(Folder::open(path)?),
+            SourceConfig::Kubernetes(options) => {
+                Source::Kubernetes(Kubernetes::open(options).await?)
+            }
+        };
         let bind = async |address| {
             TcpListener::bind(address)
                 .await
@@ -153,8 +171,13 @@ impl Server {
         Ok(Self {
             listener: bind(config.listen).await?,
             admin_listener: bind(config.admin).await?,
-            folder,
+            source,
             standing,
+            webhook: match config.webhook {
+                Some(config) => Some(Webhook::bind(config, cluster.as_ref()).await?),
+                None => None,
+            },
+            sampling_percent: config.sampling_percent,
         })
     }
 
@@ -186,21 +209,24 @@ impl Server {
         let Self {
             listener,
             admin_listener,
-            folder,
+            source,
             mut standing,
+            webhook,
+            sampling_percent,
         } = self;
         let authority = standing.authority.clone();
         let life = Arc::new(OwnLife::default());
         let metrics = Arc::new(Metrics::default());
         let settings = Settings {
             trust_domain: authority.trust_domain().to_owned(),
+            sampling_percent,
         };
         let hub = Arc::new(Hub::new(settings, authority.trust(), metrics.clone()));
         let admin = Arc::new(Admin {
             hub: hub.clone(),
             authority: authority.clone(),
             metrics: metrics.clone(),
-            locator: Arc::new(folder.locator()),
+            locator: source.locator(),
             life: life.clone(),
             leadership: standing.leadership.clone(),
             findings: std::sync::Mutex::default(),
@@ -210,10 +236,15 @@ impl Server {
             tokio::spawn(admin::serve(admin_listener, admin.clone())).abort_handle(),
         ]);
         let (sink, mut updates) = mpsc::channel(UPDATES);
-        let mut source = tokio::spawn(folder.run(sink));
+        let mut source = tokio::spawn(source.run(sink));
         // Nothing is served before everything is known: a proxy that comes back after a restart
         // must not be told that what it uses is gone.
-        while let Some(update) = updates.recv().await {
+        tokio::pin!(shutdown);
+        loop {
+            let update = tokio::select! {
+                update = updates.recv() => update.ok_or(ServeError::SourceEnded)?,
+                () = &mut shutdown => return Ok(()),
+            };
             if take(&hub, &admin, update) {
                 break;
             }
@@ -245,6 +276,10 @@ impl Server {
                     }
                 }
             }));
+        let _webhook = match webhook {
+            None => None,
+            Some(webhook) => Some(Tasks(webhook.start(&standing, metrics.clone())?)),
+        };
         admin.ready.store(true, Ordering::Relaxed);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let serving = tonic::transport::Server::builder()
@@ -269,7 +304,7 @@ impl Server {
         tokio::select! {
             done = &mut serving => return Ok(done?),
             _ = &mut source => return Err(ServeError::SourceEnded),
-            () = shutdown => info!("ending"),
+            () = &mut shutdown => info!("ending"),
         }
         admin.ready.store(false, Ordering::Relaxed);
         let reason = "the control plane is ending; connect again";

@@ -69,6 +69,8 @@ impl ControlPlane {
             admin: any,
             ca: Options::default(),
             identity: IdentityConfig::Folder,
+            sampling_percent: 1.0,
+            webhook: None,
         })
         .await
         .unwrap();

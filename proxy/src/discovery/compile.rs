@@ -14,9 +14,9 @@ use weft_api::proto;
 
 use crate::balance::SharedLimits;
 use crate::tables::{
-    Backend, BackendPolicy, Destination, EndpointInfo, EndpointSet, EndpointsCell, Fallback,
-    HashKey, OutlierDetection, PathMatch, RetryPolicy, Route, RouteMatch, RoutePolicy, Workload,
-    WorkloadPort, fresh_id,
+    Backend, BackendPolicy, Check, Destination, EndpointInfo, EndpointSet, EndpointsCell, Fallback,
+    HashKey, OutlierDetection, PathMatch, Probe, RetryPolicy, Route, RouteMatch, RoutePolicy,
+    Workload, WorkloadPort, fresh_id,
 };
 
 /// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
@@ -589,6 +589,20 @@ pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
                 .transpose()?,
         });
     }
+    let mut probes = Vec::with_capacity(given.probes.len());
+    for probe in &given.probes {
+        let check = match &probe.check {
+            Some(proto::probe::Check::HttpPath(path)) => Check::Http(path.as_str().into()),
+            Some(proto::probe::Check::Tcp(_)) => Check::Tcp,
+            Some(proto::probe::Check::Grpc(_)) => Check::Grpc,
+            // A newer control plane's: it is refused here as everything else is.
+            None => continue,
+        };
+        probes.push(Probe {
+            port: port(probe.port, "a probe")?,
+            check,
+        });
+    }
     Ok(Workload {
         namespace: given.namespace.as_str().into(),
         name: given.name.as_str().into(),
@@ -603,6 +617,7 @@ pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
         sampling_per_myriad: telemetry.sampling_per_myriad,
         access_log: known::<proto::AccessLog>(telemetry.access_log, "access log mode")?,
         otlp_endpoint: (!otlp.is_empty()).then_some(otlp),
+        probes,
     })
 }
 

@@ -36,6 +36,8 @@ pub enum ErrorCode {
     Loop,
     /// The policy's fallback answered instead of the destination.
     Fallback,
+    /// Mutual TLS is required, and this is not a probe.
+    PlaintextRefused,
 }
 
 impl ErrorCode {
@@ -44,6 +46,7 @@ impl ErrorCode {
         match self {
             Self::NoRoute => 404,
             Self::BadRequest => 400,
+            Self::PlaintextRefused => 403,
             Self::HeadTooLarge => 431,
             Self::RequestTimeout => 408,
             Self::BadResponse | Self::TlsFailed => 502,
@@ -63,6 +66,7 @@ impl ErrorCode {
         match self {
             Self::NoRoute => 12,
             Self::BadRequest | Self::BadResponse | Self::Loop => 13,
+            Self::PlaintextRefused => 7,
             Self::HeadTooLarge | Self::LimitReached => 8,
             Self::ResponseTimeout | Self::RequestTimeout | Self::ConnectionTimeout => 4,
             _ => 14,
@@ -87,6 +91,7 @@ impl ErrorCode {
             Self::BadResponse => "http_protocol_error",
             Self::Loop => "proxy_loop_detected",
             Self::Fallback => "destination_unavailable",
+            Self::PlaintextRefused => "http_request_denied",
         }
     }
 }

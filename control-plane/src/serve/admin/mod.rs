@@ -1,5 +1,7 @@
 //! The admin port: health, metrics, who is connected and what they have, what a destination is.
-//! Plain HTTP, on loopback unless told otherwise.
+//! Plain HTTP, on loopback unless told otherwise. Where it is open to the network (for kubelet and
+//! Prometheus), health, readiness and metrics are for everybody; the rest is for callers of the same
+//! host, which is how `kubectl port-forward` (`weft status`) arrives.
 //!
 //! | path | |
 //! |---|---|
@@ -7,12 +9,14 @@
 //! | `GET /readyz` | the source has been read, the port is served, certificates can be signed |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | connected proxies and what they acknowledged, certificates, findings; JSON |
-//! | `GET /explain?destination=10.96.0.15:80` | that destination's table; JSON |
+//! | `GET /arrival?object=trafficpolicy/cart&namespace=shop` | which tables come from that object, and which proxies have them; JSON |
+//! | `GET /explain?destination=10.96.0.15:80` | that destination's table, and what is known of who is behind it; JSON |
 //! | `POST /rotate-root` | begins a root rotation; `?finish` ends it now |
 
 mod explain;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -35,6 +39,7 @@ use super::metrics::{Gauges, Metrics, resident_memory};
 use crate::check::located;
 use crate::cluster::Leadership;
 use crate::finding::{Finding, Severity};
+use crate::model::ObjectRef;
 use crate::sources::Locate;
 
 /// A client that has not sent its request's head by then is given up.
@@ -66,6 +71,8 @@ struct Status {
     /// What will expire soon.
     warnings: Vec<String>,
     proxies: Vec<ProxyStatus>,
+    /// Objects known, by kind.
+    objects: std::collections::BTreeMap<&'static str, usize>,
     certificate_authority: ca::Status,
     /// Files that are not used, and what in the objects cannot work.
     findings: Vec<Finding>,
@@ -74,8 +81,8 @@ struct Status {
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!("admin port: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -83,10 +90,11 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             }
         };
         let admin = admin.clone();
+        let near = is_near(peer, stream.local_addr().ok());
         tokio::spawn(async move {
             let answer = service_fn(|request| {
                 let admin = admin.clone();
-                async move { Ok::<_, Infallible>(admin.answer(&request).await) }
+                async move { Ok::<_, Infallible>(admin.answer(&request, near).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -102,7 +110,8 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 type Answer = Response<Full<Bytes>>;
 
 impl Admin {
-    async fn answer(&self, request: &Request<Incoming>) -> Answer {
+    /// `near`: the caller is on this host.
+    async fn answer(&self, request: &Request<Incoming>, near: bool) -> Answer {
         let query = request.uri().query().unwrap_or_default();
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
@@ -111,15 +120,23 @@ impl Admin {
                 Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
             },
             (&Method::GET, "/metrics") => self.metrics(),
+            (_, "/healthz" | "/readyz" | "/metrics") => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
+            }
+            _ if !near => text(
+                StatusCode::FORBIDDEN,
+                "only health, readiness and metrics are for other hosts; the rest is for callers on this one, which kubectl port-forward and weft reach\n",
+            ),
             (&Method::GET, "/status") => json(&self.status()),
+            (&Method::GET, "/arrival") => self.arrival(query),
             (&Method::GET, "/explain") => self.explain(query),
             (&Method::POST, "/rotate-root") => self.rotate(query).await,
-            (_, "/healthz" | "/readyz" | "/metrics" | "/status" | "/explain" | "/rotate-root") => {
+            (_, "/status" | "/arrival" | "/explain" | "/rotate-root") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "paths: /healthz /readyz /metrics /status /explain?destination=ADDRESS:PORT, POST /rotate-root\n",
+                "paths: /healthz /readyz /metrics /status /arrival?object=KIND/NAME&namespace=NAMESPACE /explain?destination=ADDRESS:PORT, POST /rotate-root\n",
             ),
         }
     }
@@ -202,18 +219,26 @@ impl Admin {
                 .life
                 .warnings(&certificate_authority, SystemTime::now()),
             proxies,
+            objects: self.hub.counts(),
             certificate_authority,
             findings,
         }
     }
 
+    fn arrival(&self, query: &str) -> Answer {
+        let namespace = parameter(query, "namespace").unwrap_or_else(|| "default".to_owned());
+        let object = parameter(query, "object");
+        match object.and_then(|object| ObjectRef::parse(&object, &namespace)) {
+            Some(object) => json(&self.hub.arrival(&object)),
+            None => text(
+                StatusCode::BAD_REQUEST,
+                "write /arrival?object=trafficpolicy/cart&namespace=shop; kinds are those of routes and policies, service, endpointslice, pod\n",
+            ),
+        }
+    }
+
     fn explain(&self, query: &str) -> Answer {
-        let destination = query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix("destination="))
-            .map(percent_decode)
-            .filter(|destination| !destination.is_empty());
-        match destination {
+        match parameter(query, "destination") {
             Some(destination) => json(&explain::explain(&self.hub, &destination)),
             None => text(
                 StatusCode::BAD_REQUEST,
@@ -236,6 +261,21 @@ impl Admin {
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
+}
+
+/// A parameter of a query, decoded; none when it is empty.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        .map(percent_decode)
+        .filter(|value| !value.is_empty())
+}
+
+/// Whether a caller is on this host: it has a loopback address, or the very address it called.
+fn is_near(peer: SocketAddr, local: Option<SocketAddr>) -> bool {
+    let peer = peer.ip().to_canonical();
+    peer.is_loopback() || local.is_some_and(|local| local.ip().to_canonical() == peer)
 }
 
 /// Decodes %XX; what is not that stays as it is.
@@ -288,7 +328,26 @@ fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes
 
 #[cfg(test)]
 mod tests {
-    use super::percent_decode;
+    use super::{is_near, parameter, percent_decode};
+
+    #[test]
+    fn only_callers_of_this_host_are_near() {
+        let near =
+            |peer: &str, local: &str| is_near(peer.parse().unwrap(), Some(local.parse().unwrap()));
+        assert!(near("127.0.0.1:9", "127.0.0.1:15014"));
+        assert!(near("[::ffff:127.0.0.1]:9", "[::]:15014"));
+        assert!(near("10.77.0.1:9", "10.77.0.1:15014"));
+        assert!(!near("10.77.0.2:9", "10.77.0.1:15014"));
+        assert!(!near("[fd00::2]:9", "[fd00::1]:15014"));
+        assert!(!is_near("10.77.0.2:9".parse().unwrap(), None));
+    }
+
+    #[test]
+    fn parameters_are_found_by_their_whole_name() {
+        let query = "objects=x&object=svc%2Fa&namespace=";
+        assert_eq!(parameter(query, "object").as_deref(), Some("svc/a"));
+        assert_eq!(parameter(query, "namespace"), None);
+    }
 
     #[test]
     fn destinations_are_decoded() {

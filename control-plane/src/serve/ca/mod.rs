@@ -307,6 +307,25 @@ impl Authority {
         Ok((issued, key))
     }
 
+    /// A certificate and its key for a server of the control plane's that is verified by these DNS
+    /// names: the webhook. Signed as [`Self::own_certificate`] is.
+    ///
+    /// # Errors
+    /// Signing fails.
+    pub fn server_certificate(
+        &self,
+        names: &[String],
+        now: SystemTime,
+    ) -> Result<(Issued, rcgen::KeyPair), CaError> {
+        let key = rcgen::KeyPair::generate()?;
+        let (root, lifetime) = {
+            let inner = self.inner();
+            (inner.oldest().clone(), inner.lifetime(&self.options))
+        };
+        let issued = root.sign_server(&key, names, lifetime, now)?;
+        Ok((issued, key))
+    }
+
     /// Issues a workload token.
     ///
     /// # Errors

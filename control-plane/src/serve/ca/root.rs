@@ -203,6 +203,28 @@ impl Root {
         fingerprint(&self.der)
     }
 
+    /// Signs a server's certificate for these DNS names: what programs outside the mesh (the
+    /// apiserver) verify by name.
+    pub(super) fn sign_server(
+        &self,
+        key: &impl PublicKeyData,
+        names: &[String],
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, CaError> {
+        let names = names
+            .iter()
+            .map(|name| Ok(SanType::DnsName(Ia5String::try_from(name.as_str())?)))
+            .collect::<Result<Vec<_>, rcgen::Error>>()?;
+        self.sign_leaf(
+            key,
+            names,
+            vec![ExtendedKeyUsagePurpose::ServerAuth],
+            lifetime,
+            now,
+        )
+    }
+
     /// Signs a leaf: an empty subject, exactly one URI SAN (SPIFFE X509-SVID section 2), critical
     /// because the subject is empty (RFC 5280 section 4.2.1.6), for both sides of mutual TLS.
     pub(super) fn sign(
@@ -212,19 +234,36 @@ impl Root {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Issued, CaError> {
+        self.sign_leaf(
+            key,
+            vec![SanType::URI(Ia5String::try_from(identity.to_string())?)],
+            vec![
+                ExtendedKeyUsagePurpose::ServerAuth,
+                ExtendedKeyUsagePurpose::ClientAuth,
+            ],
+            lifetime,
+            now,
+        )
+    }
+
+    fn sign_leaf(
+        &self,
+        key: &impl PublicKeyData,
+        names: Vec<SanType>,
+        usages: Vec<ExtendedKeyUsagePurpose>,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, CaError> {
         let not_before = now - BACKDATE;
         // Never beyond the root itself.
         let not_after =
             (now + lifetime).min(SystemTime::UNIX_EPOCH + Duration::from_secs(self.not_after));
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(Ia5String::try_from(identity.to_string())?)];
+        params.subject_alt_names = names;
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![
-            ExtendedKeyUsagePurpose::ServerAuth,
-            ExtendedKeyUsagePurpose::ClientAuth,
-        ];
+        params.extended_key_usages = usages;
         params.use_authority_key_identifier_extension = true;
         params.not_before = not_before.into();
         params.not_after = not_after.into();

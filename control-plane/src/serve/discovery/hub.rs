@@ -1,4 +1,10 @@
 //! The model, what is compiled of it, and who asked for what.
+//!
+//! - [`origin`]: which objects tables come from.
+
+mod origin;
+
+pub use origin::{Arrival, Carried};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -40,6 +46,8 @@ struct State {
     trust: Trust,
     /// What somebody asked for.
     resources: BTreeMap<Key, Entry>,
+    /// Destinations of `resources` by the Services they are or lead to.
+    by_service: BTreeMap<Name, BTreeSet<Key>>,
     streams: BTreeMap<u64, Stream>,
     next_stream: u64,
 }
@@ -239,6 +247,11 @@ impl Hub {
         self.state().resources.len()
     }
 
+    /// How many objects of each kind are known.
+    pub fn counts(&self) -> std::collections::BTreeMap<&'static str, usize> {
+        self.state().world.counts()
+    }
+
     /// What is wrong between the objects.
     pub fn problems(&self) -> Vec<Problem> {
         problems(&self.state().world)
@@ -326,8 +339,11 @@ impl State {
             prefix.pop();
             keys.extend(self.with_prefix(Kind::Destination, prefix));
         }
-        if dirty.destinations {
-            keys.extend(self.with_prefix(Kind::Destination, String::new()));
+        for service in &dirty.services {
+            keys.extend(self.by_service.get(service).into_iter().flatten().cloned());
+        }
+        for namespace in &dirty.workloads_of {
+            keys.extend(self.with_prefix(Kind::Workload, format!("{namespace}/")));
         }
         if dirty.all_workloads {
             keys.extend(self.with_prefix(Kind::Workload, String::new()));
@@ -354,8 +370,10 @@ impl State {
             return;
         }
         let compiled = Arc::new(compiled);
-        entry.compiled = compiled.clone();
+        let before = std::mem::replace(&mut entry.compiled, compiled.clone());
         let subscribers: Vec<u64> = entry.subscribers.iter().copied().collect();
+        self.unindex(key, &before);
+        self.index(key, &compiled);
         for id in subscribers {
             self.follow(settings, id, key, &compiled, Some(seen));
             if let Some(stream) = self.streams.get_mut(&id) {
@@ -367,13 +385,17 @@ impl State {
     /// The compiled resource, kept from now on for this subscriber, and the key that all its
     /// subscribers share.
     fn subscribe(&mut self, settings: &Settings, id: u64, key: &Key) -> (Key, Arc<Compiled>) {
-        let (world, trust) = (&self.world, &self.trust);
+        let known = self.resources.get(key).map(|entry| entry.compiled.clone());
+        let compiled = known.unwrap_or_else(|| {
+            let compiled = compile(&self.world, settings, &key.to_proto(), &self.trust);
+            self.index(key, &compiled);
+            Arc::new(compiled)
+        });
         let entry = self.resources.entry(key.clone()).or_insert_with(|| Entry {
-            compiled: Arc::new(compile(world, settings, &key.to_proto(), trust)),
+            compiled: compiled.clone(),
             subscribers: BTreeSet::new(),
         });
         entry.subscribers.insert(id);
-        let compiled = entry.compiled.clone();
         let shared = self.resources.get_key_value(key).map(|(key, _)| key);
         (shared.unwrap_or(key).clone(), compiled)
     }
@@ -381,8 +403,30 @@ impl State {
     fn unsubscribe(&mut self, id: u64, key: &Key) {
         if let Some(entry) = self.resources.get_mut(key) {
             entry.subscribers.remove(&id);
-            if entry.subscribers.is_empty() {
-                self.resources.remove(key);
+            if entry.subscribers.is_empty()
+                && let Some(entry) = self.resources.remove(key)
+            {
+                self.unindex(key, &entry.compiled);
+            }
+        }
+    }
+
+    fn index(&mut self, key: &Key, compiled: &Compiled) {
+        for service in compiled.services() {
+            self.by_service
+                .entry(service)
+                .or_default()
+                .insert(key.clone());
+        }
+    }
+
+    fn unindex(&mut self, key: &Key, compiled: &Compiled) {
+        for service in compiled.services() {
+            if let Some(keys) = self.by_service.get_mut(&service) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_service.remove(&service);
+                }
             }
         }
     }
@@ -480,13 +524,7 @@ impl State {
                     .get(key)
                     .map_or(0, |entry| entry.compiled.version());
                 ResourceStatus {
-                    kind: match key.kind() {
-                        weft_api::proto::ResourceKind::Destination => "Destination",
-                        weft_api::proto::ResourceKind::Endpoints => "Endpoints",
-                        weft_api::proto::ResourceKind::Workload => "Workload",
-                        weft_api::proto::ResourceKind::Trust => "Trust",
-                        weft_api::proto::ResourceKind::Unspecified => "",
-                    },
+                    kind: key.kind_name(),
                     name: key.name.to_string(),
                     newest: hex(newest),
                     acknowledged: hex(sent.acknowledged),
