@@ -21,8 +21,9 @@ use crate::kube::KubeArgs;
 use crate::output::{self, Format, Paint, Tone, print_json, show};
 use items::Items;
 
-/// One day, seconds.
+/// Seconds.
 const DAY: i64 = 86_400;
+const HOUR: i64 = 3_600;
 
 /// Flags of `weft check`.
 #[derive(Debug, Args)]

@@ -1,6 +1,6 @@
 //! The command line of Weft.
 //!
-//! One file or folder for each command: [`demo`], [`run`]; [`check`], [`status`], [`routes`],
+//! One file or folder for each command: [`demo`], [`run`]; [`check`], [`inject`], [`status`], [`routes`],
 //! [`explain`], [`stat`], [`tap`], which ask control planes and proxies ([`reach`] says whom, [`admin`]
 //! speaks to them, [`kube`] gets there on a cluster); [`install`].
 //! [`netns`] makes network namespaces; [`apps`] are the applications of the demo.
@@ -19,6 +19,7 @@ mod binaries;
 mod check;
 mod demo;
 mod explain;
+mod inject;
 mod install;
 mod kube;
 // Its own tests (cli/tests/netns.rs) use all of it.
@@ -61,6 +62,8 @@ enum Command {
     Run(run::Run),
     /// What is wrong with the mesh, with a cluster before installing, or with a folder of manifests
     Check(check::Check),
+    /// Put sidecars into the pods of manifests, as the webhook of a cluster does
+    Inject(inject::Inject),
     /// Which proxies are connected, and what each has acknowledged
     Status(status::StatusArgs),
     /// What a proxy would do with a connection or a request, and why
@@ -134,6 +137,7 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
         Command::Check(args) => return check::run(&args).await,
+        Command::Inject(args) => return inject::run(args).await,
         Command::Routes(args) => return routes::run(args).await,
         Command::Stat(args) => return stat::run(args).await,
         Command::Top(args) => return stat::top(args).await,

@@ -9,13 +9,12 @@ use kube::api::{Api, ListParams};
 use serde::Deserialize;
 
 use super::items::Items;
-use super::{DAY, life, webhook};
+use super::{DAY, HOUR, life, webhook};
 use crate::kube::pods::{self, Meshed, ask_all};
 use crate::kube::{CONTROL_PLANE, Cluster, Error, Replica, SYSTEM};
 use crate::output::span;
 use crate::status::Status;
 
-const HOUR: i64 = 3600;
 /// Clocks this far apart are warned of, seconds: answers carry whole seconds and take some time.
 const SKEW: i64 = 5;
 /// Clocks this far apart break certificates that have just been issued, seconds.
@@ -444,6 +443,7 @@ async fn missing(cluster: &Cluster, all: &[Pod], items: &mut Items) {
     if found.is_empty() {
         let message = match enabled.len() {
             0 => "no namespace asks for it (weft.dev/inject=enabled)".to_owned(),
+            1 => "one namespace asks for it; every pod that should has a proxy".to_owned(),
             n => format!("{n} namespaces ask for it; every pod that should has a proxy"),
         };
         items.ok(what, message);

@@ -192,8 +192,9 @@ async fn nodes(cluster: &Cluster, items: &mut Items) {
     kernels.dedup();
     if !kernels.is_empty() {
         let message = format!(
-            "{} nodes, Linux {}; whether netfilter can be programmed shows in the first injected pod",
+            "{} node{}, Linux {}; whether netfilter can be programmed shows in the first injected pod",
             nodes.len(),
+            if nodes.len() == 1 { "" } else { "s" },
             kernels.join(", ")
         );
         items.ok("kernel", message);

@@ -11,7 +11,7 @@ use rustls::{ClientConfig, RootCertStore};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::items::Items;
-use super::{DAY, life};
+use super::{HOUR, life};
 use crate::kube::forward::PodPort;
 use crate::kube::{CONTROL_PLANE, Cluster, Replica, SYSTEM};
 
@@ -83,7 +83,7 @@ pub async fn check(cluster: &Cluster, replicas: &[Replica], now: i64, items: &mu
     life(
         "webhook certificate",
         ends - now,
-        DAY,
+        HOUR,
         "the control plane renews it by itself; see its log for why it did not",
         items,
     );
