@@ -219,6 +219,9 @@ impl Watched for Pod {
         let mut probes: Vec<Probe> = applications().flat_map(Container::probes).collect();
         probes.sort();
         probes.dedup();
+        // Kept for as long as the pod lives.
+        probes.shrink_to_fit();
+        ports.shrink_to_fit();
         let name = meta::name(&meta);
         let weight = meta
             .annotations
