@@ -127,7 +127,7 @@ fn services(world: &World, found: &mut Problems) {
 fn addresses(world: &World, found: &mut Problems) {
     for (address, names) in world.vips.iter() {
         let mut first: BTreeMap<u16, &Name> = BTreeMap::new();
-        for service in names.iter().filter_map(|name| world.service(name)) {
+        for service in names.filter_map(|name| world.service(name)) {
             for port in &service.ports {
                 if let Some(winner) = first.get(&port.port) {
                     found.add(
@@ -143,8 +143,7 @@ fn addresses(world: &World, found: &mut Problems) {
             }
         }
     }
-    for (address, names) in world.addresses.iter() {
-        let mut names = names.iter();
+    for (address, mut names) in world.addresses.iter() {
         let Some(winner) = names.next() else { continue };
         for name in names {
             found.add(
