@@ -227,3 +227,6 @@ pub struct Replica {
     pub name: String,
     pub admin: Admin,
 }
+
+#[cfg(test)]
+mod tests;
