@@ -19,6 +19,7 @@ mod binaries;
 mod check;
 mod demo;
 mod explain;
+mod identity;
 mod inject;
 mod install;
 mod kube;
@@ -74,6 +75,9 @@ enum Command {
     Stat(stat::Stat),
     /// `weft stat`, live
     Top(stat::Top),
+    /// The root certificates of the mesh, and their rotation
+    #[command(subcommand)]
+    Identity(identity::Identity),
     /// Live requests of a workload, as they end
     Tap(tap::Tap),
     /// How to install or upgrade Weft in a cluster: with Helm
@@ -146,6 +150,7 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
         Command::Uninstall(args) => return args.execute(),
         Command::Tap(args) => return tap::run(args).await,
         Command::Status(args) => return status::run(args).await,
+        Command::Identity(command) => return identity::run(command).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
