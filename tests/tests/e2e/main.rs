@@ -69,6 +69,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::a_request_timeout_is_504,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
+    resilience::an_application_that_stops_listening_costs_no_request,
     resilience::an_endpoint_that_fails_is_ejected_and_comes_back,
     resilience::a_polite_restart_of_the_servers_proxy_loses_no_request,
     resilience::a_polite_restart_of_the_clients_proxy_loses_no_request,
