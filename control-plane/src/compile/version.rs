@@ -50,6 +50,12 @@ impl Compiled {
         let mut names: Vec<String> = destination
             .routes
             .iter()
+            .chain(
+                destination
+                    .opaque
+                    .iter()
+                    .filter_map(|opaque| opaque.route.as_ref()),
+            )
             .flat_map(|route| {
                 let fallback = route
                     .policy
@@ -59,11 +65,22 @@ impl Compiled {
                         Some(weft_api::proto::fallback::Action::Backend(backend)) => Some(backend),
                         _ => None,
                     });
+                let filters = route
+                    .filters
+                    .iter()
+                    .chain(route.backends.iter().flat_map(|weighted| &weighted.filters));
+                let mirrors = filters.filter_map(|filter| match &filter.filter {
+                    Some(weft_api::proto::filter::Filter::Mirror(mirror)) => {
+                        mirror.backend.as_ref()
+                    }
+                    _ => None,
+                });
                 route
                     .backends
                     .iter()
                     .filter_map(|weighted| weighted.backend.as_ref())
                     .chain(fallback)
+                    .chain(mirrors)
             })
             .map(|backend| backend.endpoints.clone())
             .collect();

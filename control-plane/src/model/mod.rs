@@ -4,6 +4,7 @@
 //! [`Object`] is what a source reports; [`World`] is all of them, with the indexes the compiler
 //! needs; [`World::apply`] takes one change and says what it may have changed for proxies.
 
+mod route;
 mod validate;
 mod world;
 
@@ -14,6 +15,11 @@ use std::net::IpAddr;
 use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
 use weft_api::proto::{Health, Protocol};
 
+pub use route::{
+    BackendRef, Cors, Filter, HeaderEdits, Mirror, ParentRef, PathEdit, PathMatch, Redirect,
+    Refused, RefusedReason, Rewrite, Route, RouteKind, RouteMatch, RouteRetry, Rule, TextMatch,
+    ValueMatch,
+};
 pub use validate::{Invalid, validate};
 pub use world::{Dirty, World};
 pub(crate) use world::{in_namespace, is_selected};
@@ -55,6 +61,10 @@ pub enum Kind {
     TrafficPolicy,
     PeerAuthentication,
     Telemetry,
+    HTTPRoute,
+    GRPCRoute,
+    TLSRoute,
+    TCPRoute,
 }
 
 /// Which object: unique among all that a source reports.
@@ -79,6 +89,7 @@ pub enum Object {
     TrafficPolicy(Box<Policy<TrafficPolicySpec>>),
     PeerAuthentication(Policy<PeerAuthenticationSpec>),
     Telemetry(Policy<TelemetrySpec>),
+    Route(Box<Route>),
 }
 
 impl Object {
@@ -90,6 +101,7 @@ impl Object {
             Self::TrafficPolicy(policy) => (Kind::TrafficPolicy, &policy.name),
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
             Self::Telemetry(policy) => (Kind::Telemetry, &policy.name),
+            Self::Route(route) => (route.kind.kind(), &route.name),
         };
         ObjectRef {
             kind,

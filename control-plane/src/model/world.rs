@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use weft_api::policy::meta::selects;
 use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
 
-use super::{Change, EndpointSlice, Kind, Name, Object, ObjectRef, Policy, Service, Workload};
+use super::{
+    Change, EndpointSlice, Kind, Name, Object, ObjectRef, Policy, Route, Service, Workload,
+};
 
 /// Everything the sources have reported, indexed for the compiler.
 #[derive(Debug, Default)]
@@ -17,6 +19,9 @@ pub struct World {
     pub(crate) traffic: BTreeMap<Name, Policy<TrafficPolicySpec>>,
     pub(crate) peer_authentication: BTreeMap<Name, Policy<PeerAuthenticationSpec>>,
     pub(crate) telemetry: BTreeMap<Name, Policy<TelemetrySpec>>,
+    pub(crate) routes: BTreeMap<ObjectRef, Route>,
+    /// Routes by a Service that is a parent of theirs.
+    pub(crate) routes_of: BTreeMap<Name, BTreeSet<ObjectRef>>,
     /// Services by virtual address.
     pub(crate) vips: Index<IpAddr>,
     /// Workloads by address.
@@ -33,6 +38,8 @@ pub struct World {
 pub struct Dirty {
     /// Every destination that leads to a Service.
     pub destinations: bool,
+    /// Services whose destinations changed.
+    pub services: BTreeSet<Name>,
     /// Destinations `<address>:<port>` that lead to a workload.
     pub addresses: BTreeSet<IpAddr>,
     /// Services whose endpoints changed.
@@ -113,6 +120,9 @@ impl World {
                     dirty.all_workloads |=
                         put(&mut self.telemetry, policy.name.clone(), Some(policy));
                 }
+                Object::Route(route) => {
+                    self.set_route(route.reference(), Some(*route), dirty);
+                }
             },
             Change::Remove(ObjectRef { kind, name }) => match kind {
                 Kind::Service => self.set_service(name, None, dirty),
@@ -123,6 +133,9 @@ impl World {
                     dirty.all_workloads |= put(&mut self.peer_authentication, name, None);
                 }
                 Kind::Telemetry => dirty.all_workloads |= put(&mut self.telemetry, name, None),
+                Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
+                    self.set_route(ObjectRef { kind, name }, None, dirty);
+                }
             },
         }
     }
@@ -156,6 +169,47 @@ impl World {
     pub fn selected<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Workload> {
         self.workloads_in(&service.name.namespace)
             .filter(|workload| is_selected(service, workload))
+    }
+
+    /// Routes that name a Service as their parent.
+    pub fn routes_of(&self, service: &Name) -> impl Iterator<Item = &Route> {
+        self.routes_of
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|route| self.routes.get(route))
+    }
+
+    /// Every route.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values()
+    }
+
+    fn set_route(&mut self, reference: ObjectRef, new: Option<Route>, dirty: &mut Dirty) {
+        let old = self.routes.get(&reference);
+        if old == new.as_ref() {
+            return;
+        }
+        for service in old.map(Route::services).into_iter().flatten() {
+            if let Some(routes) = self.routes_of.get_mut(&service) {
+                routes.remove(&reference);
+                if routes.is_empty() {
+                    self.routes_of.remove(&service);
+                }
+            }
+            dirty.services.insert(service);
+        }
+        for service in new.iter().flat_map(Route::services) {
+            self.routes_of
+                .entry(service.clone())
+                .or_default()
+                .insert(reference.clone());
+            dirty.services.insert(service);
+        }
+        match new {
+            Some(new) => self.routes.insert(reference, new),
+            None => self.routes.remove(&reference),
+        };
     }
 
     fn set_service(&mut self, name: Name, new: Option<Service>, dirty: &mut Dirty) {

@@ -2,8 +2,10 @@
 //! after it (model, compiler, server) is the same for all of them.
 //!
 //! - [`folder`]: a folder of manifests.
+//! - [`gateway`]: routes of the Gateway API, read the same from every source.
 
 pub mod folder;
+pub mod gateway;
 
 use std::path::PathBuf;
 use std::time::Instant;

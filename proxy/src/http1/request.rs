@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Buf;
 
-use super::answer::{answer, context_headers, trace_edit, write_all};
+use super::answer::{answer, answer_plainly, context_headers, trace_edit, write_all};
 use super::attempt::{Cut, Tried};
 use super::conn::Conn;
 use super::framing::{self, BodyReader};
@@ -16,8 +16,10 @@ use super::kept::{self, Kept};
 use super::pool::{self, APP_IDLE, MESH_IDLE};
 use super::serve::{After, Scratch};
 use crate::balance::{ConnectionPermit, LimitReached, Outcome, Picked};
+use crate::http::RequestView;
 use crate::http::call::{Call, Refusal};
 use crate::http::error::reason;
+use crate::http::filter::fields;
 use crate::http::flow::Flow;
 use crate::http::observe::{Ending, Observation};
 use crate::http::retry::{DEFAULT_REPLAY_BYTES, Failure};
@@ -90,6 +92,18 @@ pub(super) async fn request(
     scratch.edits.clear();
     if framing.strip {
         framing::hop_by_hop(&client.buf, &scratch.head, &mut scratch.edits);
+    }
+    if let Ok(call) = &begun
+        && let Some(plan) = &call.plan
+    {
+        let path = plan
+            .path
+            .as_ref()
+            .map(|edit| edit.apply(view.path(), call.prefix));
+        let (head, buf, edits) = (&scratch.head, &client.buf, &mut scratch.edits);
+        fields::target(head, buf, path, plan.host.as_deref(), edits);
+        fields::of_head(&plan.request, head, buf, edits);
+        fields::sort(edits);
     }
     if let Some(traceparent) = propagate {
         trace_edit(
@@ -193,6 +207,15 @@ impl Exchange<'_> {
     pub(super) async fn refused(&mut self, refusal: Refusal, client: &mut Conn) -> After {
         match refusal {
             Refusal::Error(error) => self.fail(&error, client, true).await,
+            Refusal::Answer(given) => {
+                self.ending.status = given.status;
+                let keep = self.may_keep(true);
+                match answer_plainly(client, given.status, &given.fields, keep).await {
+                    Ok(()) if keep => After::KeepAlive,
+                    Ok(()) => After::Close,
+                    Err(_) => After::Abort,
+                }
+            }
             Refusal::Fallback(fallback, error) => match &*fallback {
                 Fallback::Response {
                     status,

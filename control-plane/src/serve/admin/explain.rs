@@ -5,14 +5,14 @@ use weft_api::proto::load_balancer::HashKey;
 use weft_api::proto::resource::Body;
 use weft_api::proto::{
     Algorithm, Backend, BackendPolicy, Destination, Endpoint, Health, Protocol, ResourceKey,
-    ResourceKind, RetryPolicy, Route, RoutePolicy, fallback, route_match,
+    ResourceKind, RetryPolicy, Route, RoutePolicy, ValueMatch, fallback, route_match, value_match,
 };
 
 use crate::serve::discovery::Hub;
 
-/// What a proxy that asked for this destination would be told.
-pub(super) fn explain(hub: &Hub, name: &str) -> Value {
-    let compiled = hub.look_up(&key(ResourceKind::Destination, name));
+/// What a proxy of a namespace that asked for this destination would be told.
+pub(super) fn explain(hub: &Hub, name: &str, client: &str) -> Value {
+    let compiled = hub.look_up(&key(ResourceKind::Destination, name), client);
     let Some(Body::Destination(destination)) = &compiled.resource.body else {
         return json!({
             "destination": name,
@@ -56,26 +56,34 @@ fn route(hub: &Hub, route: &Route) -> Value {
         .matches
         .iter()
         .map(|matched| {
-            let (exact, prefix) = match &matched.path {
-                Some(route_match::Path::PathExact(path)) => (Some(path), None),
-                Some(route_match::Path::PathPrefix(path)) => (None, Some(path)),
-                None => (None, None),
+            let (exact, prefix, regex) = match &matched.path {
+                Some(route_match::Path::PathExact(path)) => (Some(path), None, None),
+                Some(route_match::Path::PathPrefix(path)) => (None, Some(path), None),
+                Some(route_match::Path::PathRegex(pattern)) => (None, None, Some(pattern)),
+                None => (None, None, None),
             };
             json!({
                 "method": matched.method,
                 "pathExact": exact,
                 "pathPrefix": prefix,
+                "pathRegex": regex,
                 "headers": matched.headers,
+                "headerPatterns": matched.header_patterns.iter().map(value_match).collect::<Vec<_>>(),
+                "query": matched.query.iter().map(value_match).collect::<Vec<_>>(),
+                "order": matched.order,
             })
         })
         .collect();
     let backends: Vec<Value> = route
         .backends
         .iter()
-        .filter_map(|weighted| {
-            let mut value = backend(hub, weighted.backend.as_ref()?);
+        .map(|weighted| {
+            let mut value = match &weighted.backend {
+                Some(given) => backend(hub, given),
+                None => json!({ "refused": weighted.refused }),
+            };
             value["weight"] = weighted.weight.into();
-            Some(value)
+            value
         })
         .collect();
     json!({
@@ -83,7 +91,16 @@ fn route(hub: &Hub, route: &Route) -> Value {
         "matches": matches,
         "policy": route.policy.as_ref().map(|policy| route_policy(hub, policy)),
         "backends": backends,
+        "refused": route.refused,
     })
+}
+
+fn value_match(given: &ValueMatch) -> Value {
+    match &given.value {
+        Some(value_match::Value::Exact(value)) => json!({ "name": given.name, "exact": value }),
+        Some(value_match::Value::Regex(value)) => json!({ "name": given.name, "regex": value }),
+        None => json!({ "name": given.name }),
+    }
 }
 
 fn route_policy(hub: &Hub, policy: &RoutePolicy) -> Value {
@@ -132,7 +149,7 @@ fn retry(retry: &RetryPolicy) -> Value {
 }
 
 fn backend(hub: &Hub, backend: &Backend) -> Value {
-    let compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints));
+    let compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints), "");
     let endpoints = match &compiled.resource.body {
         Some(Body::Endpoints(endpoints)) => {
             Some(endpoints.endpoints.iter().map(endpoint).collect::<Vec<_>>())

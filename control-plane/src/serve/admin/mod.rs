@@ -7,7 +7,7 @@
 //! | `GET /readyz` | the source has been read and the port is served |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | connected proxies and what they acknowledged, certificates, findings; JSON |
-//! | `GET /explain?destination=10.96.0.15:80` | that destination's table; JSON |
+//! | `GET /explain?destination=10.96.0.15:80` | that destination's table (`&namespace=` for clients of a namespace); JSON |
 //! | `POST /rotate-root` | begins a root rotation; `?finish` ends it now |
 
 mod explain;
@@ -169,13 +169,17 @@ impl Admin {
     }
 
     fn explain(&self, query: &str) -> Answer {
-        let destination = query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix("destination="))
-            .map(percent_decode)
-            .filter(|destination| !destination.is_empty());
-        match destination {
-            Some(destination) => json(&explain::explain(&self.hub, &destination)),
+        let parameter = |name: &str| {
+            query
+                .split('&')
+                .filter_map(|pair| pair.split_once('='))
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| percent_decode(value))
+                .filter(|value| !value.is_empty())
+        };
+        let client = parameter("namespace").unwrap_or_default();
+        match parameter("destination") {
+            Some(destination) => json(&explain::explain(&self.hub, &destination, &client)),
             None => text(
                 StatusCode::BAD_REQUEST,
                 "write /explain?destination=10.96.0.15:80 or /explain?destination=cart.shop:80\n",

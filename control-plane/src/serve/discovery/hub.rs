@@ -13,7 +13,7 @@ use weft_api::proto::{DiscoveryResponse, Held, Hello, ResourceKey, Trust};
 
 use super::stream::{Proxy, Stream};
 use super::{Key, Kind};
-use crate::compile::{Compiled, Problem, Settings, compile, problems};
+use crate::compile::{Compiled, Problem, Settings, compile, problems, special_clients};
 use crate::model::{Change, Dirty, Name, World};
 use crate::serve::ca::unix;
 use crate::serve::metrics::Metrics;
@@ -42,8 +42,38 @@ struct State {
 }
 
 struct Entry {
-    compiled: Arc<Compiled>,
+    variants: Variants,
     subscribers: BTreeSet<u64>,
+}
+
+/// A resource as proxies see it: nearly always one thing for all.
+#[derive(PartialEq)]
+struct Variants {
+    common: Arc<Compiled>,
+    /// What proxies of these namespaces see instead.
+    special: BTreeMap<String, Arc<Compiled>>,
+}
+
+impl Variants {
+    fn compile(world: &World, settings: &Settings, key: &Key, trust: &Trust) -> Self {
+        let key = key.to_proto();
+        let one = |client: &str| Arc::new(compile(world, settings, &key, trust, client));
+        Self {
+            common: one(""),
+            special: special_clients(world, &key)
+                .into_iter()
+                .map(|namespace| {
+                    let compiled = one(&namespace);
+                    (namespace, compiled)
+                })
+                .collect(),
+        }
+    }
+
+    /// What proxies of a namespace see.
+    fn of(&self, namespace: &str) -> &Arc<Compiled> {
+        self.special.get(namespace).unwrap_or(&self.common)
+    }
 }
 
 /// A connected proxy as `/status` shows it.
@@ -181,7 +211,7 @@ impl Hub {
         let Some(newest) = state
             .resources
             .get(&key)
-            .map(|entry| entry.compiled.version())
+            .map(|entry| entry.variants.common.version())
         else {
             return state.streams.is_empty();
         };
@@ -208,10 +238,10 @@ impl Hub {
         problems(&self.state().world)
     }
 
-    /// A resource as a proxy that asks now would get it.
-    pub fn look_up(&self, key: &ResourceKey) -> Compiled {
+    /// A resource as a proxy of a namespace that asks now would get it.
+    pub fn look_up(&self, key: &ResourceKey, client: &str) -> Compiled {
         let state = self.state();
-        compile(&state.world, &self.settings, key, &state.trust)
+        compile(&state.world, &self.settings, key, &state.trust, client)
     }
 
     /// Every connected proxy, by workload.
@@ -273,11 +303,30 @@ impl State {
         }
         if dirty.destinations {
             keys.extend(self.with_prefix(Kind::Destination, String::new()));
+        } else {
+            for service in &dirty.services {
+                keys.extend(self.destinations_of(service));
+            }
         }
         if dirty.all_workloads {
             keys.extend(self.with_prefix(Kind::Workload, String::new()));
         }
         keys.into_iter().collect()
+    }
+
+    /// Destinations that lead to a Service: at its virtual addresses, and by its name.
+    fn destinations_of(&self, service: &Name) -> Vec<Key> {
+        let host = format!("{}.{}", service.name, service.namespace);
+        let mut prefixes = vec![format!("{host}:"), format!("{host}.")];
+        for vip in self.world.service(service).iter().flat_map(|s| &s.vips) {
+            let mut prefix = SocketAddr::new(*vip, 0).to_string();
+            prefix.pop();
+            prefixes.push(prefix);
+        }
+        prefixes
+            .into_iter()
+            .flat_map(|prefix| self.with_prefix(Kind::Destination, prefix))
+            .collect()
     }
 
     fn with_prefix(&self, kind: Kind, prefix: String) -> impl Iterator<Item = Key> {
@@ -294,14 +343,16 @@ impl State {
         let Some(entry) = self.resources.get_mut(key) else {
             return;
         };
-        let compiled = compile(&self.world, settings, &key.to_proto(), &self.trust);
-        if compiled.version() == entry.compiled.version() {
+        let variants = Variants::compile(&self.world, settings, key, &self.trust);
+        if variants == entry.variants {
             return;
         }
-        let compiled = Arc::new(compiled);
-        entry.compiled = compiled.clone();
+        entry.variants = variants;
         let subscribers: Vec<u64> = entry.subscribers.iter().copied().collect();
         for id in subscribers {
+            let Some(compiled) = self.seen_by(id, key) else {
+                continue;
+            };
             self.follow(settings, id, key, &compiled, Some(seen));
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.offer(key, &compiled, Some(seen));
@@ -314,13 +365,23 @@ impl State {
     fn subscribe(&mut self, settings: &Settings, id: u64, key: &Key) -> (Key, Arc<Compiled>) {
         let (world, trust) = (&self.world, &self.trust);
         let entry = self.resources.entry(key.clone()).or_insert_with(|| Entry {
-            compiled: Arc::new(compile(world, settings, &key.to_proto(), trust)),
+            variants: Variants::compile(world, settings, key, trust),
             subscribers: BTreeSet::new(),
         });
         entry.subscribers.insert(id);
-        let compiled = entry.compiled.clone();
+        let client = self
+            .streams
+            .get(&id)
+            .map_or("", |stream| &stream.proxy.workload.namespace);
+        let compiled = entry.variants.of(client).clone();
         let shared = self.resources.get_key_value(key).map(|(key, _)| key);
         (shared.unwrap_or(key).clone(), compiled)
+    }
+
+    /// A resource as a connected proxy sees it.
+    fn seen_by(&self, id: u64, key: &Key) -> Option<Arc<Compiled>> {
+        let client = &self.streams.get(&id)?.proxy.workload.namespace;
+        Some(self.resources.get(key)?.variants.of(client).clone())
     }
 
     fn unsubscribe(&mut self, id: u64, key: &Key) {
@@ -419,10 +480,10 @@ impl State {
             )
             .map(|key| {
                 let sent = stream.sent.get(key).cloned().unwrap_or_default();
-                let newest = self
-                    .resources
-                    .get(key)
-                    .map_or(0, |entry| entry.compiled.version());
+                let newest = self.resources.get(key).map_or(0, |entry| {
+                    let client = &stream.proxy.workload.namespace;
+                    entry.variants.of(client).version()
+                });
                 ResourceStatus {
                     kind: match key.kind() {
                         weft_api::proto::ResourceKind::Destination => "Destination",
