@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode, Uri};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use crate::kube::forward::PodPort;
 
 /// What an admin port may take to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -21,6 +26,11 @@ pub enum Error {
     Url(String),
     #[error("nothing answers at {url}; is it running, and is that its admin port?")]
     Unreachable { url: String, source: std::io::Error },
+    #[error("cannot reach {port} through the apiserver: {source}")]
+    Forward {
+        port: String,
+        source: std::io::Error,
+    },
     #[error("{0} did not answer within five seconds")]
     Deadline(String),
     #[error("{url} does not speak HTTP as expected: {reason}")]
@@ -38,11 +48,20 @@ pub enum Error {
     },
 }
 
-/// An admin port.
+/// An admin port: at an address, or of a pod through the apiserver.
 #[derive(Debug, Clone)]
-pub struct Admin {
+pub enum Admin {
     /// "host:port".
-    authority: String,
+    Tcp(String),
+    Pod(PodPort),
+}
+
+/// An answer's body, and when the other end says it is.
+#[derive(Debug)]
+pub struct Answer {
+    pub body: Bytes,
+    /// The Date field (RFC 9110 section 6.6.1).
+    pub date: Option<String>,
 }
 
 impl Admin {
@@ -59,15 +78,18 @@ impl Admin {
         if uri.scheme_str() != Some("http") || authority.port_u16().is_none() {
             return Err(bad());
         }
-        Ok(Self {
-            authority: authority.to_string(),
-        })
+        Ok(Self::Tcp(authority.to_string()))
+    }
+
+    /// A port of a pod.
+    pub fn pod(client: kube::Client, namespace: &str, pod: &str, port: u16) -> Self {
+        Self::Pod(PodPort::new(client, namespace, pod, port))
     }
 
     /// The document at `path`.
     pub async fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        let body = self.request(Method::GET, path).await?;
-        serde_json::from_slice(&body).map_err(|source| Error::Content {
+        let answer = self.get(path).await?;
+        serde_json::from_slice(&answer.body).map_err(|source| Error::Content {
             url: self.url(path),
             source,
         })
@@ -75,67 +97,162 @@ impl Admin {
 
     /// The text at `path`.
     pub async fn text(&self, path: &str) -> Result<String, Error> {
-        let body = self.request(Method::GET, path).await?;
-        Ok(String::from_utf8_lossy(&body).into_owned())
+        let answer = self.get(path).await?;
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
+    /// Whatever is at `path`.
+    pub async fn get(&self, path: &str) -> Result<Answer, Error> {
+        self.request(Method::GET, path).await
     }
 
     /// Orders something.
     pub async fn post(&self, path: &str) -> Result<String, Error> {
-        let body = self.request(Method::POST, path).await?;
-        Ok(String::from_utf8_lossy(&body).into_owned())
+        let answer = self.request(Method::POST, path).await?;
+        Ok(String::from_utf8_lossy(&answer.body).into_owned())
+    }
+
+    /// Sends on the lines at `path` as they come, without those that are empty, until the other end
+    /// or the receiver has had enough.
+    pub async fn lines<T>(
+        &self,
+        path: &str,
+        send: mpsc::Sender<T>,
+        make: impl Fn(&str) -> T,
+    ) -> Result<(), Error> {
+        let url = self.url(path);
+        let begun = tokio::time::timeout(DEADLINE, self.exchange(Method::GET, path));
+        let response = begun.await.unwrap_or(Err(Error::Deadline(url.clone())))?;
+        let mut body = response.into_body();
+        let mut text = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|e| Error::Protocol {
+                url: url.clone(),
+                reason: e.to_string(),
+            })?;
+            text.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line = String::from_utf8_lossy(&text[..end]).into_owned();
+                text.drain(..=end);
+                if !line.is_empty() && send.send(make(&line)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            if text.len() > MAX_BODY {
+                return Err(Error::Protocol {
+                    url,
+                    reason: "a line without an end".to_owned(),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.authority)
-    }
-
-    async fn request(&self, method: Method, path: &str) -> Result<Bytes, Error> {
-        let url = self.url(path);
-        tokio::time::timeout(DEADLINE, self.exchange(method, path))
-            .await
-            .unwrap_or(Err(Error::Deadline(url)))
-    }
-
-    async fn exchange(&self, method: Method, path: &str) -> Result<Bytes, Error> {
-        let url = self.url(path);
-        let protocol = |e: &dyn std::fmt::Display| Error::Protocol {
-            url: url.clone(),
-            reason: e.to_string(),
-        };
-        let stream = TcpStream::connect(&self.authority)
-            .await
-            .map_err(|source| Error::Unreachable {
-                url: url.clone(),
-                source,
-            })?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(|e| protocol(&e))?;
-        let connection = tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", &self.authority)
-            .header("connection", "close")
-            .body(Full::<Bytes>::default())
-            .map_err(|e| protocol(&e))?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| protocol(&e))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_BODY)
-            .collect()
-            .await
-            .map_err(|e| protocol(&e))?
-            .to_bytes();
-        connection.abort();
-        if !status.is_success() {
-            let said = String::from_utf8_lossy(&body).trim().to_owned();
-            return Err(Error::Status { url, status, said });
+        match self {
+            Self::Tcp(authority) => format!("http://{authority}{path}"),
+            Self::Pod(port) => format!("{port}{path}"),
         }
-        Ok(body)
     }
+
+    async fn request(&self, method: Method, path: &str) -> Result<Answer, Error> {
+        let url = self.url(path);
+        let asking = async {
+            let response = self.exchange(method, path).await?;
+            let date = response.headers().get("date");
+            let date = date.and_then(|date| date.to_str().ok()).map(str::to_owned);
+            let body = read(response.into_body()).await;
+            let body = body.map_err(|reason| Error::Protocol {
+                url: url.clone(),
+                reason,
+            })?;
+            Ok(Answer { body, date })
+        };
+        tokio::time::timeout(DEADLINE, asking)
+            .await
+            .unwrap_or(Err(Error::Deadline(url.clone())))
+    }
+
+    /// Until the head of the response; one that is no success is an error.
+    async fn exchange(&self, method: Method, path: &str) -> Result<Response<Incoming>, Error> {
+        let url = self.url(path);
+        let unreachable = |source| Error::Unreachable {
+            url: url.clone(),
+            source,
+        };
+        match self {
+            Self::Tcp(authority) => {
+                let stream = TcpStream::connect(authority).await.map_err(unreachable)?;
+                speak(stream, authority, method, path, &url).await
+            }
+            Self::Pod(port) => {
+                let stream = port.open().await.map_err(|source| Error::Forward {
+                    port: port.to_string(),
+                    source,
+                })?;
+                // hyper wants a host; the admin ports do not look at it.
+                speak(stream, "localhost", method, path, &url).await
+            }
+        }
+    }
+}
+
+/// Percent-encodes a query's value (RFC 3986 section 2.1).
+pub fn encode(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
+                out.push(char::from(byte));
+            }
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    authority: &str,
+    method: Method,
+    path: &str,
+    url: &str,
+) -> Result<Response<Incoming>, Error> {
+    let protocol = |e: &dyn std::fmt::Display| Error::Protocol {
+        url: url.to_owned(),
+        reason: e.to_string(),
+    };
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| protocol(&e))?;
+    // Ends with the response's body: nothing follows it.
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", authority)
+        .header("connection", "close")
+        .body(Full::<Bytes>::default())
+        .map_err(|e| protocol(&e))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|e| protocol(&e))?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let said = read(response.into_body()).await.unwrap_or_default();
+    Err(Error::Status {
+        url: url.to_owned(),
+        status,
+        said: String::from_utf8_lossy(&said).trim().to_owned(),
+    })
+}
+
+async fn read(body: Incoming) -> Result<Bytes, String> {
+    let body = Limited::new(body, MAX_BODY).collect().await;
+    body.map(|body| body.to_bytes()).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

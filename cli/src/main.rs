@@ -16,13 +16,16 @@ mod apps;
 mod binaries;
 mod check;
 mod demo;
+mod kube;
 // Its own tests (cli/tests/netns.rs) use all of it.
 #[allow(unsafe_code, dead_code, unused_imports)]
 mod netns;
 mod output;
+mod reach;
 mod routes;
 mod run;
 mod status;
+mod tap;
 
 /// A service mesh of sidecar proxies: mutual TLS, retries, circuit breaking, balancing and tracing
 /// for every connection, with nothing changed in the applications.
@@ -57,6 +60,8 @@ enum Command {
     Status(status::StatusArgs),
     /// What a proxy would do with a connection or a request, and why
     Routes(routes::Routes),
+    /// Live requests of a workload, as they end
+    Tap(tap::Tap),
     /// Completions for a shell, on standard output
     #[command(after_help = "\
 Examples:
@@ -115,6 +120,7 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
         Command::Check(args) => return check::run(&args),
         Command::Routes(args) => return routes::run(args).await,
+        Command::Tap(args) => return tap::run(args).await,
         Command::Status(args) => return status::run(args).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

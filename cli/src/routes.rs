@@ -8,34 +8,35 @@ use std::process::ExitCode;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
-use weft_api::names;
 
 use crate::Bad;
-use crate::admin::Admin;
+use crate::kube::target::Target;
 use crate::output::{Cell, Format, Paint, Tone, print_json, show, span, table};
+use crate::reach::{ProxyArgs, Reach};
 
 /// Flags of `weft routes`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  weft routes                                    every destination this proxy knows
-  weft routes 10.96.0.20:80                      a connection to an address
-  weft routes catalog:80 --request 'GET /items/3'
-  weft routes cart.shop:80 --request 'GET /x canary: yes' --proxy-admin http://10.210.0.2:15020
+  weft routes deploy/front                       every destination its proxies know
+  weft routes deploy/front catalog:80            a connection of deploy/front to a Service
+  weft routes pod/front-1 catalog.shop --request 'GET /items/3'
+  weft routes deploy/front 10.96.0.20:80 --request 'GET /x canary: yes'
+  weft routes catalog:80 --proxy http://10.210.0.2:15020
+                                                 without a cluster: ask this proxy
 
-A proxy knows what its application has called. The exit code is 1 when the request would fail: no
-route matches, or no endpoint is well.")]
+A proxy knows what its application has called. Of several pods the first that knows the destination
+is asked. The exit code is 1 when the request would fail: no route matches, or no endpoint is well.")]
 pub struct Routes {
-    /// host:port or address:port, as the application connects to it; a host is a Service's name,
-    /// with or without its namespace.
-    destination: Option<String>,
+    /// Whose connection (deploy/NAME, sts/NAME, pod/NAME…; not with --proxy), and where to:
+    /// SERVICE[.NAMESPACE][:PORT] or ADDRESS:PORT, as the application connects to it
+    #[arg(value_name = "[WORKLOAD] [DESTINATION]", num_args = 0..=2)]
+    what: Vec<String>,
     /// A request: METHOD PATH [NAME: VALUE]…
-    #[arg(long, value_name = "REQUEST", requires = "destination")]
+    #[arg(long, value_name = "REQUEST", requires = "what")]
     request: Option<Request>,
-    /// Admin address of the proxy.
-    #[arg(long, value_name = "URL", env = "WEFT_PROXY_ADMIN",
-          default_value_t = format!("http://127.0.0.1:{}", names::ADMIN_PORT))]
-    proxy_admin: String,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
 }
@@ -263,8 +264,10 @@ impl Config {
             .iter()
             .find(|d| d.address == given)
             .or_else(|| {
-                let (host, port) = given.rsplit_once(':')?;
-                let port: u16 = port.parse().ok()?;
+                let (host, port) = match given.rsplit_once(':') {
+                    Some((host, port)) => (host, Some(port.parse::<u16>().ok()?)),
+                    None => (given, None),
+                };
                 let host = host.trim_end_matches('.');
                 self.destinations.iter().find(|d| {
                     let full = format!("{}.{}", d.service, d.namespace);
@@ -274,7 +277,7 @@ impl Config {
                         || host
                             .strip_prefix(full.as_str())
                             .is_some_and(|rest| rest == ".svc" || rest.starts_with(".svc."));
-                    known && d.port == port
+                    known && port.is_none_or(|port| d.port == port)
                 })
             })
     }
@@ -355,10 +358,45 @@ fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verd
     }
 }
 
+/// Whose connection, and where to.
+fn read(what: &[String]) -> anyhow::Result<(Option<Target>, Option<&str>)> {
+    Ok(match what {
+        [] => (None, None),
+        [one] if one.contains('/') => (Some(one.parse()?), None),
+        [one] => (None, Some(one)),
+        [workload, destination, ..] => (Some(workload.parse()?), Some(destination)),
+    })
+}
+
+/// What the proxy knows; of several the first that knows the destination.
+async fn ask(
+    args: &ProxyArgs,
+    target: Option<&Target>,
+    destination: Option<&str>,
+) -> anyhow::Result<Config> {
+    let (cluster, target) = match (args.reach().await?, target) {
+        (Reach::Direct(admin), _) => return Ok(admin.json("/config").await?),
+        (Reach::Cluster(_), None) => {
+            anyhow::bail!("say whose connection: weft routes deploy/NAME [DESTINATION]")
+        }
+        (Reach::Cluster(cluster), Some(target)) => (cluster, target),
+    };
+    let mut first = None;
+    for pod in cluster.pods_of(target).await? {
+        let config: Config = cluster.proxy(&pod).json("/config").await?;
+        if destination.is_none_or(|destination| config.find(destination).is_some()) {
+            return Ok(config);
+        }
+        first.get_or_insert(config);
+    }
+    first.ok_or_else(|| anyhow::anyhow!("{target} has no pod"))
+}
+
 pub async fn run(args: Routes) -> anyhow::Result<ExitCode> {
-    let config: Config = Admin::new(&args.proxy_admin)?.json("/config").await?;
+    let (target, destination) = read(&args.what)?;
+    let config = ask(&args.proxy, target.as_ref(), destination).await?;
     let paint = Paint::stdout();
-    let Some(given) = &args.destination else {
+    let Some(given) = destination else {
         match args.output {
             Format::Json => print_json(&config.destinations)?,
             Format::Table => show(&list(&config, paint)),
@@ -708,7 +746,8 @@ mod tests {
             ("catalog.shop.svc.cluster.local.:80", Some("10.96.0.20:80")),
             ("catalog.other.svc:80", Some("10.96.0.9:80")),
             ("catalog:81", None),
-            ("catalog", None),
+            ("catalog", Some("10.96.0.20:80")),
+            ("catalog:http", None),
             ("catalog.shopping:80", None),
         ] {
             assert_eq!(address(given), expected, "{given}");

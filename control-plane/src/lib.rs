@@ -8,8 +8,10 @@
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod cluster;
 pub mod compile;
 pub mod finding;
+pub mod inject;
 pub mod model;
 pub mod serve;
 pub mod sources;

@@ -15,7 +15,8 @@ use tracing::info;
 use tracing_subscriber::EnvFilter;
 use weft_api::names::{CONTROL_ADMIN_PORT, CONTROL_PORT, DEFAULT_TRUST_DOMAIN};
 use weft_control_plane::serve::ca::{self, Authority};
-use weft_control_plane::serve::{Config, Server, SourceConfig};
+use weft_control_plane::serve::{Config, IdentityConfig, Server, SourceConfig, webhook};
+use weft_control_plane::sources::kubernetes;
 
 /// Watches services and policies, tells proxies what to do, issues certificates.
 #[derive(Parser)]
@@ -29,20 +30,40 @@ struct Cli {
 
 #[derive(Args)]
 struct Serve {
-    /// Where services and policies come from: folder:PATH
+    /// Where services and policies come from: folder:PATH, kubernetes (the current context of
+    /// KUBECONFIG, or the cluster it runs in) or kubernetes:CONTEXT
     #[arg(long, env = "WEFT_SOURCE", value_parser = source, required = true)]
     source: Option<SourceConfig>,
     #[command(flatten)]
     data: Data,
+    /// Where the certificate authority is and who workloads are: folder (files in --data-dir, our
+    /// own tokens) or kubernetes (a Secret, service account tokens) [default: as the source]
+    #[arg(long, env = "WEFT_IDENTITY", value_enum)]
+    identity: Option<IdentitySource>,
+    /// Secret with your own certificate authority (tls.crt, tls.key, ca.crt), in the control
+    /// plane's namespace; without it, one is made. Only with --identity kubernetes
+    #[arg(long, env = "WEFT_CA_SECRET")]
+    ca_secret: Option<String>,
     /// Address of discovery and identity (gRPC over TLS)
     #[arg(long, env = "WEFT_LISTEN", default_value_t = SocketAddr::from(([0, 0, 0, 0], CONTROL_PORT)))]
     listen: SocketAddr,
     /// Address of health, metrics and status (plain HTTP)
     #[arg(long, env = "WEFT_ADMIN", default_value_t = SocketAddr::from(([127, 0, 0, 1], CONTROL_ADMIN_PORT)))]
     admin: SocketAddr,
+    /// Address of the admission webhook that puts sidecars into pods (HTTPS); none: there is no
+    /// webhook
+    #[arg(long, env = "WEFT_WEBHOOK", requires = "injector_settings")]
+    webhook: Option<SocketAddr>,
+    /// File with what is put into pods: settings.yaml of the ConfigMap weft-injector
+    #[arg(long, env = "WEFT_INJECTOR_SETTINGS")]
+    injector_settings: Option<PathBuf>,
     /// Lifetime of workload certificates, such as 24h or 10m; at least 1m
     #[arg(long, env = "WEFT_CERTIFICATE_LIFETIME", value_parser = duration, default_value = "24h")]
     certificate_lifetime: Duration,
+    /// Share of the requests without a sampling decision of their own that are traced, percent, when
+    /// no Telemetry says otherwise
+    #[arg(long, env = "WEFT_SAMPLING_PERCENT", value_parser = percent, default_value = "1")]
+    sampling_percent: f64,
     /// What is logged: error, warn, info, debug, or a tracing filter
     #[arg(long, env = "WEFT_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -55,6 +76,12 @@ struct Serve {
 enum LogFormat {
     Text,
     Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum IdentitySource {
+    Folder,
+    Kubernetes,
 }
 
 #[derive(Args, Clone)]
@@ -91,6 +118,12 @@ enum Command {
         #[command(flatten)]
         data: Data,
     },
+    /// Ask a control plane's admin port whether it is ready; the exit code says so
+    Ready {
+        /// host:port
+        #[arg(default_value_t = format!("127.0.0.1:{CONTROL_ADMIN_PORT}"))]
+        address: String,
+    },
     /// Begin to replace the root certificate; a running control plane takes it up within seconds
     RotateRoot {
         #[command(flatten)]
@@ -101,10 +134,25 @@ enum Command {
     },
 }
 
+fn percent(given: &str) -> Result<f64, String> {
+    match given.parse() {
+        Ok(percent) if (0.0..=100.0).contains(&percent) => Ok(percent),
+        _ => Err("write a number from 0 to 100".to_owned()),
+    }
+}
+
 fn source(given: &str) -> Result<SourceConfig, String> {
     match given.split_once(':') {
         Some(("folder", path)) if !path.is_empty() => Ok(SourceConfig::Folder(path.into())),
-        _ => Err("write folder:PATH".to_owned()),
+        None if given == "kubernetes" => {
+            Ok(SourceConfig::Kubernetes(kubernetes::Options::default()))
+        }
+        Some(("kubernetes", context)) if !context.is_empty() => {
+            Ok(SourceConfig::Kubernetes(kubernetes::Options {
+                context: Some(context.to_owned()),
+            }))
+        }
+        _ => Err("write folder:PATH, kubernetes or kubernetes:CONTEXT".to_owned()),
     }
 }
 
@@ -157,6 +205,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             )?;
             println!("{token}");
         }
+        Command::Ready { address } => ready(&address)?,
         Command::TrustRoot { data } => print!("{}", open(&data)?.bundle()),
         Command::RotateRoot { data, finish } => {
             let request = if finish {
@@ -164,18 +213,76 @@ fn run(command: Command) -> anyhow::Result<()> {
             } else {
                 ca::Request::Rotate
             };
-            open(&data)?.request(request)?;
+            ca::request(&data.data_dir, request)?;
             eprintln!("asked for; a running control plane takes it up within seconds, see /status");
         }
     }
     Ok(())
 }
 
+/// Asks `/readyz` by hand: one request over one connection.
+fn ready(address: &str) -> anyhow::Result<()> {
+    use std::io::{Read, Write};
+    use std::net::{TcpStream, ToSocketAddrs};
+    let wait = Duration::from_secs(5);
+    let found = address
+        .to_socket_addrs()
+        .with_context(|| format!("{address} cannot be looked up"))?;
+    let mut refused = anyhow::anyhow!("{address} has no addresses");
+    for to in found {
+        let mut stream = match TcpStream::connect_timeout(&to, wait) {
+            Ok(stream) => stream,
+            Err(error) => {
+                refused = anyhow::Error::new(error).context(format!("connecting to {to}"));
+                continue;
+            }
+        };
+        stream.set_read_timeout(Some(wait))?;
+        write!(
+            stream,
+            "GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream
+            .read_to_string(&mut answer)
+            .with_context(|| format!("asking {to}"))?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        anyhow::ensure!(
+            head.split(' ').nth(1) == Some("200"),
+            "{to} is not ready: {}",
+            body.trim()
+        );
+        println!("{to}: {}", body.trim());
+        return Ok(());
+    }
+    Err(refused)
+}
+
 fn serve(serve: Serve) -> anyhow::Result<()> {
     log(&serve)?;
     let source = serve.source.context("--source is missing")?;
+    let identity = match serve.identity {
+        Some(identity) => identity,
+        None => match source {
+            SourceConfig::Folder(_) => IdentitySource::Folder,
+            SourceConfig::Kubernetes(_) => IdentitySource::Kubernetes,
+        },
+    };
+    let identity = match (identity, serve.ca_secret) {
+        (IdentitySource::Kubernetes, ca_secret) => IdentityConfig::Kubernetes { ca_secret },
+        (IdentitySource::Folder, None) => IdentityConfig::Folder,
+        (IdentitySource::Folder, Some(_)) => {
+            anyhow::bail!("--ca-secret needs --identity kubernetes")
+        }
+    };
     let config = Config {
         source,
+        identity,
+        webhook: serve
+            .webhook
+            .zip(serve.injector_settings)
+            .map(|(listen, settings)| webhook::Config { listen, settings }),
+        sampling_percent: serve.sampling_percent,
         data_dir: serve.data.data_dir,
         listen: serve.listen,
         admin: serve.admin,
@@ -191,7 +298,12 @@ fn serve(serve: Serve) -> anyhow::Result<()> {
         .block_on(async {
             let mut terminate = signal(SignalKind::terminate())?;
             let mut interrupt = signal(SignalKind::interrupt())?;
-            let server = Server::bind(config).await?;
+            // In a cluster it may have to wait.
+            let server = tokio::select! {
+                server = Server::bind(config) => server?,
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            };
             info!(
                 listen = %server.address()?,
                 admin = %server.admin_address()?,

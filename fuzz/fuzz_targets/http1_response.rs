@@ -6,6 +6,7 @@ use http::{Method, Request};
 use http_body_util::{BodyExt, Empty};
 use libfuzzer_sys::fuzz_target;
 use weft_fuzz::{Memory, Message, check_written_on, data_of, drive, end_of_body};
+use weft_proxy::http1::framing::BodyReader;
 use weft_proxy::http1::head::{self, Head, Parsed};
 
 /// The first response that is not interim.
@@ -28,9 +29,10 @@ fn ours(bytes: &[u8], method: &Method, step: usize) -> Option<Message> {
         }
         let body = &rest[found.end..];
         let framing = found.framing.body;
-        let whole = end_of_body(framing, body, usize::MAX);
+        let reader = BodyReader::of_response(framing);
+        let whole = end_of_body(reader, body, usize::MAX);
         assert_eq!(
-            end_of_body(framing, body, step),
+            end_of_body(reader, body, step),
             whole,
             "it depends on the pieces"
         );

@@ -106,7 +106,7 @@ pub fn data_of(body: Body, bytes: &[u8]) -> Vec<u8> {
     }
     let mut data = Vec::new();
     let mut rest = bytes;
-    while let Some(end) = rest.iter().position(|b| *b == b'\r') {
+    while let Some(end) = rest.iter().position(|b| b"\r\n".contains(b)) {
         let digits: Vec<u8> = rest[..end]
             .iter()
             .copied()
@@ -117,16 +117,21 @@ pub fn data_of(body: Body, bytes: &[u8]) -> Vec<u8> {
         if size == 0 {
             break;
         }
-        data.extend_from_slice(&rest[end + 2..end + 2 + size]);
-        rest = &rest[end + 2 + size + 2..];
+        rest = after_line_end(&rest[end..]);
+        data.extend_from_slice(&rest[..size]);
+        rest = after_line_end(&rest[size..]);
     }
     data
 }
 
+fn after_line_end(bytes: &[u8]) -> &[u8] {
+    &bytes[if bytes.first() == Some(&b'\n') { 1 } else { 2 }..]
+}
+
 /// Follows a body in pieces of `step` bytes; where it ends, if it ends in `bytes` (which the
 /// connection's end follows).
-pub fn end_of_body(body: Body, bytes: &[u8], step: usize) -> Option<usize> {
-    let mut reader = BodyReader::new(body);
+pub fn end_of_body(mut reader: BodyReader, bytes: &[u8], step: usize) -> Option<usize> {
+    let until_close = reader == BodyReader::UntilClose;
     let mut at = 0;
     while !reader.is_done() && at < bytes.len() {
         let piece = &bytes[at..bytes.len().min(at + step)];
@@ -135,7 +140,7 @@ pub fn end_of_body(body: Body, bytes: &[u8], step: usize) -> Option<usize> {
         assert!(taken == piece.len() || reader.is_done(), "it stands still");
         at += taken;
     }
-    (reader.is_done() || body == Body::UntilClose).then_some(at)
+    (reader.is_done() || until_close).then_some(at)
 }
 
 /// A head written on without edits is the same bytes; written on without the fields of this hop,
@@ -173,9 +178,10 @@ pub fn our_requests(bytes: &[u8], step: usize) -> Vec<Message> {
         });
         let body = &rest[found.end..];
         let framing = found.framing.body;
-        let whole = end_of_body(framing, body, usize::MAX);
+        let reader = BodyReader::new(framing);
+        let whole = end_of_body(reader, body, usize::MAX);
         assert_eq!(
-            end_of_body(framing, body, step),
+            end_of_body(reader, body, step),
             whole,
             "it depends on the pieces"
         );

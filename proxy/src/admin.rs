@@ -1,26 +1,36 @@
 //! The admin port: health, readiness, metrics, what the proxy knows, drain, log level.
 //!
-//! Served on the control thread. Reading is open to whoever reaches the port (kubelet, Prometheus);
-//! changing anything is for callers on the loopback address only.
+//! Served on the control thread. The port is open on all addresses for kubelet and Prometheus, so
+//! only health, readiness and metrics are for whoever reaches it ([`OPEN`]); everything else is for
+//! callers on the loopback address. In a pod that is the pod itself, and `kubectl port-forward`
+//! (`weft tap`, `weft routes`), for which the apiserver asks whether the user may. Outside of
+//! Kubernetes `--admin-trust` names the addresses of those who look after the proxy.
 //!
 //! | Path | |
 //! |---|---|
 //! | `GET /healthz` | 200 while the process runs |
 //! | `GET /readyz` | 200 when tables and certificate are in place and it is not draining; else 503 and why |
 //! | `GET /metrics` | Prometheus text |
-//! | `GET /stats.json` | the golden signals by destination ([`crate::telemetry::stats`]) |
-//! | `GET /config` | what the proxy knows now ([`Introspect`]) |
+//! | `GET /stats.json` | metrics again: the golden signals by destination ([`crate::telemetry::stats`]) |
+//! | `GET /config` | what the proxy knows now ([`Introspect`]); loopback only, as is all below |
+//! | `GET /tap` | requests as they end, a line of JSON each ([`crate::telemetry::tap`]) |
 //! | `POST /drain` | begins draining |
 //! | `GET /log`, `PUT /log?level=FILTER` | shows, changes the log filter |
 
-use std::net::SocketAddr;
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http_body_util::{Either, Full, StreamBody};
+use hyper::body::Frame;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,13 +39,16 @@ use tokio::sync::Semaphore;
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::Registry;
 use crate::telemetry::stats::EndpointView;
+use crate::telemetry::tap::{Filter, Taps};
 use crate::telemetry::{exposition, process, stats};
 
+/// What is for whoever reaches the port.
+const OPEN: [&str; 4] = ["/healthz", "/readyz", "/metrics", "/stats.json"];
 /// Connections served at once; the others wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
 /// For a request's head to arrive, also the first.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection lives no longer: nobody holds a place for ever by asking slowly.
+/// A connection lives no longer, unless it taps: nobody holds a place for ever by asking slowly.
 const MAX_LIFETIME: Duration = Duration::from_secs(300);
 /// A peer that takes none of the answer for this long is given up (TCP_USER_TIMEOUT).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,6 +77,9 @@ pub trait Introspect: Send + Sync {
 pub struct AdminState {
     pub registry: Arc<Registry>,
     pub introspect: Arc<dyn Introspect>,
+    pub taps: Arc<Taps>,
+    /// Other addresses that may do what the loopback address may.
+    pub trusted: Vec<IpAddr>,
     /// `None`: the log cannot be changed.
     pub log: Option<LogControl>,
 }
@@ -95,9 +111,20 @@ pub async fn serve(listener: TcpListener, state: AdminState) {
 async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>) {
     // Where it is not supported, the lifetime still ends the connection.
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT));
-    let service = service_fn(move |request| {
-        let state = state.clone();
-        async move { Ok::<_, std::convert::Infallible>(respond(&state, peer, &request).await) }
+    let tapping = Arc::new(AtomicBool::new(false));
+    let service = service_fn({
+        let tapping = tapping.clone();
+        move |request| {
+            let (state, tapping) = (state.clone(), tapping.clone());
+            async move {
+                let response = respond(&state, peer, &request).await;
+                tapping.store(
+                    matches!(response.body(), Either::Right(_)),
+                    Ordering::Relaxed,
+                );
+                Ok::<_, Infallible>(response)
+            }
+        }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -105,27 +132,36 @@ async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     // How a client's connection ended is the client's concern.
-    let _ = tokio::time::timeout(MAX_LIFETIME, connection).await;
+    let mut connection = pin!(connection);
+    while tokio::time::timeout(MAX_LIFETIME, connection.as_mut())
+        .await
+        .is_err()
+        && tapping.load(Ordering::Relaxed)
+    {}
 }
 
+/// A text, or lines for as long as the client listens.
+type Body = Either<Full<Bytes>, StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>>;
+
 /// Bodies of requests are not read: nothing here takes one.
-async fn respond<B>(
-    state: &AdminState,
-    peer: SocketAddr,
-    request: &Request<B>,
-) -> Response<Full<Bytes>> {
+async fn respond<B>(state: &AdminState, peer: SocketAddr, request: &Request<B>) -> Response<Body> {
     let reading = matches!(*request.method(), Method::GET | Method::HEAD);
     let writing = matches!(*request.method(), Method::POST | Method::PUT);
-    match request.uri().path() {
+    let path = request.uri().path();
+    if !OPEN.contains(&path) && !is_trusted(state, peer) {
+        return text(
+            StatusCode::FORBIDDEN,
+            "only health, readiness and metrics are for other hosts; the rest is for the proxy's \
+             own loopback address, which kubectl port-forward and weft reach",
+        );
+    }
+    match path {
         "/healthz" | "/readyz" | "/metrics" | "/stats.json" | "/config" if !reading => {
             not_allowed("GET, HEAD")
         }
         "/drain" if !writing => not_allowed("POST, PUT"),
         "/log" if !reading && !writing => not_allowed("GET, HEAD, POST, PUT"),
-        "/drain" | "/log" if writing && !is_loopback(peer) => text(
-            StatusCode::FORBIDDEN,
-            "this can only be done from the proxy's own loopback address",
-        ),
+        "/tap" if *request.method() != Method::GET => not_allowed("GET"),
         "/healthz" => text(StatusCode::OK, "ok"),
         "/readyz" => match state.introspect.ready() {
             Ok(()) => text(StatusCode::OK, "ready"),
@@ -142,6 +178,7 @@ async fn respond<B>(
             json(&stats::stats(&state.registry.snapshot(), &endpoints))
         }
         "/config" => json(&state.introspect.config().await),
+        "/tap" => tap(state, request.uri().query().unwrap_or_default()),
         "/drain" => {
             state.introspect.drain();
             text(StatusCode::OK, "draining")
@@ -150,16 +187,37 @@ async fn respond<B>(
         "/log" => set_log(state, request.uri().query().unwrap_or_default()),
         _ => text(
             StatusCode::NOT_FOUND,
-            "there are /healthz, /readyz, /metrics, /stats.json, /config, /log and POST /drain",
+            "there are /healthz, /readyz, /metrics, /stats.json, /config, /tap, /log and POST /drain",
         ),
     }
 }
 
-fn is_loopback(peer: SocketAddr) -> bool {
-    peer.ip().to_canonical().is_loopback()
+fn is_trusted(state: &AdminState, peer: SocketAddr) -> bool {
+    let peer = peer.ip().to_canonical();
+    peer.is_loopback() || state.trusted.contains(&peer)
 }
 
-fn show_log(state: &AdminState) -> Response<Full<Bytes>> {
+/// Streams what the query asks for until the client goes.
+fn tap(state: &AdminState, query: &str) -> Response<Body> {
+    let parameters = query.split('&').filter(|pair| !pair.is_empty());
+    let parameters = parameters.map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (name, decode(value))
+    });
+    let (filter, per_second) = match Filter::read(parameters) {
+        Ok(read) => read,
+        Err(error) => return text(StatusCode::BAD_REQUEST, &error.to_string()),
+    };
+    match state.taps.listen(filter, per_second) {
+        Ok(lines) => {
+            let body = Either::Right(StreamBody::new(lines.boxed()));
+            respond_with(StatusCode::OK, "application/x-ndjson", body)
+        }
+        Err(error) => text(StatusCode::TOO_MANY_REQUESTS, &error.to_string()),
+    }
+}
+
+fn show_log(state: &AdminState) -> Response<Body> {
     match state.log.as_ref().map(LogControl::filter) {
         Some(Ok(filter)) => text(StatusCode::OK, &filter),
         Some(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
@@ -167,7 +225,7 @@ fn show_log(state: &AdminState) -> Response<Full<Bytes>> {
     }
 }
 
-fn set_log(state: &AdminState, query: &str) -> Response<Full<Bytes>> {
+fn set_log(state: &AdminState, query: &str) -> Response<Body> {
     let Some(log) = &state.log else {
         return no_log();
     };
@@ -190,7 +248,7 @@ fn set_log(state: &AdminState, query: &str) -> Response<Full<Bytes>> {
     }
 }
 
-fn no_log() -> Response<Full<Bytes>> {
+fn no_log() -> Response<Body> {
     text(
         StatusCode::NOT_FOUND,
         "the log of this process cannot be changed",
@@ -218,7 +276,7 @@ fn decode(value: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-fn not_allowed(allow: &'static str) -> Response<Full<Bytes>> {
+fn not_allowed(allow: &'static str) -> Response<Body> {
     let mut response = text(
         StatusCode::METHOD_NOT_ALLOWED,
         &format!("only {allow} here"),
@@ -228,19 +286,24 @@ fn not_allowed(allow: &'static str) -> Response<Full<Bytes>> {
     response
 }
 
-fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
+fn text(status: StatusCode, body: &str) -> Response<Body> {
     answer(status, "text/plain; charset=utf-8", format!("{body}\n"))
 }
 
-fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+fn json(value: &impl serde::Serialize) -> Response<Body> {
     match serde_json::to_string_pretty(value) {
         Ok(body) => answer(StatusCode::OK, "application/json", body + "\n"),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 
-fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn answer(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+    let body = Either::Left(Full::new(Bytes::from(body)));
+    respond_with(status, content_type, body)
+}
+
+fn respond_with(status: StatusCode, content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     let content_type = HeaderValue::from_static(content_type);
     let headers = response.headers_mut();

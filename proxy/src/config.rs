@@ -34,6 +34,15 @@ pub struct Config {
     /// Admin address: health, readiness, metrics, config dump, drain.
     #[arg(long, env = "WEFT_ADMIN", default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), names::ADMIN_PORT))]
     pub admin: SocketAddr,
+    /// Address that may use all of the admin port, as the loopback address may; others are served
+    /// health, readiness and metrics. May be repeated.
+    #[arg(
+        long,
+        env = "WEFT_ADMIN_TRUST",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    pub admin_trust: Vec<IpAddr>,
     /// Data workers; each is a thread.
     #[arg(long, env = "WEFT_WORKERS", default_value_t = 1)]
     pub workers: usize,

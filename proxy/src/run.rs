@@ -66,6 +66,7 @@ async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
         registry,
         spans,
         access_log,
+        taps: Arc::default(),
     };
     // All listeners before any worker: an address that is taken is an error at once.
     let mut listeners = Vec::new();
@@ -101,6 +102,8 @@ async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
         admin,
         AdminState {
             registry: shared.registry.clone(),
+            taps: shared.taps.clone(),
+            trusted: config.admin_trust.clone(),
             introspect: introspection,
             log: Some(log),
         },

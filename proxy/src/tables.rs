@@ -408,6 +408,26 @@ pub struct Workload {
     pub sampling_per_myriad: u32,
     pub access_log: AccessLog,
     pub otlp_endpoint: Option<String>,
+    /// What may be asked in plaintext even where mutual TLS is required.
+    pub probes: Vec<Probe>,
+}
+
+/// A health check from outside the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    pub port: u16,
+    pub check: Check,
+}
+
+/// How a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Check {
+    /// GET of exactly this path and query.
+    Http(Box<str>),
+    /// A connection on which the client says nothing.
+    Tcp,
+    /// `grpc.health.v1.Health/Check`.
+    Grpc,
 }
 
 #[derive(Debug, Clone)]

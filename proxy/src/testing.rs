@@ -40,6 +40,7 @@ pub(crate) fn worker(credentials: Option<Credentials>) -> Rc<Worker> {
         identity,
         spans: span_channel(registry.clone()).0,
         access_log: access_log::channel(registry.clone()).0,
+        taps: Arc::default(),
         registry,
     })
 }

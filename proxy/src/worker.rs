@@ -19,8 +19,8 @@ use crate::discovery::Directory;
 use crate::inbound::local;
 use crate::tables::{Backend, Destination, RetryPolicy, Route, Workload};
 use crate::telemetry::{
-    AccessLogSink, Direction, FlowLabels, FlowProtocol, Registry, Sampler, Tracer, WorkerMetrics,
-    trace::SpanSink,
+    AccessLogSink, Direction, FlowLabels, FlowProtocol, Registry, Sampler, Taps, Tracer,
+    WorkerMetrics, trace::SpanSink,
 };
 use crate::transport;
 use crate::{http1, http2, identity};
@@ -46,6 +46,7 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     pub spans: SpanSink,
     pub access_log: AccessLogSink,
+    pub taps: Arc<Taps>,
 }
 
 /// Everything a connection needs on its way; reached through an `Rc`.
@@ -56,6 +57,7 @@ pub struct Worker {
     pub metrics: WorkerMetrics,
     pub tracer: Tracer,
     pub access_log: AccessLogSink,
+    pub taps: Arc<Taps>,
     pub connect_options: transport::Options,
     pub drain: Drain,
     open: Cell<usize>,
@@ -131,6 +133,7 @@ impl Worker {
             metrics: shared.registry.worker(),
             tracer: Tracer::new(shared.spans.clone()),
             access_log: shared.access_log.clone(),
+            taps: shared.taps.clone(),
             connect_options: transport::Options {
                 mark: shared.config.mark,
                 ..transport::Options::default()

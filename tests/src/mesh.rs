@@ -499,6 +499,13 @@ impl Sidecar {
         get(SocketAddr::new(self.host.v4().into(), ADMIN_PORT), path)
     }
 
+    /// Asks the proxy's admin server from its own host, by the loopback address.
+    pub fn get_inside(&self, path: &str) -> Option<(u16, String)> {
+        let address = SocketAddr::from(([127, 0, 0, 1], ADMIN_PORT));
+        let answer = self.host.within(|| Ok(get(address, path)));
+        answer.ok().flatten()
+    }
+
     /// The proxy's log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()

@@ -378,7 +378,9 @@ fn start_proxy(
         .arg(&credentials.token)
         .args(["--workload", &format!("{}/{}", args.namespace, args.name)])
         .args(["--trust-domain", &args.trust_domain])
-        .args(["--drain-seconds", &DRAIN.as_secs().to_string()]);
+        .args(["--drain-seconds", &DRAIN.as_secs().to_string()])
+        // For `weft routes` and `weft tap` on this machine.
+        .args(["--admin-trust", &fabric.v4().to_string()]);
     if let Some(mark) = exemption.mark() {
         command.args(["--mark", &mark.to_string()]);
     }

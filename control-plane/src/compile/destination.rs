@@ -14,8 +14,6 @@ pub(super) fn destination(world: &World, key: &str, client: &str) -> Option<Dest
         return Some(to_service(world, service, port, client));
     }
     if let Ok(address) = key.parse::<SocketAddr>() {
-        // Routes of Services do not apply to a workload addressed directly (the Gateway API's rule
-        // for Pod addresses), but mutual TLS does.
         return world
             .workload_at(address.ip())
             .map(|workload| to_workload(world, workload, address.port()));
@@ -31,26 +29,42 @@ pub(super) fn service_of<'a>(
     if let Ok(address) = key.parse::<SocketAddr>() {
         return service_at(world, address);
     }
-    let (host, port) = key.rsplit_once(':')?;
+    let (_, port) = key.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
-    let service = world.service(&service_name(host)?)?;
+    let service = world.service(&service_of_host(key)?)?;
     let port = service.ports.iter().find(|known| known.port == port)?;
     Some((service, port))
 }
 
-/// The Service at a virtual address; of several with the same address and port the first by name.
+/// The Service at a virtual address, or at a node's address and a node port; of several with the
+/// same address and port the first by name.
 fn service_at(world: &World, address: SocketAddr) -> Option<(&Service, &ServicePort)> {
-    world
+    let port_of = |name: &Name, wanted: &dyn Fn(&ServicePort) -> bool| {
+        let service = world.service(name)?;
+        let port = service.ports.iter().find(|port| wanted(port))?;
+        Some((service, port))
+    };
+    let at_vip = world
         .vips
         .get(&address.ip())
-        .filter_map(|name| world.service(name))
-        .find_map(|service| {
-            let port = service
-                .ports
-                .iter()
-                .find(|port| port.port == address.port())?;
-            Some((service, port))
-        })
+        .find_map(|name| port_of(name, &|port| port.port == address.port()));
+    at_vip.or_else(|| {
+        if !world.node_addresses.contains(&address.ip()) {
+            return None;
+        }
+        world
+            .node_ports
+            .get(&address.port())
+            .find_map(|name| port_of(name, &|port| port.node_port == Some(address.port())))
+    })
+}
+
+/// The Service a `<host>:<port>` names.
+pub(super) fn service_of_host(key: &str) -> Option<Name> {
+    if key.parse::<SocketAddr>().is_ok() {
+        return None;
+    }
+    service_name(key.rsplit_once(':')?.0)
 }
 
 /// Reads "cart.shop", "cart.shop.svc" or `cart.shop.svc.<cluster domain>`.
@@ -140,8 +154,17 @@ fn fallback_backend(world: &World, name: &Name, number: u16) -> Backend {
     })
 }
 
+/// A workload addressed directly: mutual TLS, but no routes (the Gateway API's rule for Pod
+/// addresses). Its name in a headless Service is its address too; the policies of the one headless
+/// Service that leads to this port hold.
 fn to_workload(world: &World, workload: &Workload, number: u16) -> Destination {
     let port = workload.ports.iter().find(|port| port.port == number);
+    let headless = headless_service(world, workload, number)
+        .map(|(service, port)| policy::effective(world, service, port));
+    let (route_policy, backend_policy) = match headless {
+        Some(effective) => (effective.route, policy::direct(effective.backend)),
+        None => (policy::default_route(), policy::direct_backend()),
+    };
     Destination {
         namespace: workload.name.namespace.clone(),
         service: workload.name.name.clone(),
@@ -159,13 +182,35 @@ fn to_workload(world: &World, workload: &Workload, number: u16) -> Destination {
                     service: workload.name.name.clone(),
                     port: u32::from(number),
                     endpoints: endpoints::name_of_workload(&workload.name, number),
-                    policy: Some(policy::direct_backend()),
+                    policy: Some(backend_policy),
                 }),
                 ..WeightedBackend::default()
             }],
-            policy: Some(policy::default_route()),
+            policy: Some(route_policy),
             ..Route::default()
         }],
         ..Destination::default()
     }
+}
+
+/// The headless Service whose port leads to a workload's port, if it is the only one.
+fn headless_service<'a>(
+    world: &'a World,
+    workload: &Workload,
+    number: u16,
+) -> Option<(&'a Service, &'a ServicePort)> {
+    let mut found = world
+        .sliced_services_of(workload)
+        .into_iter()
+        .filter_map(|name| world.service(name))
+        .filter(|service| service.headless)
+        .filter_map(|service| {
+            let leads = |port: &&ServicePort| {
+                endpoints::target_port(workload, port) == Some(number)
+                    || (service.selector.is_empty() && port.port == number)
+            };
+            Some((service, service.ports.iter().find(leads)?))
+        });
+    let only = found.next()?;
+    found.next().is_none().then_some(only)
 }

@@ -7,7 +7,7 @@ use weft_api::policy::traffic::Fallback;
 use super::endpoints::target_port;
 use super::policy::{Level, is_port, winner};
 use crate::finding::Severity;
-use crate::model::{Kind, Name, ObjectRef, TargetPort, World};
+use crate::model::{EndpointSlice, Kind, Name, ObjectRef, TargetPort, World};
 
 /// Something wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,6 +60,10 @@ pub fn problems(world: &World) -> Vec<Problem> {
 
 fn services(world: &World, found: &mut Problems) {
     for (name, service) in &world.services {
+        // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
+        if service.sliced {
+            continue;
+        }
         let at = (Kind::Service, name);
         let sliced = world.slices_of.get(name).next().is_some();
         if service.selector.is_empty() {
@@ -172,7 +176,8 @@ fn slices(world: &World, found: &mut Problems) {
             );
             continue;
         };
-        for port in &service.ports {
+        let named = |slice: &EndpointSlice| !service.sliced || !slice.endpoints.is_empty();
+        for port in service.ports.iter().filter(|_| named(slice)) {
             let served = world
                 .slices_of
                 .get(&service.name)

@@ -35,6 +35,8 @@ use crate::model::{Name, World};
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub trust_domain: String,
+    /// Percent of the requests that are traced when no Telemetry says otherwise.
+    pub sampling_percent: f64,
 }
 
 /// The body of a resource now, for proxies of the namespace `client`; `Absent` when there is no such
@@ -54,7 +56,7 @@ pub fn compile(
             endpoints::endpoints(world, settings, &key.name).map(Body::Endpoints)
         }
         ResourceKind::Workload => Name::parse(&key.name)
-            .and_then(|name| workload::workload(world, &name))
+            .and_then(|name| workload::workload(world, settings, &name))
             .map(Body::Workload),
         ResourceKind::Trust if key.name == TRUST => Some(Body::Trust(trust.clone())),
         ResourceKind::Trust | ResourceKind::Unspecified => None,

@@ -96,6 +96,14 @@ pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) ->
             merged.inherit(&policy.spec);
         }
     }
+    if service.client_affinity {
+        // `sessionAffinity: ClientIP`, where no policy says how to balance.
+        merged.load_balancer.get_or_insert_with(|| LoadBalancer {
+            algorithm: Some(Algorithm::RingHash),
+            hash_key: Some(HashKey::SourceAddress(true)),
+            panic_threshold: None,
+        });
+    }
     let breaker = merged.circuit_breaker.clone().unwrap_or_default();
     let mut route = route(&merged);
     let mut fallback_backend = None;
@@ -185,12 +193,17 @@ pub(super) fn default_backend() -> proto::BackendPolicy {
     backend(&TrafficPolicySpec::default())
 }
 
-/// What holds for one workload addressed directly: there is nothing to choose from, so nothing is
-/// ejected.
+/// What holds for one workload addressed directly when no policy says anything.
 pub(super) fn direct_backend() -> proto::BackendPolicy {
+    direct(default_backend())
+}
+
+/// A Service's policy for one workload addressed directly: there is nothing to choose from, so
+/// nothing is ejected.
+pub(super) fn direct(policy: proto::BackendPolicy) -> proto::BackendPolicy {
     proto::BackendPolicy {
         outlier_detection: None,
-        ..default_backend()
+        ..policy
     }
 }
 

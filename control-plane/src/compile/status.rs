@@ -2,9 +2,7 @@
 //! (Gateway API, RouteParentStatus). Values; who writes them to Kubernetes is in the server.
 
 use super::routes::{Unresolved, names_port, resolve, winning_kind};
-use crate::model::{
-    BackendRef, Filter, ObjectRef, ParentRef, RefusedReason, Route, Rule, ServicePort, World,
-};
+use crate::model::{ObjectRef, ParentRef, RefusedReason, Route, Rule, ServicePort, World};
 
 /// Our name in the statuses of routes.
 pub const CONTROLLER: &str = "weft.dev/mesh";
@@ -15,6 +13,8 @@ pub struct RouteStatus {
     pub route: ObjectRef,
     /// The generation of the spec that was looked at.
     pub generation: i64,
+    /// When the object was made: tells one from another of the same name.
+    pub created: String,
     /// Only parents that are Services: others are other controllers' to look after.
     pub parents: Vec<ParentStatus>,
 }
@@ -73,6 +73,7 @@ pub fn status(world: &World, route: &Route) -> RouteStatus {
     RouteStatus {
         route: route.reference(),
         generation: route.generation,
+        created: route.created.clone(),
         parents,
     }
 }
@@ -164,22 +165,9 @@ fn partially_invalid(route: &Route) -> Option<Condition> {
     ))
 }
 
-/// Every backend a rule names, mirrors included.
-fn references(rule: &Rule) -> impl Iterator<Item = &BackendRef> {
-    let filters = rule
-        .filters
-        .iter()
-        .chain(rule.backends.iter().flat_map(|backend| &backend.filters));
-    let mirrors = filters.filter_map(|filter| match filter {
-        Filter::Mirror(mirror) => Some(&mirror.backend),
-        _ => None,
-    });
-    rule.backends.iter().chain(mirrors)
-}
-
 fn resolved_refs(world: &World, route: &Route) -> Condition {
     for (index, rule) in route.rules.iter().enumerate() {
-        for backend in references(rule) {
+        for backend in rule.references() {
             if let Err(Unresolved { reason, message }) = resolve(world, backend) {
                 let message = format!("rules[{index}]: {message}");
                 return Condition::new("ResolvedRefs", false, reason, message);

@@ -26,6 +26,7 @@ fn world(manifests: &str) -> World {
 fn resource(world: &World, kind: ResourceKind, name: &str) -> Compiled {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),
+        sampling_percent: 1.0,
     };
     let key = ResourceKey {
         kind: kind.into(),
@@ -621,7 +622,7 @@ fn an_endpoint_change_touches_its_services_only() {
     let change = Change::Set(Box::new(parsed[0].object.clone()));
     let mut dirty = Dirty::default();
     world.apply(change.clone(), &mut dirty);
-    assert!(!dirty.destinations && !dirty.all_workloads);
+    assert!(dirty.services.is_empty() && !dirty.all_workloads);
     assert_eq!(dirty.endpoints.len(), 1);
     assert_eq!(dirty.workloads.len(), 1);
     let mut again = Dirty::default();
@@ -633,7 +634,7 @@ proptest! {
     #[test]
     fn no_name_panics(name in "\\PC{0,40}", kind in 0i32..6) {
         let world = world(SHOP);
-        let settings = Settings { trust_domain: "cluster.local".to_owned() };
+        let settings = Settings { trust_domain: "cluster.local".to_owned(), sampling_percent: 1.0 };
         let key = ResourceKey { kind, name };
         compile(&world, &settings, &key, &Trust::default(), "");
     }

@@ -2,7 +2,10 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use prost::Message;
-use weft_api::proto::{Absent, Resource, ResourceKey, resource::Body};
+use weft_api::proto::resource::Body;
+use weft_api::proto::{Absent, Backend, Resource, ResourceKey, ResourceKind, fallback, filter};
+
+use crate::model::Name;
 
 /// A resource ready to be sent.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,48 +47,67 @@ impl Compiled {
 
     /// Names of the Endpoints resources a destination leads to; none for other kinds.
     pub fn endpoint_names(&self) -> Vec<String> {
-        let Some(Body::Destination(destination)) = &self.resource.body else {
-            return Vec::new();
-        };
-        let mut names: Vec<String> = destination
-            .routes
-            .iter()
-            .chain(
-                destination
-                    .opaque
-                    .iter()
-                    .filter_map(|opaque| opaque.route.as_ref()),
-            )
-            .flat_map(|route| {
-                let fallback = route
-                    .policy
-                    .as_ref()
-                    .and_then(|policy| policy.fallback.as_ref())
-                    .and_then(|fallback| match &fallback.action {
-                        Some(weft_api::proto::fallback::Action::Backend(backend)) => Some(backend),
-                        _ => None,
-                    });
-                let filters = route
-                    .filters
-                    .iter()
-                    .chain(route.backends.iter().flat_map(|weighted| &weighted.filters));
-                let mirrors = filters.filter_map(|filter| match &filter.filter {
-                    Some(weft_api::proto::filter::Filter::Mirror(mirror)) => {
-                        mirror.backend.as_ref()
-                    }
-                    _ => None,
-                });
-                route
-                    .backends
-                    .iter()
-                    .filter_map(|weighted| weighted.backend.as_ref())
-                    .chain(fallback)
-                    .chain(mirrors)
-            })
+        let mut names: Vec<String> = self
+            .backends()
             .map(|backend| backend.endpoints.clone())
             .collect();
         names.sort();
         names.dedup();
         names
+    }
+
+    /// Services that a destination is, leads to, or would be by its host name: a change to one of
+    /// them may change it.
+    pub fn services(&self) -> Vec<Name> {
+        let mut names: Vec<Name> = self
+            .backends()
+            .map(|backend| Name::new(&backend.namespace, &backend.service))
+            .collect();
+        if let Some(Body::Destination(destination)) = &self.resource.body {
+            names.push(Name::new(&destination.namespace, &destination.service));
+        }
+        if let Some(key) = &self.resource.key
+            && key.kind() == ResourceKind::Destination
+        {
+            names.extend(super::destination::service_of_host(&key.name));
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Every backend of a destination.
+    fn backends(&self) -> impl Iterator<Item = &Backend> {
+        let (routes, opaque) = match &self.resource.body {
+            Some(Body::Destination(destination)) => {
+                (&destination.routes[..], &destination.opaque[..])
+            }
+            _ => (&[][..], &[][..]),
+        };
+        let opaque = opaque.iter().filter_map(|opaque| opaque.route.as_ref());
+        routes.iter().chain(opaque).flat_map(|route| {
+            let filters = route
+                .filters
+                .iter()
+                .chain(route.backends.iter().flat_map(|weighted| &weighted.filters));
+            let mirrors = filters.filter_map(|given| match &given.filter {
+                Some(filter::Filter::Mirror(mirror)) => mirror.backend.as_ref(),
+                _ => None,
+            });
+            let fallback = route
+                .policy
+                .as_ref()
+                .and_then(|policy| policy.fallback.as_ref())
+                .and_then(|fallback| match &fallback.action {
+                    Some(fallback::Action::Backend(backend)) => Some(backend),
+                    _ => None,
+                });
+            route
+                .backends
+                .iter()
+                .filter_map(|weighted| weighted.backend.as_ref())
+                .chain(fallback)
+                .chain(mirrors)
+        })
     }
 }

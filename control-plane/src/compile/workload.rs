@@ -8,25 +8,21 @@ use weft_api::policy::{AccessLogMode, MtlsMode, PeerAuthenticationSpec, Telemetr
 use weft_api::proto;
 use weft_api::proto::Protocol;
 
+use super::Settings;
 use super::endpoints::target_port;
-use crate::model::{Name, Policy, Workload, World, is_selected};
-
-/// Sampled when nothing else is said: 1 percent.
-const DEFAULT_SAMPLING_PERCENT: f64 = 1.0;
+use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
 /// Compiles a workload's own table; `None` when there is no such workload.
-pub(super) fn workload(world: &World, name: &Name) -> Option<proto::Workload> {
+pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Option<proto::Workload> {
     let workload = world.workload(name)?;
     let mut ports: BTreeMap<u16, Protocol> = BTreeMap::new();
-    for service in world.services_in(&name.namespace) {
-        if is_selected(service, workload) {
-            for port in &service.ports {
-                if let Some(number) = target_port(workload, port) {
-                    let known = ports.entry(number).or_insert(port.protocol);
-                    // Of several Services the first by name that says something.
-                    if *known == Protocol::Auto {
-                        *known = port.protocol;
-                    }
+    for service in world.services_of(workload) {
+        for port in &service.ports {
+            if let Some(number) = target_port(workload, port) {
+                let known = ports.entry(number).or_insert(port.protocol);
+                // Of several Services the first by name that says something.
+                if *known == Protocol::Auto {
+                    *known = port.protocol;
                 }
             }
         }
@@ -45,7 +41,7 @@ pub(super) fn workload(world: &World, name: &Name) -> Option<proto::Workload> {
         namespace: name.namespace.clone(),
         name: name.name.clone(),
         service_account: workload.service_account.clone(),
-        zone: workload.zone.clone(),
+        zone: world.zone_of(workload).to_owned(),
         labels: workload.labels.clone(),
         mtls: modes.all.into(),
         ports: ports
@@ -56,8 +52,9 @@ pub(super) fn workload(world: &World, name: &Name) -> Option<proto::Workload> {
                 mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
             })
             .collect(),
-        telemetry: Some(telemetry(world, workload)),
+        telemetry: Some(telemetry(world, settings, workload)),
         display_name: display_name(workload),
+        probes: workload.probes.iter().map(probe).collect(),
     })
 }
 
@@ -72,14 +69,26 @@ pub(super) fn protocol_of(world: &World, workload: &Workload, number: u16) -> Op
         .filter(|protocol| *protocol != Protocol::Auto);
     own.or_else(|| {
         world
-            .services_in(&workload.name.namespace)
-            .filter(|service| is_selected(service, workload))
+            .services_of(workload)
+            .into_iter()
             .flat_map(|service| &service.ports)
             .find(|port| {
                 target_port(workload, port) == Some(number) && port.protocol != Protocol::Auto
             })
             .map(|port| port.protocol)
     })
+}
+
+fn probe(probe: &Probe) -> proto::Probe {
+    use proto::probe::Check as Way;
+    proto::Probe {
+        port: u32::from(probe.port),
+        check: Some(match &probe.check {
+            Check::Http { path } => Way::HttpPath(path.clone()),
+            Check::Tcp => Way::Tcp(true),
+            Check::Grpc => Way::Grpc(true),
+        }),
+    }
 }
 
 fn display_name(workload: &Workload) -> String {
@@ -116,12 +125,12 @@ fn modes(world: &World, workload: &Workload) -> Modes {
     Modes { all, ports }
 }
 
-fn telemetry(world: &World, workload: &Workload) -> proto::Telemetry {
+fn telemetry(world: &World, settings: &Settings, workload: &Workload) -> proto::Telemetry {
     let layers: Vec<&TelemetrySpec> = layers(&world.telemetry, workload, |spec| &spec.selector);
     let percent = layers
         .iter()
         .find_map(|spec| spec.tracing.sampling_percent)
-        .unwrap_or(DEFAULT_SAMPLING_PERCENT);
+        .unwrap_or(settings.sampling_percent);
     let mode = layers.iter().find_map(|spec| spec.access_log.mode);
     let endpoint = layers
         .iter()
@@ -147,10 +156,8 @@ fn layers<'a, T>(
     selector: impl Fn(&T) -> &Option<LabelSelector>,
 ) -> Vec<&'a T> {
     let first = |namespace: &str, wanted: &dyn Fn(&Option<LabelSelector>) -> bool| {
-        policies
-            .iter()
-            .filter(|(name, policy)| name.namespace == namespace && wanted(selector(&policy.spec)))
-            .map(|(_, policy)| policy)
+        in_namespace(policies, namespace)
+            .filter(|policy| wanted(selector(&policy.spec)))
             .min_by(|a, b| a.precedence().cmp(&b.precedence()))
             .map(|policy| &policy.spec)
     };

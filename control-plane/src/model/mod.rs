@@ -4,6 +4,7 @@
 //! [`Object`] is what a source reports; [`World`] is all of them, with the indexes the compiler
 //! needs; [`World::apply`] takes one change and says what it may have changed for proxies.
 
+mod index;
 mod route;
 mod validate;
 mod world;
@@ -21,8 +22,8 @@ pub use route::{
     ValueMatch,
 };
 pub use validate::{Invalid, validate};
+pub(crate) use world::in_namespace;
 pub use world::{Dirty, World};
-pub(crate) use world::{in_namespace, is_selected};
 
 /// Namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,6 +59,7 @@ pub enum Kind {
     Service,
     EndpointSlice,
     Workload,
+    Node,
     TrafficPolicy,
     PeerAuthentication,
     Telemetry,
@@ -74,6 +76,31 @@ pub struct ObjectRef {
     pub name: Name,
 }
 
+impl ObjectRef {
+    /// Reads "trafficpolicy/cart" (kinds in any case, in the plural, or short as in kubectl) in a
+    /// namespace.
+    pub fn parse(given: &str, namespace: &str) -> Option<Self> {
+        let (kind, name) = given.split_once('/')?;
+        let kind = match &*kind.to_ascii_lowercase() {
+            "service" | "services" | "svc" => Kind::Service,
+            "endpointslice" | "endpointslices" => Kind::EndpointSlice,
+            "workload" | "workloads" | "pod" | "pods" | "po" => Kind::Workload,
+            "trafficpolicy" | "trafficpolicies" => Kind::TrafficPolicy,
+            "peerauthentication" | "peerauthentications" => Kind::PeerAuthentication,
+            "telemetry" | "telemetries" => Kind::Telemetry,
+            "httproute" | "httproutes" => Kind::HTTPRoute,
+            "grpcroute" | "grpcroutes" => Kind::GRPCRoute,
+            "tlsroute" | "tlsroutes" => Kind::TLSRoute,
+            "tcproute" | "tcproutes" => Kind::TCPRoute,
+            _ => return None,
+        };
+        (!name.is_empty() && !name.contains('/')).then(|| Self {
+            kind,
+            name: Name::new(namespace, name),
+        })
+    }
+}
+
 impl fmt::Display for ObjectRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {}", self.kind, self.name)
@@ -86,6 +113,7 @@ pub enum Object {
     Service(Service),
     EndpointSlice(EndpointSlice),
     Workload(Workload),
+    Node(Node),
     TrafficPolicy(Box<Policy<TrafficPolicySpec>>),
     PeerAuthentication(Policy<PeerAuthenticationSpec>),
     Telemetry(Policy<TelemetrySpec>),
@@ -98,6 +126,7 @@ impl Object {
             Self::Service(service) => (Kind::Service, &service.name),
             Self::EndpointSlice(slice) => (Kind::EndpointSlice, &slice.name),
             Self::Workload(workload) => (Kind::Workload, &workload.name),
+            Self::Node(node) => (Kind::Node, &node.name),
             Self::TrafficPolicy(policy) => (Kind::TrafficPolicy, &policy.name),
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
             Self::Telemetry(policy) => (Kind::Telemetry, &policy.name),
@@ -116,6 +145,12 @@ pub enum Change {
     /// The object is there, or is now this.
     Set(Box<Object>),
     Remove(ObjectRef),
+    /// The object as it was set last has this `metadata.generation`. Nothing compiled depends on
+    /// it; it answers "has my change arrived?".
+    Generation {
+        object: ObjectRef,
+        generation: i64,
+    },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,11 +158,16 @@ pub struct Service {
     pub name: Name,
     /// Labels of the workloads behind it; empty: none are chosen, EndpointSlices name them.
     pub selector: BTreeMap<String, String>,
-    /// Virtual addresses; none when headless.
+    /// Virtual addresses: cluster IPs, external IPs, a load balancer's; none when headless.
     pub vips: Vec<IpAddr>,
     pub headless: bool,
     /// Endpoints that are not ready count as ready.
     pub publish_not_ready: bool,
+    /// Its endpoints are those of its EndpointSlices and nothing else, as in Kubernetes; else the
+    /// workloads that the selector chooses count while there is no slice.
+    pub sliced: bool,
+    /// Without a policy that says otherwise, a client always gets the same endpoint.
+    pub client_affinity: bool,
     /// TCP ports.
     pub ports: Vec<ServicePort>,
 }
@@ -145,6 +185,8 @@ pub struct ServicePort {
     pub port: u16,
     pub target: TargetPort,
     pub protocol: Protocol,
+    /// The port of every node that leads here too.
+    pub node_port: Option<u16>,
 }
 
 /// Where a Service port leads on a workload.
@@ -172,11 +214,21 @@ pub struct SlicePort {
     pub port: u16,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SliceEndpoint {
     pub addresses: Vec<IpAddr>,
     pub health: Health,
     pub zone: String,
+    /// Whose address it is, when the slice says so.
+    pub workload: Option<WorkloadRef>,
+}
+
+/// Which workload: one of the same name that came later is another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadRef {
+    pub name: Name,
+    /// Empty when not known.
+    pub uid: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -192,6 +244,42 @@ pub struct Workload {
     pub health: Health,
     /// A proxy that takes mutual TLS stands before it.
     pub sidecar: bool,
+    /// Tells it from another of the same name; empty when not known.
+    pub uid: String,
+    /// Name of the node it runs on; empty when not known.
+    pub node: String,
+    /// Its addresses are its node's, which it shares with others: it is not reached by address.
+    pub host_network: bool,
+    /// How its health is asked for from outside the mesh.
+    pub probes: Vec<Probe>,
+}
+
+/// A health check that comes from outside the mesh, in plaintext.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Probe {
+    /// The workload's own port.
+    pub port: u16,
+    pub check: Check,
+}
+
+/// How a probe asks.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Check {
+    /// GET of exactly this path and query.
+    Http { path: String },
+    /// Connects and says nothing.
+    Tcp,
+    /// `grpc.health.v1.Health/Check`.
+    Grpc,
+}
+
+/// A machine of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Without a namespace.
+    pub name: Name,
+    pub zone: String,
+    pub addresses: Vec<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! Routes of the Gateway API with Services as parents, whatever kind they were written as.
 
+use std::collections::BTreeSet;
+
 use weft_api::policy::Duration;
 
 use super::{Kind, Name, ObjectRef};
@@ -77,6 +79,17 @@ impl Route {
     }
 }
 
+impl Route {
+    /// Every Service that it names, as a parent or as a backend.
+    pub(super) fn mentions(&self) -> BTreeSet<Name> {
+        let backends = self.rules.iter().flat_map(Rule::references);
+        self.services()
+            .into_iter()
+            .chain(backends.map(|backend| backend.name.clone()))
+            .collect()
+    }
+}
+
 /// What a route is attached to, as it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ParentRef {
@@ -115,6 +128,21 @@ pub struct Rule {
     pub refused: Vec<Refused>,
     /// A match is not understood: the rule takes no request.
     pub dropped: bool,
+}
+
+impl Rule {
+    /// Every backend that it names, mirrors included.
+    pub fn references(&self) -> impl Iterator<Item = &BackendRef> {
+        let filters = self
+            .filters
+            .iter()
+            .chain(self.backends.iter().flat_map(|backend| &backend.filters));
+        let mirrors = filters.filter_map(|filter| match filter {
+            Filter::Mirror(mirror) => Some(&mirror.backend),
+            _ => None,
+        });
+        self.backends.iter().chain(mirrors)
+    }
 }
 
 /// Something that a rule says and that cannot be honoured.

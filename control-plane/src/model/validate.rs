@@ -90,7 +90,7 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
             }
         }
         // What a rule of a route says wrong is said by the route's conditions.
-        Object::EndpointSlice(_) | Object::Route(_) => {}
+        Object::EndpointSlice(_) | Object::Node(_) | Object::Route(_) => {}
     }
     findings.0
 }

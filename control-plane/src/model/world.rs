@@ -3,49 +3,68 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::policy::meta::selects;
 use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
 
+use super::index::Index;
 use super::{
-    Change, EndpointSlice, Kind, Name, Object, ObjectRef, Policy, Route, Service, Workload,
+    Change, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Route, Service, Workload,
 };
 
-/// Everything the sources have reported, indexed for the compiler.
+/// Everything the sources have reported, indexed for the compiler: a change costs what it touches,
+/// not what there is.
 #[derive(Debug, Default)]
 pub struct World {
     pub(crate) services: BTreeMap<Name, Service>,
     pub(crate) slices: BTreeMap<Name, EndpointSlice>,
     pub(crate) workloads: BTreeMap<Name, Workload>,
+    pub(crate) nodes: BTreeMap<Name, Node>,
     pub(crate) traffic: BTreeMap<Name, Policy<TrafficPolicySpec>>,
     pub(crate) peer_authentication: BTreeMap<Name, Policy<PeerAuthenticationSpec>>,
     pub(crate) telemetry: BTreeMap<Name, Policy<TelemetrySpec>>,
     pub(crate) routes: BTreeMap<ObjectRef, Route>,
-    /// Routes by a Service that is a parent of theirs.
-    pub(crate) routes_of: BTreeMap<Name, BTreeSet<ObjectRef>>,
+    /// Routes by a Service that they name as their parent or a backend.
+    routes_of: BTreeMap<Name, BTreeSet<ObjectRef>>,
+    /// `metadata.generation` of objects whose source tells it.
+    generations: HashMap<ObjectRef, i64>,
     /// Services by virtual address.
     pub(crate) vips: Index<IpAddr>,
-    /// Workloads by address.
+    /// Services by the port they have on every node.
+    pub(crate) node_ports: Index<u16>,
+    /// Nodes by address.
+    pub(crate) node_addresses: Index<IpAddr>,
+    /// Workloads by address; those that share their node's are not here.
     pub(crate) addresses: Index<IpAddr>,
     /// EndpointSlices by the Service they name.
     pub(crate) slices_of: Index<Name>,
     /// Services by an address in their EndpointSlices.
     slice_addresses: Index<IpAddr>,
+    /// Services by a workload that their EndpointSlices name.
+    slice_workloads: Index<Name>,
+    /// Services by one label of their selector.
+    selectors: Index<Label>,
+    /// Workloads by each of their labels.
+    labels: Index<Label>,
 }
+
+/// Namespace, key and value.
+type Label = (String, String, String);
 
 /// What a change may have changed for proxies. Too much is allowed, too little is not: what is
 /// compiled again and turns out the same is not sent.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Dirty {
-    /// Every destination that leads to a Service.
-    pub destinations: bool,
-    /// Services whose destinations changed.
+    /// Services: every destination that leads to one of them, or would by its host name.
     pub services: BTreeSet<Name>,
-    /// Destinations `<address>:<port>` that lead to a workload.
+    /// Destinations `<address>:<port>`, whatever they lead to.
     pub addresses: BTreeSet<IpAddr>,
     /// Services whose endpoints changed.
     pub endpoints: BTreeSet<Name>,
     /// Workloads: their own table and their endpoints when they are addressed directly.
     pub workloads: BTreeSet<Name>,
+    /// Namespaces: every workload's own table.
+    pub workloads_of: BTreeSet<String>,
     /// Every workload's own table.
     pub all_workloads: bool,
 }
@@ -54,39 +73,12 @@ impl Dirty {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
 
-/// Names by key; a key without names is not kept.
-#[derive(Debug)]
-pub(crate) struct Index<K>(HashMap<K, BTreeSet<Name>>);
-
-impl<K> Default for Index<K> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: std::hash::Hash + Eq> Index<K> {
-    fn insert(&mut self, key: K, name: &Name) {
-        self.0.entry(key).or_default().insert(name.clone());
-    }
-
-    fn remove(&mut self, key: &K, name: &Name) {
-        if let Some(names) = self.0.get_mut(key) {
-            names.remove(name);
-            if names.is_empty() {
-                self.0.remove(key);
-            }
-        }
-    }
-
-    /// Names at `key`, in order.
-    pub(crate) fn get(&self, key: &K) -> impl Iterator<Item = &Name> {
-        self.0.get(key).into_iter().flatten()
-    }
-
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &BTreeSet<Name>)> {
-        self.0.iter()
+    /// A policy of a namespace changed that says something about workloads.
+    fn policy(&mut self, namespace: String) {
+        // There, one without a selector holds for the whole mesh.
+        self.all_workloads |= namespace == CONTROL_PLANE_NAMESPACE;
+        self.workloads_of.insert(namespace);
     }
 }
 
@@ -95,58 +87,126 @@ impl World {
     /// nothing adds nothing.
     pub fn apply(&mut self, change: Change, dirty: &mut Dirty) {
         match change {
-            Change::Set(object) => match *object {
-                Object::Service(service) => {
-                    self.set_service(service.name.clone(), Some(service), dirty);
+            Change::Set(object) => {
+                let name = object.reference().name;
+                match *object {
+                    Object::Service(new) => self.set_service(name, Some(new), dirty),
+                    Object::EndpointSlice(new) => self.set_slice(name, Some(new), dirty),
+                    Object::Workload(new) => self.set_workload(name, Some(new), dirty),
+                    Object::Node(new) => self.set_node(name, Some(new), dirty),
+                    Object::TrafficPolicy(new) => self.set_traffic(name, Some(*new), dirty),
+                    Object::Route(new) => self.set_route(new.reference(), Some(*new), dirty),
+                    Object::PeerAuthentication(new) => {
+                        if put(&mut self.peer_authentication, name.clone(), Some(new)) {
+                            dirty.policy(name.namespace);
+                        }
+                    }
+                    Object::Telemetry(new) => {
+                        if put(&mut self.telemetry, name.clone(), Some(new)) {
+                            dirty.policy(name.namespace);
+                        }
+                    }
                 }
-                Object::EndpointSlice(slice) => {
-                    self.set_slice(slice.name.clone(), Some(slice), dirty);
-                }
-                Object::Workload(workload) => {
-                    self.set_workload(workload.name.clone(), Some(workload), dirty);
-                }
-                Object::TrafficPolicy(policy) => {
-                    dirty.destinations |=
-                        put(&mut self.traffic, policy.name.clone(), Some(*policy));
-                }
-                Object::PeerAuthentication(policy) => {
-                    dirty.all_workloads |= put(
-                        &mut self.peer_authentication,
-                        policy.name.clone(),
-                        Some(policy),
-                    );
-                }
-                Object::Telemetry(policy) => {
-                    dirty.all_workloads |=
-                        put(&mut self.telemetry, policy.name.clone(), Some(policy));
-                }
-                Object::Route(route) => {
-                    self.set_route(route.reference(), Some(*route), dirty);
-                }
-            },
-            Change::Remove(ObjectRef { kind, name }) => match kind {
-                Kind::Service => self.set_service(name, None, dirty),
-                Kind::EndpointSlice => self.set_slice(name, None, dirty),
-                Kind::Workload => self.set_workload(name, None, dirty),
-                Kind::TrafficPolicy => dirty.destinations |= put(&mut self.traffic, name, None),
-                Kind::PeerAuthentication => {
-                    dirty.all_workloads |= put(&mut self.peer_authentication, name, None);
-                }
-                Kind::Telemetry => dirty.all_workloads |= put(&mut self.telemetry, name, None),
-                Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
-                    self.set_route(ObjectRef { kind, name }, None, dirty);
-                }
-            },
+            }
+            Change::Generation { object, generation } => {
+                self.generations.insert(object, generation);
+            }
+            Change::Remove(object) => {
+                self.generations.remove(&object);
+                self.remove(object, dirty);
+            }
         }
     }
 
+    fn remove(&mut self, ObjectRef { kind, name }: ObjectRef, dirty: &mut Dirty) {
+        match kind {
+            Kind::Service => self.set_service(name, None, dirty),
+            Kind::EndpointSlice => self.set_slice(name, None, dirty),
+            Kind::Workload => self.set_workload(name, None, dirty),
+            Kind::Node => self.set_node(name, None, dirty),
+            Kind::TrafficPolicy => self.set_traffic(name, None, dirty),
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
+                self.set_route(ObjectRef { kind, name }, None, dirty);
+            }
+            Kind::PeerAuthentication => {
+                if put(&mut self.peer_authentication, name.clone(), None) {
+                    dirty.policy(name.namespace);
+                }
+            }
+            Kind::Telemetry => {
+                if put(&mut self.telemetry, name.clone(), None) {
+                    dirty.policy(name.namespace);
+                }
+            }
+        }
+    }
+
+    /// An object as it was set last.
+    pub fn object(&self, of: &ObjectRef) -> Option<Object> {
+        let name = &of.name;
+        Some(match of.kind {
+            Kind::Service => Object::Service(self.services.get(name)?.clone()),
+            Kind::EndpointSlice => Object::EndpointSlice(self.slices.get(name)?.clone()),
+            Kind::Workload => Object::Workload(self.workloads.get(name)?.clone()),
+            Kind::Node => Object::Node(self.nodes.get(name)?.clone()),
+            Kind::TrafficPolicy => Object::TrafficPolicy(Box::new(self.traffic.get(name)?.clone())),
+            Kind::PeerAuthentication => {
+                Object::PeerAuthentication(self.peer_authentication.get(name)?.clone())
+            }
+            Kind::Telemetry => Object::Telemetry(self.telemetry.get(name)?.clone()),
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
+                Object::Route(Box::new(self.routes.get(of)?.clone()))
+            }
+        })
+    }
+
+    /// `metadata.generation` of an object, when its source has told it.
+    pub fn generation(&self, of: &ObjectRef) -> Option<i64> {
+        self.generations.get(of).copied()
+    }
+
+    /// Every object that says what is to be done, rather than what there is.
+    pub fn policies(&self) -> Vec<ObjectRef> {
+        let of = |kind| {
+            move |name: &Name| ObjectRef {
+                kind,
+                name: name.clone(),
+            }
+        };
+        let traffic = self.traffic.keys().map(of(Kind::TrafficPolicy));
+        let security = self
+            .peer_authentication
+            .keys()
+            .map(of(Kind::PeerAuthentication));
+        let telemetry = self.telemetry.keys().map(of(Kind::Telemetry));
+        let routes = self.routes.keys().cloned();
+        let policies = traffic.chain(security).chain(telemetry);
+        policies.chain(routes).collect()
+    }
+
+    /// How many objects there are, by kind.
+    pub fn counts(&self) -> BTreeMap<&'static str, usize> {
+        BTreeMap::from([
+            ("services", self.services.len()),
+            ("endpointSlices", self.slices.len()),
+            ("workloads", self.workloads.len()),
+            ("policies", self.policies().len()),
+        ])
+    }
+
     /// Services of a namespace, by name.
-    pub fn services_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Service> {
+    pub fn services_in<'a>(
+        &'a self,
+        namespace: &str,
+    ) -> impl Iterator<Item = &'a Service> + use<'a> {
         in_namespace(&self.services, namespace)
     }
 
     /// Workloads of a namespace, by name.
-    pub fn workloads_in<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a Workload> {
+    pub fn workloads_in<'a>(
+        &'a self,
+        namespace: &str,
+    ) -> impl Iterator<Item = &'a Workload> + use<'a> {
         in_namespace(&self.workloads, namespace)
     }
 
@@ -165,10 +225,47 @@ impl World {
             .find_map(|name| self.workloads.get(name))
     }
 
+    /// The zone of a workload: its own, else its node's.
+    pub fn zone_of<'a>(&'a self, workload: &'a Workload) -> &'a str {
+        if !workload.zone.is_empty() || workload.node.is_empty() {
+            return &workload.zone;
+        }
+        self.nodes
+            .get(&Name::new("", &workload.node))
+            .map_or("", |node| &node.zone)
+    }
+
     /// Workloads that a Service selects, by name; none when it has no selector.
     pub fn selected<'a>(&'a self, service: &'a Service) -> impl Iterator<Item = &'a Workload> {
-        self.workloads_in(&service.name.namespace)
+        selector_label(service)
+            .into_iter()
+            .flat_map(|label| self.labels.get(&label).collect::<Vec<_>>())
+            .filter_map(|name| self.workloads.get(name))
             .filter(|workload| is_selected(service, workload))
+    }
+
+    /// Services whose selector chooses a workload, by name.
+    pub(crate) fn services_of(&self, workload: &Workload) -> Vec<&Service> {
+        let mut found: Vec<&Service> = labels(workload)
+            .flat_map(|label| self.selectors.get(&label).collect::<Vec<_>>())
+            .filter_map(|name| self.services.get(name))
+            .filter(|service| is_selected(service, workload))
+            .collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found
+    }
+
+    /// Services whose EndpointSlices name a workload or one of its addresses, by name.
+    pub(crate) fn sliced_services_of(&self, workload: &Workload) -> BTreeSet<&Name> {
+        let by_address = (!workload.host_network)
+            .then_some(&workload.addresses)
+            .into_iter()
+            .flatten()
+            .flat_map(|address| self.slice_addresses.get(address));
+        self.slice_workloads
+            .get(&workload.name)
+            .chain(by_address)
+            .collect()
     }
 
     /// Routes that name a Service as their parent.
@@ -178,6 +275,7 @@ impl World {
             .into_iter()
             .flatten()
             .filter_map(|route| self.routes.get(route))
+            .filter(|route| route.services().contains(service))
     }
 
     /// Every route.
@@ -186,73 +284,174 @@ impl World {
     }
 
     fn set_route(&mut self, reference: ObjectRef, new: Option<Route>, dirty: &mut Dirty) {
-        let old = self.routes.get(&reference);
-        if old == new.as_ref() {
-            return;
-        }
-        for service in old.map(Route::services).into_iter().flatten() {
-            if let Some(routes) = self.routes_of.get_mut(&service) {
-                routes.remove(&reference);
-                if routes.is_empty() {
-                    self.routes_of.remove(&service);
+        let old = self.routes.remove(&reference);
+        if old != new {
+            for route in old.iter().chain(&new) {
+                dirty.services.extend(route.services());
+            }
+            for service in old.iter().flat_map(Route::mentions) {
+                if let Some(routes) = self.routes_of.get_mut(&service) {
+                    routes.remove(&reference);
+                    if routes.is_empty() {
+                        self.routes_of.remove(&service);
+                    }
                 }
             }
-            dirty.services.insert(service);
+            for service in new.iter().flat_map(Route::mentions) {
+                let routes = self.routes_of.entry(service).or_default();
+                routes.insert(reference.clone());
+            }
         }
-        for service in new.iter().flat_map(Route::services) {
-            self.routes_of
-                .entry(service.clone())
-                .or_default()
-                .insert(reference.clone());
-            dirty.services.insert(service);
+        if let Some(new) = new {
+            self.routes.insert(reference, new);
         }
-        match new {
-            Some(new) => self.routes.insert(reference, new),
-            None => self.routes.remove(&reference),
-        };
     }
 
     fn set_service(&mut self, name: Name, new: Option<Service>, dirty: &mut Dirty) {
-        let old = self.services.get(&name);
-        if old == new.as_ref() {
+        let old = self.services.remove(&name);
+        if old == new {
+            put(&mut self.services, name, new);
             return;
         }
-        for service in old.into_iter().chain(new.as_ref()) {
-            for workload in in_namespace(&self.workloads, &name.namespace) {
-                if is_selected(service, workload) {
+        let same_workloads = matches!((&old, &new), (Some(old), Some(new))
+            if old.selector == new.selector && old.ports == new.ports);
+        let both = || old.iter().chain(new.as_ref());
+        if !same_workloads {
+            // Which protocol a workload's port speaks may be said by the Service.
+            for service in both() {
+                for workload in self.selected(service) {
                     dirty.workloads.insert(workload.name.clone());
+                    dirty.addresses.extend(own_addresses(workload));
                 }
             }
         }
-        for vip in old.into_iter().flat_map(|service| &service.vips) {
-            self.vips.remove(vip, &name);
-        }
-        for vip in new.iter().flat_map(|service| &service.vips) {
-            self.vips.insert(*vip, &name);
+        let node_ports = |service: &Option<Service>| -> BTreeSet<(u16, u16)> {
+            let ports = service.iter().flat_map(|service| &service.ports);
+            ports
+                .filter_map(|port| Some((port.node_port?, port.port)))
+                .collect()
+        };
+        let (old_ports, new_ports) = (node_ports(&old), node_ports(&new));
+        if old_ports != new_ports {
+            dirty
+                .addresses
+                .extend(self.node_addresses.iter().map(|(address, _)| *address));
         }
         // The same address may now be, or no longer be, a workload's own.
-        dirty.destinations = true;
+        dirty
+            .addresses
+            .extend(both().flat_map(|service| &service.vips));
+        if let Some(old) = &old {
+            for vip in &old.vips {
+                self.vips.remove(vip, &name);
+            }
+            if let Some(label) = selector_label(old) {
+                self.selectors.remove(&label, &name);
+            }
+        }
+        for (node_port, _) in &old_ports {
+            self.node_ports.remove(node_port, &name);
+        }
+        if let Some(new) = &new {
+            for vip in &new.vips {
+                self.vips.insert(*vip, &name);
+            }
+            if let Some(label) = selector_label(new) {
+                self.selectors.insert(label, &name);
+            }
+        }
+        for (node_port, _) in &new_ports {
+            self.node_ports.insert(*node_port, &name);
+        }
         dirty.endpoints.insert(name.clone());
+        if both().any(|service| service.headless) {
+            dirty.addresses.extend(self.slice_addresses_of(&name));
+        }
+        dirty.services.insert(name.clone());
+        // A backend that a route names may be there now, or no longer.
+        let mentioned = self.routes_of.get(&name).into_iter().flatten();
+        for route in mentioned.filter_map(|route| self.routes.get(route)) {
+            dirty.services.extend(route.services());
+        }
         put(&mut self.services, name, new);
     }
 
-    fn set_slice(&mut self, name: Name, new: Option<EndpointSlice>, dirty: &mut Dirty) {
-        let old = self.slices.get(&name);
+    /// Addresses in the EndpointSlices of a Service.
+    fn slice_addresses_of(&self, service: &Name) -> BTreeSet<IpAddr> {
+        self.slices_of
+            .get(service)
+            .filter_map(|slice| self.slices.get(slice))
+            .flat_map(slice_addresses)
+            .collect()
+    }
+
+    /// What a policy says about a Service changed.
+    fn touch_service(&self, name: Name, dirty: &mut Dirty) {
+        if self
+            .services
+            .get(&name)
+            .is_some_and(|service| service.headless)
+        {
+            dirty.addresses.extend(self.slice_addresses_of(&name));
+        }
+        dirty.services.insert(name);
+    }
+
+    fn set_traffic(
+        &mut self,
+        name: Name,
+        new: Option<Policy<TrafficPolicySpec>>,
+        dirty: &mut Dirty,
+    ) {
+        let old = self.traffic.get(&name);
         if old == new.as_ref() {
+            return;
+        }
+        for policy in old.into_iter().chain(&new) {
+            let targets = &policy.spec.target_refs;
+            for target in targets {
+                let service = Name::new(name.namespace.clone(), &target.name);
+                self.touch_service(service, dirty);
+            }
+            if targets.is_empty() {
+                for service in self.services_in(&name.namespace) {
+                    self.touch_service(service.name.clone(), dirty);
+                }
+            }
+        }
+        put(&mut self.traffic, name, new);
+    }
+
+    fn set_slice(&mut self, name: Name, new: Option<EndpointSlice>, dirty: &mut Dirty) {
+        let old = self.slices.remove(&name);
+        if old == new {
+            put(&mut self.slices, name, new);
             return;
         }
         if let Some(old) = old {
             let service = Name::new(name.namespace.clone(), old.service.clone());
             self.slices_of.remove(&service, &name);
-            let others: BTreeSet<IpAddr> = self
+            // The Service's other slices may name the same ones: nearly always there are none.
+            let others: Vec<&EndpointSlice> = self
                 .slices_of
                 .get(&service)
                 .filter_map(|slice| self.slices.get(slice))
-                .flat_map(slice_addresses)
                 .collect();
-            for address in slice_addresses(old).filter(|address| !others.contains(address)) {
+            let kept: BTreeSet<IpAddr> = others
+                .iter()
+                .flat_map(|slice| slice_addresses(slice))
+                .collect();
+            let named: BTreeSet<&Name> = others
+                .iter()
+                .flat_map(|slice| slice_workloads(slice))
+                .collect();
+            for address in slice_addresses(&old).filter(|address| !kept.contains(address)) {
                 self.slice_addresses.remove(&address, &service);
             }
+            for workload in slice_workloads(&old).filter(|name| !named.contains(name)) {
+                self.slice_workloads.remove(workload, &service);
+            }
+            self.touch_slice(&old, &service, dirty);
             dirty.endpoints.insert(service);
         }
         if let Some(new) = &new {
@@ -261,42 +460,124 @@ impl World {
             for address in slice_addresses(new) {
                 self.slice_addresses.insert(address, &service);
             }
+            for workload in slice_workloads(new) {
+                self.slice_workloads.insert(workload.clone(), &service);
+            }
+            self.touch_slice(new, &service, dirty);
             dirty.endpoints.insert(service);
         }
         put(&mut self.slices, name, new);
     }
 
+    /// The policies of a headless Service hold for its workloads addressed directly.
+    fn touch_slice(&self, slice: &EndpointSlice, service: &Name, dirty: &mut Dirty) {
+        if self
+            .services
+            .get(service)
+            .is_some_and(|service| service.headless)
+        {
+            dirty.addresses.extend(slice_addresses(slice));
+        }
+    }
+
     fn set_workload(&mut self, name: Name, new: Option<Workload>, dirty: &mut Dirty) {
-        let old = self.workloads.get(&name);
-        if old == new.as_ref() {
+        let old = self.workloads.remove(&name);
+        if old == new {
+            put(&mut self.workloads, name, new);
             return;
         }
-        for workload in old.into_iter().chain(new.as_ref()) {
-            for service in in_namespace(&self.services, &name.namespace) {
-                if is_selected(service, workload) {
-                    dirty.endpoints.insert(service.name.clone());
-                }
+        for workload in old.iter().chain(&new) {
+            dirty.endpoints.extend(
+                self.services_of(workload)
+                    .into_iter()
+                    .filter(|service| !service.sliced)
+                    .map(|service| service.name.clone()),
+            );
+            dirty
+                .endpoints
+                .extend(self.sliced_services_of(workload).into_iter().cloned());
+            dirty.addresses.extend(own_addresses(workload));
+        }
+        if let Some(old) = &old {
+            for address in own_addresses(old) {
+                self.addresses.remove(&address, &name);
             }
-            for address in &workload.addresses {
-                dirty.addresses.insert(*address);
-                dirty
-                    .endpoints
-                    .extend(self.slice_addresses.get(address).cloned());
+            for label in labels(old) {
+                self.labels.remove(&label, &name);
             }
         }
-        for address in old.into_iter().flat_map(|workload| &workload.addresses) {
-            self.addresses.remove(address, &name);
-        }
-        for address in new.iter().flat_map(|workload| &workload.addresses) {
-            self.addresses.insert(*address, &name);
+        if let Some(new) = &new {
+            for address in own_addresses(new) {
+                self.addresses.insert(address, &name);
+            }
+            for label in labels(new) {
+                self.labels.insert(label, &name);
+            }
         }
         dirty.workloads.insert(name.clone());
         put(&mut self.workloads, name, new);
     }
+
+    fn set_node(&mut self, name: Name, new: Option<Node>, dirty: &mut Dirty) {
+        let old = self.nodes.get(&name);
+        if old == new.as_ref() {
+            return;
+        }
+        let zone = |node: Option<&Node>| node.map_or(String::new(), |node| node.zone.clone());
+        if zone(old) != zone(new.as_ref()) {
+            // Rare: a node's zone is given to it when it joins.
+            let on_it = |workload: &&Workload| workload.node == name.name;
+            let workloads = self.workloads.values().filter(on_it);
+            dirty
+                .workloads
+                .extend(workloads.map(|workload| workload.name.clone()));
+        }
+        let addresses = |node: Option<&Node>| -> BTreeSet<IpAddr> {
+            node.into_iter()
+                .flat_map(|node| node.addresses.iter().copied())
+                .collect()
+        };
+        let (before, after) = (addresses(old), addresses(new.as_ref()));
+        for address in before.difference(&after) {
+            self.node_addresses.remove(address, &name);
+            dirty.addresses.insert(*address);
+        }
+        for address in after.difference(&before) {
+            self.node_addresses.insert(*address, &name);
+            dirty.addresses.insert(*address);
+        }
+        put(&mut self.nodes, name, new);
+    }
+}
+
+/// The label by which a Service with a selector is found: its first.
+fn selector_label(service: &Service) -> Option<Label> {
+    let (key, value) = service.selector.iter().next()?;
+    Some((service.name.namespace.clone(), key.clone(), value.clone()))
+}
+
+fn labels(workload: &Workload) -> impl Iterator<Item = Label> {
+    workload.labels.iter().map(|(key, value)| {
+        let namespace = workload.name.namespace.clone();
+        (namespace, key.clone(), value.clone())
+    })
+}
+
+/// The addresses by which a workload, and nobody else, is reached.
+fn own_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> {
+    let own = (!workload.host_network).then_some(&workload.addresses);
+    own.into_iter().flatten().copied()
+}
+
+fn slice_workloads(slice: &EndpointSlice) -> impl Iterator<Item = &Name> {
+    slice
+        .endpoints
+        .iter()
+        .filter_map(|endpoint| Some(&endpoint.workload.as_ref()?.name))
 }
 
 /// Whether a Service's selector chooses a workload of the same namespace.
-pub(crate) fn is_selected(service: &Service, workload: &Workload) -> bool {
+fn is_selected(service: &Service, workload: &Workload) -> bool {
     !service.selector.is_empty() && selects(&service.selector, &workload.labels)
 }
 
@@ -310,11 +591,12 @@ fn slice_addresses(slice: &EndpointSlice) -> impl Iterator<Item = IpAddr> {
 /// The objects of one namespace.
 pub(crate) fn in_namespace<'a, T>(
     objects: &'a BTreeMap<Name, T>,
-    namespace: &'a str,
-) -> impl Iterator<Item = &'a T> {
+    namespace: &str,
+) -> impl Iterator<Item = &'a T> + use<'a, T> {
+    let first = Name::new(namespace, "");
     objects
-        .range(Name::new(namespace, "")..)
-        .take_while(move |(name, _)| name.namespace == namespace)
+        .range(first.clone()..)
+        .take_while(move |(name, _)| name.namespace == first.namespace)
         .map(|(_, object)| object)
 }
 

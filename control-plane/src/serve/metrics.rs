@@ -53,6 +53,16 @@ pub struct Metrics {
     pub streams_refused: Counter,
     pub certificates_issued: Counter,
     pub certificates_refused: Counter,
+    /// Pods that got a sidecar.
+    pub injections: Counter,
+    /// Pods that the webhook was asked about and left as they are.
+    pub injections_skipped: Counter,
+    /// Pods that were refused because something in them is wrong.
+    pub injections_refused: Counter,
+    /// Questions that could not be answered.
+    pub injections_failed: Counter,
+    /// Tokens that the apiserver was to review and did not.
+    pub token_reviews_failed: Counter,
     /// From the source's report to the stream.
     pub push: Histogram,
     /// From the source's report to the proxy's acknowledgement.
@@ -69,6 +79,11 @@ pub struct Gauges {
     pub bad_files: u64,
     /// Seconds until the signing root expires.
     pub root_expires_in: u64,
+    /// Seconds until the control plane's own certificate expires.
+    pub certificate_expires_in: u64,
+    pub trusted_roots: u64,
+    /// 1 for the replica that writes in the cluster.
+    pub leader: u64,
     /// Resident memory, bytes.
     pub resident: u64,
 }
@@ -97,6 +112,21 @@ impl Metrics {
                 "root_certificate_expires_in_seconds",
                 "Life left of the root that signs.",
                 gauges.root_expires_in,
+            ),
+            (
+                "certificate_expires_in_seconds",
+                "Life left of the control plane's own certificate.",
+                gauges.certificate_expires_in,
+            ),
+            (
+                "trusted_roots",
+                "Root certificates trusted now; more than one during a rotation.",
+                gauges.trusted_roots,
+            ),
+            (
+                "leader",
+                "1 for the replica that leads: it alone writes in the cluster.",
+                gauges.leader,
             ),
             (
                 "resident_memory_bytes",
@@ -139,6 +169,31 @@ impl Metrics {
                 "certificates_refused_total",
                 "Signing requests refused.",
                 &self.certificates_refused,
+            ),
+            (
+                "injections_total",
+                "Pods that got a sidecar.",
+                &self.injections,
+            ),
+            (
+                "injections_skipped_total",
+                "Pods that the webhook was asked about and left as they are.",
+                &self.injections_skipped,
+            ),
+            (
+                "injections_refused_total",
+                "Pods refused because of what they say about their sidecar.",
+                &self.injections_refused,
+            ),
+            (
+                "injections_failed_total",
+                "Calls of the webhook that could not be answered.",
+                &self.injections_failed,
+            ),
+            (
+                "token_reviews_failed_total",
+                "Tokens the apiserver was asked to review and could not.",
+                &self.token_reviews_failed,
             ),
         ] {
             let _ = writeln!(

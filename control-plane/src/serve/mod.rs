@@ -1,19 +1,30 @@
 //! What others reach the control plane by.
 //!
 //! - [`discovery`] and [`identity`]: gRPC over TLS on one port ([`listener`], [`tls`]).
-//! - [`ca`]: the certificate authority behind it.
+//! - [`authenticate`]: who a workload is, before it has a certificate.
+//! - [`ca`]: the certificate authority behind it; [`certificates`] keeps it going.
+//! - [`standing`]: alone, or one of several replicas, which tell each other by [`replicas`]; the
+//!   leader publishes [`roots`] and writes what became of routes ([`route_status`]).
 //! - [`admin`]: health, metrics, status on another port.
+//! - [`webhook`]: puts sidecars into pods; on Kubernetes, on a port of its own.
 //!
 //! [`Server::bind`] opens the ports, so that a caller knows them; [`Server::run`] serves.
 
 pub mod admin;
+pub mod authenticate;
 pub mod ca;
+pub mod certificates;
 pub mod discovery;
 pub mod identity;
 pub mod listener;
 pub mod metrics;
+pub mod replicas;
+mod roots;
+mod route_status;
 mod services;
+mod standing;
 pub mod tls;
+pub mod webhook;
 
 use std::future::Future;
 use std::io;
@@ -21,27 +32,31 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 use weft_api::proto::discovery_server::DiscoveryServer;
 use weft_api::proto::identity_server::IdentityServer;
 
 use self::admin::Admin;
 use self::ca::{Authority, CaError};
+use self::certificates::{Keeper, OwnLife};
 use self::discovery::{DiscoveryService, Hub};
 use self::identity::IdentityService;
 use self::metrics::Metrics;
 use self::services::Services;
+use self::standing::Standing;
 use self::tls::TlsError;
+use self::webhook::Webhook;
+use crate::cluster::{Cluster, ClusterError};
 use crate::compile::Settings;
-use crate::sources::Update;
 use crate::sources::folder::{Folder, FolderError};
+use crate::sources::kubernetes::{self, Kubernetes, KubernetesError};
+use crate::sources::{Source, Update};
 
 /// Updates that wait to be applied; the source waits when there are more.
 const UPDATES: usize = 64;
@@ -52,6 +67,12 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 /// Streams end within this at shutdown.
 const SHUTDOWN: Duration = Duration::from_secs(5);
+/// A replica that ends goes on serving for this long: until kube-proxy everywhere has heard that it
+/// takes nobody new.
+const SETTLE: Duration = Duration::from_secs(3);
+/// Then its streams are ended one after another, within this and at this many a second or more.
+const SPREAD: Duration = Duration::from_secs(10);
+const SPREAD_RATE: u32 = 100;
 
 /// How a control plane runs.
 #[derive(Clone, Debug)]
@@ -62,6 +83,25 @@ pub struct Config {
     pub listen: SocketAddr,
     pub admin: SocketAddr,
     pub ca: ca::Options,
+    pub identity: IdentityConfig,
+    /// Percent of the requests that are traced when no Telemetry says otherwise.
+    pub sampling_percent: f64,
+    /// Sidecars are put into pods; none: they are not.
+    pub webhook: Option<webhook::Config>,
+}
+
+/// Where the certificate authority is kept, and by what a workload shows who it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum IdentityConfig {
+    /// Files of the data directory; tokens of our own.
+    #[default]
+    Folder,
+    /// A Secret; service account tokens, which the apiserver reviews.
+    Kubernetes {
+        /// Secret with a certificate authority of the user's (tls.crt, tls.key, ca.crt); without
+        /// it, our own is made.
+        ca_secret: Option<String>,
+    },
 }
 
 /// Where the world comes from.
@@ -69,6 +109,8 @@ pub struct Config {
 pub enum SourceConfig {
     /// A folder of manifests.
     Folder(PathBuf),
+    /// A cluster.
+    Kubernetes(kubernetes::Options),
 }
 
 /// Why a control plane does not run.
@@ -77,7 +119,11 @@ pub enum ServeError {
     #[error(transparent)]
     Ca(#[from] CaError),
     #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
     Folder(#[from] FolderError),
+    #[error(transparent)]
+    Kubernetes(#[from] KubernetesError),
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("cannot listen on {0}: {1}; is another program using it?")]
@@ -92,10 +138,10 @@ pub enum ServeError {
 pub struct Server {
     listener: TcpListener,
     admin_listener: TcpListener,
-    folder: Folder,
-    authority: Arc<Authority>,
-    /// Keeps another control plane off the data directory.
-    _lock: std::fs::File,
+    source: Source,
+    standing: Standing,
+    webhook: Option<Webhook>,
+    sampling_percent: f64,
 }
 
 impl Server {
@@ -104,10 +150,20 @@ impl Server {
     /// # Errors
     /// The source or the data directory cannot be used, or a port is taken.
     pub async fn bind(config: Config) -> Result<Self, ServeError> {
-        let authority = Authority::open(&config.data_dir, config.ca)?;
-        let lock = authority.lock()?;
-        let SourceConfig::Folder(path) = &config.source;
-        let folder = Folder::open(path)?;
+        // The one client of the cluster, shared by all that speak to it.
+        let in_cluster = matches!(config.identity, IdentityConfig::Kubernetes { .. });
+        let cluster = if in_cluster {
+            Some(Cluster::connect().await?)
+        } else {
+            None
+        };
+        let standing = Standing::take(&config, cluster.as_ref()).await?;
+        let source = match &config.source {
+            SourceConfig::Folder(path) => Source::Folder(Folder::open(path)?),
+            SourceConfig::Kubernetes(options) => {
+                Source::Kubernetes(Kubernetes::open(options).await?)
+            }
+        };
         let bind = async |address| {
             TcpListener::bind(address)
                 .await
@@ -116,9 +172,13 @@ impl Server {
         Ok(Self {
             listener: bind(config.listen).await?,
             admin_listener: bind(config.admin).await?,
-            folder,
-            authority: Arc::new(authority),
-            _lock: lock,
+            source,
+            standing,
+            webhook: match config.webhook {
+                Some(config) => Some(Webhook::bind(config, cluster.as_ref()).await?),
+                None => None,
+            },
+            sampling_percent: config.sampling_percent,
         })
     }
 
@@ -139,7 +199,7 @@ impl Server {
     }
 
     pub fn authority(&self) -> Arc<Authority> {
-        self.authority.clone()
+        self.standing.authority.clone()
     }
 
     /// Serves until `shutdown`; then ends streams politely.
@@ -150,20 +210,26 @@ impl Server {
         let Self {
             listener,
             admin_listener,
-            folder,
-            authority,
-            _lock,
+            source,
+            mut standing,
+            webhook,
+            sampling_percent,
         } = self;
+        let authority = standing.authority.clone();
+        let life = Arc::new(OwnLife::default());
         let metrics = Arc::new(Metrics::default());
         let settings = Settings {
             trust_domain: authority.trust_domain().to_owned(),
+            sampling_percent,
         };
         let hub = Arc::new(Hub::new(settings, authority.trust(), metrics.clone()));
         let admin = Arc::new(Admin {
             hub: hub.clone(),
             authority: authority.clone(),
             metrics: metrics.clone(),
-            locator: Arc::new(folder.locator()),
+            locator: source.locator(),
+            life: life.clone(),
+            leadership: standing.leadership.clone(),
             findings: std::sync::Mutex::default(),
             ready: AtomicBool::new(false),
         });
@@ -171,31 +237,42 @@ impl Server {
             tokio::spawn(admin::serve(admin_listener, admin.clone())).abort_handle(),
         ]);
         let (sink, mut updates) = mpsc::channel(UPDATES);
-        let mut source = tokio::spawn(folder.run(sink));
+        let cluster = match &source {
+            Source::Kubernetes(cluster) => Some(cluster.client()),
+            Source::Folder(_) => None,
+        };
+        let mut source = tokio::spawn(source.run(sink));
         // Nothing is served before everything is known: a proxy that comes back after a restart
         // must not be told that what it uses is gone.
-        while let Some(update) = updates.recv().await {
+        tokio::pin!(shutdown);
+        loop {
+            let update = tokio::select! {
+                update = updates.recv() => update.ok_or(ServeError::SourceEnded)?,
+                () = &mut shutdown => return Ok(()),
+            };
             if take(&hub, &admin, update) {
                 break;
             }
         }
-        let (config, half_life) = tls::server_config(&authority, SystemTime::now())?;
-        let tls = Arc::new(ArcSwap::new(config));
+        let keeper = Keeper::start(
+            hub.clone(),
+            authority.clone(),
+            standing.leadership.clone(),
+            life,
+            standing.cluster.clone(),
+        )
+        .await?;
+        let tls = keeper.tls();
         let (accepted, connections) = mpsc::channel(CONNECTIONS);
         let trust_domain: Arc<str> = authority.trust_domain().into();
         let _tasks = tasks
             .and(tokio::spawn(listener::accept(
                 listener,
-                tls.clone(),
+                tls,
                 trust_domain,
                 accepted,
             )))
-            .and(tokio::spawn(keep_certificates(
-                hub.clone(),
-                authority.clone(),
-                tls,
-                half_life,
-            )))
+            .and(tokio::spawn(keeper.run()))
             .and(tokio::spawn({
                 let (hub, admin) = (hub.clone(), admin.clone());
                 async move {
@@ -204,6 +281,14 @@ impl Server {
                     }
                 }
             }));
+        let _statuses = cluster.map(|client| {
+            let keep = route_status::keep(client, hub.clone(), standing.leadership.clone());
+            Tasks(vec![tokio::spawn(keep).abort_handle()])
+        });
+        let _webhook = match webhook {
+            None => None,
+            Some(webhook) => Some(Tasks(webhook.start(&standing, metrics.clone())?)),
+        };
         admin.ready.store(true, Ordering::Relaxed);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let serving = tonic::transport::Server::builder()
@@ -212,7 +297,11 @@ impl Server {
             .serve_with_incoming_shutdown(
                 Services {
                     discovery: DiscoveryServer::new(DiscoveryService { hub: hub.clone() }),
-                    identity: IdentityServer::new(IdentityService { authority, metrics }),
+                    identity: IdentityServer::new(IdentityService {
+                        authenticator: standing.authenticator(),
+                        authority,
+                        metrics,
+                    }),
                 },
                 ReceiverStream::new(connections),
                 async {
@@ -224,10 +313,26 @@ impl Server {
         tokio::select! {
             done = &mut serving => return Ok(done?),
             _ = &mut source => return Err(ServeError::SourceEnded),
-            () = shutdown => info!("ending"),
+            () = &mut shutdown => info!("ending"),
         }
         admin.ready.store(false, Ordering::Relaxed);
-        hub.end_all("the control plane is ending; connect again");
+        let reason = "the control plane is ending; connect again";
+        // Others can lead from now on.
+        standing.leave().await;
+        if standing.cluster.is_some() {
+            // Served until it is known everywhere that this replica takes nobody new; then its
+            // proxies are sent elsewhere, not all at once.
+            let moving = async {
+                sleep(SETTLE).await;
+                hub.end_spread(SPREAD, SPREAD_RATE, reason).await;
+            };
+            tokio::select! {
+                done = &mut serving => return Ok(done?),
+                () = moving => {}
+            }
+            standing.leave_record().await;
+        }
+        hub.end_all(reason);
         drop(stop);
         if timeout(SHUTDOWN, serving).await.is_err() {
             warn!("some streams did not end within {SHUTDOWN:?}");
@@ -268,41 +373,4 @@ fn take(hub: &Hub, admin: &Admin, update: Update) -> bool {
         Update::Synced => return true,
     }
     false
-}
-
-/// Moves root rotations on, tells proxies of the roots, and renews the control plane's own
-/// certificate at half its life or when the roots change.
-async fn keep_certificates(
-    hub: Arc<Hub>,
-    authority: Arc<Authority>,
-    tls: Arc<ArcSwap<rustls::ServerConfig>>,
-    mut renew_at: SystemTime,
-) {
-    let mut changes = authority.changes();
-    let mut ticks = interval(Duration::from_secs(1));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let changed = tokio::select! {
-            _ = ticks.tick() => false,
-            changed = changes.changed() => changed.is_ok(),
-        };
-        let now = SystemTime::now();
-        if changed {
-            hub.set_trust(authority.trust());
-        } else if let Err(error) = authority.tick(hub.all_trust(), now) {
-            error!("root rotation: {error}");
-        }
-        if changed || now >= renew_at {
-            match tls::server_config(&authority, now) {
-                Ok((config, next)) => {
-                    tls.store(config);
-                    renew_at = next;
-                }
-                Err(error) => {
-                    error!("renewing the control plane's own certificate: {error}");
-                    renew_at = now + Duration::from_secs(5);
-                }
-            }
-        }
-    }
 }

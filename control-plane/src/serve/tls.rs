@@ -11,7 +11,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use weft_api::identity::SpiffeId;
 use x509_parser::extensions::GeneralName;
 
-use super::ca::{Authority, CaError};
+use super::ca::{Authority, CaError, Signer, unix};
 
 /// Why there is no TLS configuration.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,8 @@ pub struct Peer {
     pub identity: SpiffeId,
     /// Seconds since the Unix epoch.
     pub not_after: u64,
+    /// Who signed the certificate.
+    pub signer: Signer,
 }
 
 /// Key exchanges offered: the hybrid one first.
@@ -59,15 +61,23 @@ fn provider() -> CryptoProvider {
     }
 }
 
-/// A server configuration with a fresh certificate, and when that one is half used up.
+/// A fresh certificate of the control plane's own, in use.
+pub struct Own {
+    pub config: Arc<ServerConfig>,
+    /// When it is half used up.
+    pub renew_at: SystemTime,
+    /// Seconds since the Unix epoch.
+    pub not_before: u64,
+    pub not_after: u64,
+}
+
+/// A server configuration with a fresh certificate.
 ///
 /// # Errors
 /// Signing fails, or the roots cannot be used.
-pub fn server_config(
-    authority: &Authority,
-    now: SystemTime,
-) -> Result<(Arc<ServerConfig>, SystemTime), TlsError> {
+pub fn server_config(authority: &Authority, now: SystemTime) -> Result<Own, TlsError> {
     let (issued, key) = authority.own_certificate(now)?;
+    let not_after = issued.not_after;
     let mut roots = RootCertStore::empty();
     for root in authority.roots() {
         roots.add(CertificateDer::from(root))?;
@@ -81,11 +91,16 @@ pub fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(
-            vec![issued.leaf],
+            issued.full_chain(),
             PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
         )?;
     config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok((Arc::new(config), now + authority.lifetime() / 2))
+    Ok(Own {
+        config: Arc::new(config),
+        renew_at: now + authority.lifetime() / 2,
+        not_before: unix(now),
+        not_after,
+    })
 }
 
 /// Reads a verified client certificate's identity.
@@ -116,5 +131,6 @@ pub fn peer(certificate: &CertificateDer<'_>, trust_domain: &str) -> Result<Peer
     Ok(Peer {
         identity,
         not_after: u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0),
+        signer: Signer::issuer_of(&parsed),
     })
 }

@@ -2,12 +2,15 @@
 //! after it (model, compiler, server) is the same for all of them.
 //!
 //! - [`folder`]: a folder of manifests.
-//! - [`gateway`]: routes of the Gateway API, read the same from every source.
+//! - [`kubernetes`]: a cluster.
+//! - [`gateway`]: routes of the Gateway API, read the same from both.
 
 pub mod folder;
 pub mod gateway;
+pub mod kubernetes;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::mpsc;
@@ -32,6 +35,30 @@ pub enum Update {
 
 /// Where updates go. A source ends when nobody listens any more.
 pub type Sink = mpsc::Sender<Update>;
+
+/// A source that is open.
+pub enum Source {
+    Folder(folder::Folder),
+    Kubernetes(kubernetes::Kubernetes),
+}
+
+impl Source {
+    /// Tells where objects are written, also while the source runs.
+    pub fn locator(&self) -> Arc<dyn Locate> {
+        match self {
+            Self::Folder(folder) => Arc::new(folder.locator()),
+            Self::Kubernetes(_) => Arc::new(kubernetes::NoFiles),
+        }
+    }
+
+    /// Watches until nobody listens any more.
+    pub async fn run(self, sink: Sink) {
+        match self {
+            Self::Folder(folder) => folder.run(sink).await,
+            Self::Kubernetes(cluster) => cluster.run(sink).await,
+        }
+    }
+}
 
 /// Tells where an object is written, for messages.
 pub trait Locate: Send + Sync {

@@ -28,7 +28,7 @@ use weft_api::proto::{
     Resource, ResourceKey, ResourceKind, Subscribe, Unsubscribe,
 };
 use weft_control_plane::serve::ca::{Authority, Options};
-use weft_control_plane::serve::{Config, Server, SourceConfig, tls};
+use weft_control_plane::serve::{Config, IdentityConfig, Server, SourceConfig, tls};
 
 /// Longer than anything takes that works.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -68,6 +68,9 @@ impl ControlPlane {
             listen: any,
             admin: any,
             ca: Options::default(),
+            identity: IdentityConfig::Folder,
+            sampling_percent: 1.0,
+            webhook: None,
         })
         .await
         .unwrap();

@@ -1,9 +1,10 @@
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
+use crate::telemetry::AccessRecord;
 use crate::telemetry::labels::{Direction, FlowLabels, FlowProtocol};
 use crate::telemetry::stats::EndpointState;
 
@@ -49,6 +50,8 @@ fn state() -> (AdminState, Missing, Arc<AtomicUsize>) {
     };
     let state = AdminState {
         registry: Registry::new(),
+        taps: Arc::default(),
+        trusted: vec!["10.0.0.1".parse().unwrap()],
         introspect: Arc::new(known),
         log: None,
     };
@@ -115,7 +118,7 @@ async fn shows_what_it_knows() {
         stats["destinations"][0]["endpoints"][0]["address"],
         "10.0.0.1:80"
     );
-    let (_, config) = ask(&state, FAR, "GET", "/config").await;
+    let (_, config) = ask(&state, NEAR, "GET", "/config").await;
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
     assert_eq!(config["workload"], "shop/front");
     assert_eq!(ask(&state, NEAR, "POST", "/metrics").await.0, 405);
@@ -142,7 +145,7 @@ async fn the_log_filter_changes_while_it_runs() {
     assert_eq!((status, why.contains("'a=b=c'")), (400, true), "{why}");
     assert_eq!(ask(&state, NEAR, "POST", "/log").await.0, 400);
     assert_eq!(
-        ask(&state, FAR, "GET", "/log").await,
+        ask(&state, NEAR, "GET", "/log").await,
         (200, now),
         "the old one stays"
     );
@@ -151,6 +154,93 @@ async fn the_log_filter_changes_while_it_runs() {
         assert!(tracing::enabled!(target: "weft_proxy", tracing::Level::DEBUG));
         assert!(!tracing::enabled!(target: "h2", tracing::Level::INFO));
     });
+}
+
+#[tokio::test]
+async fn other_hosts_are_told_of_health_and_metrics_only() {
+    let (state, _, drained) = state();
+    for (method, target, near) in [
+        ("GET", "/healthz", 200),
+        ("GET", "/readyz", 200),
+        ("GET", "/metrics", 200),
+        ("GET", "/stats.json", 200),
+        ("GET", "/config", 200),
+        ("HEAD", "/config", 200),
+        ("GET", "/log", 404),
+        ("PUT", "/log?level=debug", 404),
+        ("GET", "/tap", 200),
+        ("GET", "/tap?path=/x", 200),
+        ("POST", "/drain", 200),
+        ("PUT", "/drain", 200),
+        ("GET", "/what/ever", 404),
+    ] {
+        let path = target.split('?').next().unwrap();
+        let far = if OPEN.contains(&path) { near } else { 403 };
+        for (peer, expected) in [
+            (NEAR, near),
+            ("[::1]:9", near),
+            (FAR, far),
+            ("[fd00::9]:9", far),
+            ("10.0.0.1:9", near),
+        ] {
+            let request = Request::builder()
+                .method(method)
+                .uri(target)
+                .body(())
+                .unwrap();
+            let response = respond(&state, peer.parse().unwrap(), &request).await;
+            assert_eq!(response.status(), expected, "{method} {target} from {peer}");
+        }
+    }
+    assert_eq!(
+        drained.load(Ordering::Relaxed),
+        6,
+        "twice by each of the near ones"
+    );
+    assert!(
+        !state.taps.is_on(),
+        "the answers that were not read are gone"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tap_outlives_other_connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (state, _, _) = state();
+    let taps = state.taps.clone();
+    let server = tokio::spawn(serve(listener, state));
+    let mut client = TcpStream::connect(address).await.unwrap();
+    client
+        .write_all(b"GET /tap?status=5xx HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut seen = String::new();
+    let begun = tokio::time::Instant::now();
+    while begun.elapsed() < 2 * MAX_LIFETIME {
+        let mut buf = [0; 4096];
+        let n = client.read(&mut buf).await.unwrap();
+        assert!(n > 0, "the tap ended: {seen}");
+        seen.push_str(&String::from_utf8_lossy(&buf[..n]));
+    }
+    assert!(seen.starts_with("HTTP/1.1 200 OK\r\n"), "{seen}");
+    for status in [200, 503] {
+        let now = std::time::SystemTime::now();
+        let mut record = AccessRecord::new(Direction::Outbound, FlowProtocol::Http1, now);
+        record.status = status;
+        taps.offer(&record);
+    }
+    while !seen.contains("\"status\":") {
+        let mut buf = [0; 4096];
+        let n = client.read(&mut buf).await.unwrap();
+        seen.push_str(&String::from_utf8_lossy(&buf[..n]));
+    }
+    assert!(seen.contains("\"status\":503") && !seen.contains("\"status\":200"));
+    drop(client);
+    while taps.is_on() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    server.abort();
 }
 
 #[test]

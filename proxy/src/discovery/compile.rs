@@ -17,9 +17,9 @@ use super::matches::route_match;
 use crate::balance::SharedLimits;
 use crate::http::route::Index;
 use crate::tables::{
-    Backend, BackendPolicy, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell, Fallback,
-    HashKey, OpaqueRoute, OutlierDetection, Redirect, RetryPolicy, Route, RouteMatch, RoutePolicy,
-    Share, Workload, WorkloadPort, fresh_id,
+    Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
+    Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryPolicy, Route,
+    RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
 };
 
 /// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
@@ -597,6 +597,20 @@ pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
                 .transpose()?,
         });
     }
+    let mut probes = Vec::with_capacity(given.probes.len());
+    for probe in &given.probes {
+        let check = match &probe.check {
+            Some(proto::probe::Check::HttpPath(path)) => Check::Http(path.as_str().into()),
+            Some(proto::probe::Check::Tcp(_)) => Check::Tcp,
+            Some(proto::probe::Check::Grpc(_)) => Check::Grpc,
+            // A newer control plane's: it is refused here as everything else is.
+            None => continue,
+        };
+        probes.push(Probe {
+            port: port(probe.port, "a probe")?,
+            check,
+        });
+    }
     Ok(Workload {
         namespace: given.namespace.as_str().into(),
         name: given.name.as_str().into(),
@@ -611,6 +625,7 @@ pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
         sampling_per_myriad: telemetry.sampling_per_myriad,
         access_log: known::<proto::AccessLog>(telemetry.access_log, "access log mode")?,
         otlp_endpoint: (!otlp.is_empty()).then_some(otlp),
+        probes,
     })
 }
 

@@ -38,6 +38,8 @@ pub enum ErrorCode {
     Loop,
     /// The policy's fallback answered instead of the destination.
     Fallback,
+    /// Mutual TLS is required, and this is not a probe.
+    PlaintextRefused,
 }
 
 impl ErrorCode {
@@ -47,6 +49,7 @@ impl ErrorCode {
             Self::NoRoute => 404,
             Self::InvalidRoute => 500,
             Self::BadRequest => 400,
+            Self::PlaintextRefused => 403,
             Self::HeadTooLarge => 431,
             Self::RequestTimeout => 408,
             Self::BadResponse | Self::TlsFailed => 502,
@@ -66,6 +69,7 @@ impl ErrorCode {
         match self {
             Self::NoRoute => 12,
             Self::BadRequest | Self::BadResponse | Self::Loop => 13,
+            Self::PlaintextRefused => 7,
             Self::HeadTooLarge | Self::LimitReached => 8,
             Self::ResponseTimeout | Self::RequestTimeout | Self::ConnectionTimeout => 4,
             _ => 14,
@@ -91,6 +95,7 @@ impl ErrorCode {
             Self::BadResponse => "http_protocol_error",
             Self::Loop => "proxy_loop_detected",
             Self::Fallback => "destination_unavailable",
+            Self::PlaintextRefused => "http_request_denied",
         }
     }
 }

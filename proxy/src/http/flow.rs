@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use super::{ErrorCode, ProxyError, RequestView};
 use crate::discovery::DestinationCell;
+use crate::inbound::probes::Probes;
 use crate::tables::{Destination, EndpointInfo, Known};
 use crate::telemetry::{Direction, FlowLabels, FlowProtocol, RequestSeries};
 use crate::worker::Worker;
@@ -33,6 +35,8 @@ pub struct Flow {
     /// Another proxy is the client: the connection outlives `Connection: close`, which is meant
     /// for the applications at both ends.
     pub from_mesh: bool,
+    /// Set where only probes are let in.
+    only: Option<Probes>,
     series: RefCell<HashMap<(SocketAddr, FlowProtocol), Rc<RequestSeries>>>,
 }
 
@@ -52,7 +56,34 @@ impl Flow {
             peer,
             source,
             from_mesh,
+            only: None,
             series: RefCell::default(),
+        }
+    }
+
+    /// Lets in nothing but these probes.
+    pub fn only(mut self, probes: Probes) -> Self {
+        self.only = Some(probes);
+        self
+    }
+
+    /// Whether a request is let in.
+    ///
+    /// # Errors
+    /// It is none of the probes that are.
+    pub fn admit(&self, request: &impl RequestView) -> Result<(), ProxyError> {
+        match &self.only {
+            Some(probes) if !probes.admit(request.method(), request.path()) => {
+                let port = self.destination.borrow().port;
+                Err(ProxyError::new(
+                    ErrorCode::PlaintextRefused,
+                    format!(
+                        "port {port} takes mutual TLS only (PeerAuthentication mode STRICT); \
+                         in plaintext only the probes of its pod are let in"
+                    ),
+                ))
+            }
+            _ => Ok(()),
         }
     }
 

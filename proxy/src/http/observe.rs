@@ -1,4 +1,5 @@
-//! What is told of a request: counters, a span if it is sampled, a line of the access log.
+//! What is told of a request: counters, a span if it is sampled, a line of the access log, and
+//! whoever taps the proxy.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -79,7 +80,7 @@ impl Observation {
                 });
             }
         }
-        if me.access_log != AccessLog::Off {
+        if me.access_log != AccessLog::Off || worker.taps.is_on() {
             let mut line = AccessRecord::new(flow.direction, protocol, SystemTime::now());
             let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned().into_boxed_str();
             line.method = text(request.method());
@@ -173,9 +174,13 @@ impl Observation {
             });
             span.finish();
         }
-        if let Some((mode, mut line)) = self.log.take()
-            && access_log::wanted(mode, ending.status, ending.grpc_status, error.is_some())
-        {
+        let Some((mode, mut line)) = self.log.take() else {
+            return;
+        };
+        let failed = error.is_some();
+        let logged = access_log::wanted(mode, ending.status, ending.grpc_status, failed);
+        let tapped = worker.taps.is_on();
+        if logged || tapped {
             line.protocol = self.protocol;
             line.status = ending.status;
             line.grpc_status = ending.grpc_status;
@@ -194,7 +199,12 @@ impl Observation {
             line.mtls = labels.mtls;
             line.trace_id = trace_id;
             line.retries = retries;
-            worker.access_log.send(line);
+            if tapped {
+                worker.taps.offer(&line);
+            }
+            if logged {
+                worker.access_log.send(line);
+            }
         }
     }
 }

@@ -83,6 +83,15 @@ pub(super) async fn rest_of_request(duplex: &mut Duplex<'_>, timer: &mut LazyTim
     .await;
 }
 
+/// Hands both connections over to be copied: what stands ready for the client goes out first.
+async fn tunnel(duplex: &mut Duplex<'_>) -> Tried {
+    duplex.give_back_unsent();
+    match poll_fn(|cx| duplex.poll_give(cx)).await {
+        Ok(()) => Tried::Tunnel,
+        Err(_) => Tried::Cut(Cut::Reset),
+    }
+}
+
 /// How a try ended.
 pub(super) enum Tried {
     Again {
@@ -95,7 +104,10 @@ pub(super) enum Tried {
     /// The client's connection is cut as the server's was: in order, or by a reset.
     Cut(Cut),
     Done {
+        /// The server's connection can carry another request.
         reuse: bool,
+        /// … though of this client only: the response can be read in two ways.
+        odd: bool,
         after_close: bool,
     },
     Tunnel,
@@ -110,6 +122,8 @@ pub(super) enum Cut {
     Unanswered,
     /// In order, within the response's head: what there is of it stands in the buffer.
     WithinHead,
+    /// The same, by a reset.
+    ResetWithinHead,
 }
 
 /// What a response's head leads to.
@@ -185,12 +199,7 @@ impl Exchange<'_> {
                         OnHead::Interim => continue,
                         OnHead::Final => break response.framing,
                         OnHead::Tunnel => {
-                            // The head goes out first; what follows is the tunnel's.
-                            let given = poll_fn(|cx| duplex.poll_give(cx)).await;
-                            return match given {
-                                Ok(()) => Tried::Tunnel,
-                                Err(_) => Tried::Cut(Cut::Reset),
-                            };
+                            return tunnel(&mut duplex).await;
                         }
                         OnHead::Again(pause) => {
                             let kept = duplex.replay;
@@ -205,17 +214,11 @@ impl Exchange<'_> {
                     }
                 }
                 Driven::Event(Event::NotHttp) => {
-                    // Neither sense nor end of it can be told: it passes until the end.
+                    // Neither sense nor end of it can be told, nor what the client will say to it
+                    // (ICY and RTSP servers, HTTP/0.9): from here on it is theirs. Only what the
+                    // server said has led here, so no client comes around a route by it.
                     picked.observe(Outcome::Success, Instant::now());
-                    let framing = framing::Framing {
-                        body: Body::UntilClose,
-                        close: true,
-                        ..framing::Framing::default()
-                    };
-                    match duplex.respond(0, BodyReader::UntilClose) {
-                        Ok(()) => break framing,
-                        Err(_) => return Tried::Cut(Cut::Reset),
-                    }
+                    return tunnel(&mut duplex).await;
                 }
                 Driven::Event(Event::BadResponse(error)) => {
                     picked.observe(Outcome::ServerError, Instant::now());
@@ -262,7 +265,9 @@ impl Exchange<'_> {
                 );
             }
             let cut = match &duplex.server.buf[..] {
-                _ if !failed.gracefully => Cut::Reset,
+                [] if !failed.gracefully => Cut::Reset,
+                [kept::CLOSED..=kept::UNANSWERED] if mesh && !failed.gracefully => Cut::Reset,
+                _ if !failed.gracefully => Cut::ResetWithinHead,
                 [] => Cut::Unanswered,
                 [kept::UNANSWERED] if mesh => Cut::Unanswered,
                 _ => Cut::WithinHead,
@@ -327,9 +332,11 @@ impl Exchange<'_> {
         self.ending.bytes_out = duplex.body_received;
         let complete = duplex.upload == Upload::Finished;
         let server_open = duplex.server_open();
+        let loose = duplex.response == Some(BodyReader::DoneLoosely);
         match driven {
             Driven::Event(Event::Done) => {
-                let delimited = framing.body != Body::UntilClose && !framing.odd;
+                let delimited = framing.body != Body::UntilClose;
+                let odd = framing.odd || loose;
                 let old = response.minor == 0 && !framing.keep_alive;
                 let server_stays =
                     mesh || !(framing.close || old || self.framing.close || !self.persistent);
@@ -342,6 +349,7 @@ impl Exchange<'_> {
                             && !self.worker.drain.is_draining()));
                 Tried::Done {
                     reuse: delimited && server_open && server_stays && server.buf.is_empty(),
+                    odd,
                     after_close: !client_stays,
                 }
             }
@@ -448,7 +456,7 @@ impl Exchange<'_> {
             duplex.server.buf.advance(response.end);
             return OnHead::Tunnel;
         }
-        match duplex.respond(response.end, BodyReader::new(response.framing.body)) {
+        match duplex.respond(response.end, BodyReader::of_response(response.framing.body)) {
             Ok(()) => OnHead::Final,
             Err(error) => {
                 duplex.to_client.clear();

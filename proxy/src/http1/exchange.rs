@@ -13,7 +13,7 @@
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use bytes::Buf;
+use bytes::{Buf, BytesMut};
 
 use super::conn::Conn;
 use super::framing::{BodyReader, FramingError};
@@ -51,7 +51,7 @@ pub enum Event {
     Truncated,
     /// The connection to the server was cut off within the body of a response.
     Cut(io::Error),
-    /// What the server says does not begin like HTTP/1 at all (HTTP/0.9, Shoutcast's `ICY`).
+    /// What the server says does not begin like HTTP/1.0 or 1.1 (HTTP/0.9, Shoutcast's `ICY`).
     NotHttp,
     /// The response is not valid HTTP/1.
     BadResponse(HeadError),
@@ -92,6 +92,8 @@ pub struct Duplex<'a> {
     flush_client: bool,
     /// Any byte of a response has been read.
     pub heard: bool,
+    /// Bytes of an incomplete head that have been looked at.
+    head_seen: usize,
     /// Grows with every byte that moves, for the idle timeout.
     pub progress: u64,
 }
@@ -124,6 +126,7 @@ impl<'a> Duplex<'a> {
             body_received: 0,
             flush_client: false,
             heard: false,
+            head_seen: 0,
             progress: 0,
         }
     }
@@ -325,13 +328,23 @@ impl<'a> Duplex<'a> {
                 // Its end tells what it means.
             } else if !self.server.buf.is_empty() {
                 self.heard = true;
-                match head::parse_response(&self.server.buf, method, head) {
-                    Ok(Parsed::Complete) => return Poll::Ready(Event::Head),
+                let seen = std::mem::replace(&mut self.head_seen, self.server.buf.len());
+                let parsed = match head::may_be_complete(&self.server.buf, seen) {
+                    true => head::parse_response(&self.server.buf, method, head),
+                    false => Ok(Parsed::Partial),
+                };
+                match parsed {
+                    Ok(Parsed::Complete) => {
+                        self.head_seen = 0;
+                        return Poll::Ready(Event::Head);
+                    }
                     Ok(Parsed::Partial) if self.server.buf.len() > MAX_HEAD => {
                         return Poll::Ready(Event::BadResponse(HeadError::TooManyFields));
                     }
                     Ok(Parsed::Partial) => {}
-                    Err(HeadError::Syntax(_)) if !begins_like_http(&self.server.buf) => {
+                    Err(HeadError::Syntax(error))
+                        if is_status_line(error) || !begins_like_http(&self.server.buf) =>
+                    {
                         return Poll::Ready(Event::NotHttp);
                     }
                     Err(error) => return Poll::Ready(Event::BadResponse(error)),
@@ -370,6 +383,18 @@ impl<'a> Duplex<'a> {
         Ok(())
     }
 
+    /// The connections belong to each other from now on: what of the request has not been written
+    /// goes before everything else that the client says.
+    pub fn give_back_unsent(&mut self) {
+        let unsent = &self.out[self.sent..];
+        if !unsent.is_empty() {
+            let mut buf = BytesMut::with_capacity(unsent.len() + self.client.buf.len());
+            buf.extend_from_slice(unsent);
+            buf.extend_from_slice(&self.client.buf);
+            self.client.buf = buf;
+        }
+    }
+
     /// Writes out what stands in `to_client`.
     pub fn poll_give(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.given < self.to_client.len() {
@@ -401,6 +426,11 @@ impl<'a> Duplex<'a> {
             _ => Poll::Ready(None),
         }
     }
+}
+
+/// Whether what is wrong is the version or the status: another protocol's, or another version's.
+fn is_status_line(error: httparse::Error) -> bool {
+    matches!(error, httparse::Error::Version | httparse::Error::Status)
 }
 
 /// Whether a response begins as one of HTTP/1 does (RFC 9112 section 4), as far as it is here.

@@ -4,6 +4,8 @@
 //! becomes 502. Body bytes pass unchanged: lengths are counted, chunks are followed to their end
 //! but not re-encoded, trailers pass.
 
+use std::collections::BTreeSet;
+
 use super::head::{Head, Span};
 
 /// What the fields of a head say about the message and its connection.
@@ -257,15 +259,31 @@ fn last_is_chunked(value: &[u8]) -> Result<bool, FramingError> {
 pub const MAX_TRAILERS: usize = 64 * 1024;
 /// Bytes of a chunk's extensions at most.
 const MAX_EXTENSIONS: usize = 4 * 1024;
+/// Digits of a chunk's size at most, leading zeros included. Those that count are 15 at most.
+const MAX_SIZE_DIGITS: u8 = 64;
 
 /// Follows a body to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyReader {
     Done,
+    /// The same, after a chunked body with bare LFs: another reader might not agree.
+    DoneLoosely,
     /// Bytes left.
     Length(u64),
-    Chunked(Chunk),
+    Chunked(Chunk, LineEnds),
     UntilClose,
+}
+
+/// How the lines of a chunked body may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LineEnds {
+    /// With CRLF: a request whose end two parsers find in different places is how requests are
+    /// smuggled.
+    Strict,
+    /// With LF alone, too: what a server says is heard by its own client only.
+    Loose,
+    /// Such a line has been seen.
+    Bare,
 }
 
 /// Where in a chunked body (RFC 9112 section 7.1) the next byte stands.
@@ -292,25 +310,35 @@ pub enum Chunk {
 }
 
 impl BodyReader {
+    /// Of a request.
     pub fn new(body: Body) -> Self {
+        Self::with(body, LineEnds::Strict)
+    }
+
+    /// Of a response.
+    pub fn of_response(body: Body) -> Self {
+        Self::with(body, LineEnds::Loose)
+    }
+
+    fn with(body: Body, ends: LineEnds) -> Self {
         match body {
             Body::None | Body::Length(0) => Self::Done,
             Body::Length(length) => Self::Length(length),
-            Body::Chunked => Self::Chunked(Chunk::Size(0, 0)),
+            Body::Chunked => Self::Chunked(Chunk::Size(0, 0), ends),
             Body::UntilClose => Self::UntilClose,
         }
     }
 
     pub fn is_done(&self) -> bool {
-        *self == Self::Done
+        matches!(self, Self::Done | Self::DoneLoosely)
     }
 
     /// Bytes that are certainly still to come, as far as known.
     pub fn expected(&self) -> u64 {
         match self {
-            Self::Done => 0,
-            Self::Length(left) | Self::Chunked(Chunk::Data(left)) => *left,
-            Self::Chunked(_) => 1,
+            Self::Done | Self::DoneLoosely => 0,
+            Self::Length(left) | Self::Chunked(Chunk::Data(left), _) => *left,
+            Self::Chunked(..) => 1,
             Self::UntilClose => u64::MAX,
         }
     }
@@ -318,7 +346,7 @@ impl BodyReader {
     /// How many of `bytes` belong to this body; moves on by as many.
     pub fn advance(&mut self, bytes: &[u8]) -> Result<usize, FramingError> {
         match self {
-            Self::Done => Ok(0),
+            Self::Done | Self::DoneLoosely => Ok(0),
             Self::UntilClose => Ok(bytes.len()),
             Self::Length(left) => {
                 let taken = bytes
@@ -330,10 +358,13 @@ impl BodyReader {
                 }
                 Ok(taken)
             }
-            Self::Chunked(chunk) => {
-                let (taken, done) = chunk.advance(bytes)?;
+            Self::Chunked(chunk, ends) => {
+                let (taken, done) = chunk.advance(bytes, ends)?;
                 if done {
-                    *self = Self::Done;
+                    *self = match ends {
+                        LineEnds::Bare => Self::DoneLoosely,
+                        LineEnds::Strict | LineEnds::Loose => Self::Done,
+                    };
                 }
                 Ok(taken)
             }
@@ -342,7 +373,11 @@ impl BodyReader {
 }
 
 impl Chunk {
-    fn advance(&mut self, bytes: &[u8]) -> Result<(usize, bool), FramingError> {
+    fn advance(
+        &mut self,
+        bytes: &[u8],
+        ends: &mut LineEnds,
+    ) -> Result<(usize, bool), FramingError> {
         let mut at = 0;
         while at < bytes.len() {
             if let Chunk::Data(left) = self {
@@ -358,7 +393,7 @@ impl Chunk {
             at += 1;
             *self = match (*self, byte) {
                 (Chunk::Size(size, digits), b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
-                    if digits == 15 {
+                    if digits == MAX_SIZE_DIGITS || size >> (14 * 4) != 0 {
                         return Err(FramingError::BadChunk);
                     }
                     let digit = (byte as char).to_digit(16).unwrap_or(0);
@@ -389,6 +424,21 @@ impl Chunk {
                     }
                     Chunk::Trailer(seen + 1)
                 }
+                // A line that ends without CR. Not one with an extension: some take the LF for a
+                // part of it.
+                (
+                    Chunk::Size(..) | Chunk::DataCr | Chunk::TrailerStart(_) | Chunk::Trailer(_),
+                    b'\n',
+                ) if *ends != LineEnds::Strict => {
+                    *ends = LineEnds::Bare;
+                    match *self {
+                        Chunk::Size(0, _) => Chunk::TrailerStart(0),
+                        Chunk::Size(size, _) => Chunk::Data(size),
+                        Chunk::DataCr => Chunk::Size(0, 0),
+                        Chunk::Trailer(seen) => Chunk::TrailerStart(seen),
+                        _ => return Ok((at, true)),
+                    }
+                }
                 _ => return Err(FramingError::BadChunk),
             };
         }
@@ -400,14 +450,14 @@ impl Chunk {
 /// hop (RFC 9110 section 7.6.1): the fields named, and their names in `Connection`.
 pub fn hop_by_hop(buf: &[u8], head: &Head, edits: &mut Vec<super::head::Edit>) {
     use super::head::Edit;
-    let mut named: Vec<&[u8]> = Vec::new();
+    let mut named: BTreeSet<Vec<u8>> = BTreeSet::new();
     for field in head.all(buf, "connection") {
         let value = field.value.get(buf);
         let (keep, drop): (Vec<_>, Vec<_>) = list(value).partition(|option| stays(option));
         if drop.is_empty() {
             continue;
         }
-        named.extend(drop);
+        named.extend(drop.iter().map(|name| name.to_ascii_lowercase()));
         if keep.is_empty() {
             edits.push(Edit::remove(head.line(buf, field)));
         } else {
@@ -425,7 +475,7 @@ pub fn hop_by_hop(buf: &[u8], head: &Head, edits: &mut Vec<super::head::Edit>) {
         // Fields that decide where the message ends or goes are not to be named away
         // (RFC 9110 section 7.6.1 forbids end-to-end fields as options).
         let protected = ["host", "content-length", "transfer-encoding", "connection"];
-        if named.iter().any(|n| n.eq_ignore_ascii_case(name))
+        if named.contains(&name.to_ascii_lowercase())
             && !protected
                 .iter()
                 .any(|p| name.eq_ignore_ascii_case(p.as_bytes()))

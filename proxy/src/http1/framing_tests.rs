@@ -175,6 +175,33 @@ fn malformed_chunks_are_refused() {
     }
 }
 
+#[test]
+fn a_servers_chunks_may_have_lines_that_end_without_cr() {
+    let body = b"5\nhello\n0A\r\n0123456789\n0\nT: 1\n\n";
+    for step in 1..body.len() {
+        let mut reader = BodyReader::of_response(Body::Chunked);
+        for piece in body.chunks(step) {
+            assert_eq!(reader.advance(piece), Ok(piece.len()));
+        }
+        assert_eq!(reader, BodyReader::DoneLoosely);
+        assert_eq!(reader.advance(b"HTTP/1.1"), Ok(0));
+    }
+    let mut strict = BodyReader::of_response(Body::Chunked);
+    strict.advance(b"1\r\na\r\n0\r\n\r\n").unwrap();
+    assert_eq!(strict, BodyReader::Done);
+    let mut extended = BodyReader::of_response(Body::Chunked);
+    assert_eq!(extended.advance(b"5;e=1\n"), Err(FramingError::BadChunk));
+}
+
+#[test]
+fn leading_zeros_of_a_chunks_size_do_not_count() {
+    let zeros = "0".repeat(49);
+    let body = format!("{zeros}5\r\nhello\r\n{zeros}\r\n\r\n");
+    assert_eq!(chunked(body.as_bytes()), Ok((body.len(), true)));
+    assert!(chunked("0".repeat(65).as_bytes()).is_err());
+    assert!(chunked(b"0fffffffffffffff\r\n").is_ok());
+}
+
 proptest! {
     /// However a body is cut into reads, it ends at the same byte.
     #[test]

@@ -11,10 +11,11 @@ use crate::http::RequestView;
 
 /// Fields that are tokenised without an allocation; more take one.
 const USUAL_FIELDS: usize = 64;
-/// Fields of one head; more are refused with 431. Common servers take 100.
-pub const MAX_FIELDS: usize = 1024;
-/// Bytes of one head, by default; more are refused with 431.
-pub const MAX_HEAD: usize = 64 * 1024;
+/// Fields of one head; more are refused with 431. Apache takes 100, Node 2,000, Go as many as there
+/// is room for in [`MAX_HEAD`]: whether there are too many is for the application to say.
+pub const MAX_FIELDS: usize = 8192;
+/// Bytes of one head; more are refused with 431. Most servers take 8 to 64 KiB, Go's 1 MiB.
+pub const MAX_HEAD: usize = 1024 * 1024;
 
 /// Bytes of the buffer, from start to end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -48,7 +49,8 @@ pub struct Field {
 /// A head as tokenised: offsets into the buffer it was read from. Reused from message to message.
 #[derive(Debug, Default)]
 pub struct Head {
-    /// Where the start line begins (after empty lines that RFC 9112 section 2.2 lets pass).
+    /// Where what is written on begins: with the start line of a request, after empty lines that
+    /// RFC 9112 section 2.2 says to ignore.
     pub start: usize,
     /// Where the body begins.
     pub end: usize,
@@ -92,8 +94,63 @@ pub fn parse_request(buf: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
             parse_request_into(buf, head, &mut vec![MaybeUninit::uninit(); MAX_FIELDS])
         }
         Err(HeadError::Syntax(httparse::Error::Token)) => parse_foreign_target(buf, head),
+        Err(HeadError::Syntax(httparse::Error::HeaderValue)) => {
+            let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
+            parse_request_into(&without_controls(buf), head, &mut fields)
+        }
         first => first,
     }
+}
+
+/// Whether a head may be complete: for one that was not, when only `seen` bytes were there. So a
+/// head that comes in many pieces is not tokenised with each of them.
+pub fn may_be_complete(buf: &[u8], seen: usize) -> bool {
+    let new = &buf[seen.saturating_sub(3).min(buf.len())..];
+    seen == 0 || new.windows(2).any(|w| w == b"\n\n") || new.windows(3).any(|w| w == b"\n\r\n")
+}
+
+/// Puts spaces in the place of line ends at which a field of a request's head is folded, as
+/// RFC 9112 section 5.2 lets a recipient do before it passes the message on; whether there were
+/// any. A fold before the first field is left, to be refused (section 2.2).
+pub fn unfold(buf: &mut [u8]) -> bool {
+    let is_end = |line: &[u8]| matches!(line, b"\n" | b"\r\n");
+    let mut line = 0;
+    let mut lines = 0;
+    let mut found = false;
+    while let Some(feed) = buf[line..].iter().position(|&byte| byte == b'\n') {
+        let next = line + feed + 1;
+        // Empty lines may come first (section 2.2).
+        if is_end(&buf[line..next]) && lines > 0 {
+            break;
+        }
+        lines += usize::from(!is_end(&buf[line..next]));
+        if lines > 1 && matches!(buf.get(next), Some(b' ' | b'\t')) {
+            buf[next - 1] = b' ';
+            if buf[next - 2] == b'\r' {
+                buf[next - 2] = b' ';
+            }
+            found = true;
+        }
+        line = next;
+    }
+    found
+}
+
+/// A copy with another byte in the place of control characters within values. They are of no use,
+/// but a recipient may keep them (RFC 9110 section 5.5), and httparse refuses them. What framing
+/// says is read from the copy, too: a length or a coding with such a byte is none.
+fn without_controls(buf: &[u8]) -> Vec<u8> {
+    let mut copy = buf.to_vec();
+    let mut value = false;
+    for byte in &mut copy {
+        match *byte {
+            b'\n' => value = false,
+            b':' => value = true,
+            0x01..=0x08 | 0x0b | 0x0c | 0x0e..=0x1f | 0x7f if value => *byte = b'?',
+            _ => {}
+        }
+    }
+    copy
 }
 
 /// A target in another encoding than UTF-8 is not RFC 3986, but what browsers of old and scripts
@@ -153,12 +210,27 @@ pub fn parse_response(buf: &[u8], method: &[u8], head: &mut Head) -> Result<Pars
         method,
         head,
         &mut [MaybeUninit::uninit(); USUAL_FIELDS],
+        false,
     );
-    if first == Err(HeadError::TooManyFields) {
-        let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
-        return parse_response_into(buf, method, head, &mut fields);
+    let mut fields = match first {
+        Err(HeadError::TooManyFields | HeadError::Syntax(_)) => {
+            vec![MaybeUninit::uninit(); MAX_FIELDS]
+        }
+        first => return first,
+    };
+    match first {
+        Err(HeadError::Syntax(httparse::Error::HeaderValue)) => {
+            parse_response_into(&without_controls(buf), method, head, &mut fields, false)
+        }
+        // A line that is no field: a client leaves it out, or gives the response up.
+        Err(HeadError::Syntax(httparse::Error::HeaderName)) => {
+            let parsed = parse_response_into(buf, method, head, &mut fields, true);
+            head.framing.odd = true;
+            parsed
+        }
+        Err(HeadError::TooManyFields) => parse_response_into(buf, method, head, &mut fields, false),
+        first => first,
     }
-    first
 }
 
 fn parse_response_into<'b>(
@@ -166,22 +238,23 @@ fn parse_response_into<'b>(
     method: &[u8],
     head: &mut Head,
     fields: Fields<'_, 'b>,
+    skip_lines: bool,
 ) -> Result<Parsed, HeadError> {
     let mut response = httparse::Response::new(&mut []);
     let mut config = httparse::ParserConfig::default();
     config
         .allow_obsolete_multiline_headers_in_responses(true)
-        .allow_spaces_after_header_name_in_responses(true);
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_multiple_spaces_in_response_status_delimiters(true)
+        .ignore_invalid_headers_in_responses(skip_lines);
     let end = match config.parse_response_with_uninit_headers(&mut response, buf, fields) {
         Ok(httparse::Status::Complete(end)) => end,
         Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooManyFields),
         Err(error) => return Err(HeadError::Syntax(error)),
     };
-    head.start = buf
-        .iter()
-        .position(|&b| b != b'\r' && b != b'\n')
-        .unwrap_or(0);
+    // Empty lines before a response are against the rules, but whose they are is not ours to say.
+    head.start = 0;
     head.end = end;
     head.method = Span::default();
     head.target = Span::default();
@@ -193,6 +266,12 @@ fn parse_response_into<'b>(
 }
 
 impl Head {
+    /// Gives the room for uncommonly many fields back.
+    pub fn release(&mut self) {
+        self.fields.clear();
+        self.fields.shrink_to(USUAL_FIELDS);
+    }
+
     fn keep(&mut self, buf: &[u8], headers: &[httparse::Header<'_>]) {
         self.fields.clear();
         self.fields.extend(headers.iter().map(|header| Field {

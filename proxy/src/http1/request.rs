@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Buf;
 
-use super::answer::{answer, answer_plainly, context_headers, trace_edit, write_all};
+use super::answer::{
+    LINGER, answer, answer_plainly, context_headers, finish, trace_edit, write_all,
+};
 use super::attempt::{Cut, Tried};
 use super::conn::Conn;
 use super::framing::{self, BodyReader};
@@ -87,7 +89,10 @@ pub(super) async fn request(
         FlowProtocol::Http1,
         started,
     );
-    let begun = Call::begin(worker, &destination, &view, flow.peer, started).await;
+    let begun = match flow.admit(&view) {
+        Ok(()) => Call::begin(worker, &destination, &view, flow.peer, started).await,
+        Err(error) => Err(error.into()),
+    };
 
     scratch.edits.clear();
     if framing.strip {
@@ -342,15 +347,26 @@ impl Exchange<'_> {
                             write_all(client, &[kept::UNANSWERED]).await
                         }
                         Cut::Unanswered => Ok(()),
-                        Cut::WithinHead => write_all(client, &server.buf).await,
+                        Cut::WithinHead | Cut::ResetWithinHead => {
+                            write_all(client, &server.buf).await
+                        }
                     };
-                    server.io.abort();
+                    if matches!(cut, Cut::ResetWithinHead) {
+                        server.io.abort();
+                        return After::Abort;
+                    }
+                    // The server sees what it would see of a client that hears of its end.
+                    let _ = tokio::time::timeout(LINGER, finish(server)).await;
                     return match said {
                         Ok(()) => After::Close,
                         Err(_) => After::Abort,
                     };
                 }
-                Tried::Done { reuse, after_close } => {
+                Tried::Done {
+                    reuse,
+                    odd,
+                    after_close,
+                } => {
                     if reuse && !fresh && !after_close && is_alone(call) {
                         server.release();
                         scratch.kept = Some(Kept {
@@ -358,7 +374,7 @@ impl Exchange<'_> {
                             permit,
                             endpoint: picked.endpoint.clone(),
                         });
-                    } else if reuse && !fresh {
+                    } else if reuse && !fresh && !odd {
                         let now = Instant::now();
                         let how_long = if matches!(server.io, Io::Plain(_)) {
                             APP_IDLE

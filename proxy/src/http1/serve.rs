@@ -146,13 +146,23 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
     let since = Instant::now();
     let mut begun = None;
     let mut settled = false;
+    // Bytes of an incomplete head that have been looked at.
+    let mut seen = 0;
     loop {
         if flow.from_mesh && client.buf.first() == Some(&kept::LEFT) {
             client.buf.advance(1);
             scratch.kept = None;
         }
         if !client.buf.is_empty() {
-            match head::parse_request(&client.buf, &mut scratch.head) {
+            let mut parsed = Ok(Parsed::Partial);
+            if head::may_be_complete(&client.buf, seen) {
+                parsed = head::parse_request(&client.buf, &mut scratch.head);
+                if matches!(parsed, Err(HeadError::Syntax(_))) && head::unfold(&mut client.buf) {
+                    parsed = head::parse_request(&client.buf, &mut scratch.head);
+                }
+            }
+            seen = client.buf.len();
+            match parsed {
                 Ok(Parsed::Complete) => return Next::Request,
                 Ok(Parsed::Partial) if client.buf.len() > MAX_HEAD => {
                     let text = format!("the head of the request is larger than {MAX_HEAD} bytes");
@@ -228,6 +238,8 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
                 client.release();
                 scratch.out = Vec::new();
                 scratch.to_client = Vec::new();
+                scratch.head.release();
+                scratch.response.release();
             }
             Woke::Late => return Next::Closed,
         }

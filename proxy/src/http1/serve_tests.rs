@@ -654,10 +654,35 @@ engine_test!(
     }
 );
 
+engine_test!(
+    after_an_answer_that_is_no_http_the_connection_is_theirs,
+    async {
+        let server = server(vec![vec![
+            Until("\r\n\r\n"),
+            Say("RTSP/1.0 200 OK\r\n\r\n"),
+            Until("PLAY\r\n"),
+            Say("audio"),
+            Gone,
+            Say("!"),
+            Close,
+        ]])
+        .await;
+        let mut client = client(&server).await;
+        say(&mut client, GET).await;
+        hear(&mut client, "RTSP/1.0 200 OK\r\n\r\n").await;
+        say(&mut client, "PLAY\r\n").await;
+        hear(&mut client, "audio").await;
+        client.shutdown().await.unwrap();
+        assert_eq!(rest(&mut client).await.unwrap(), "!");
+    }
+);
+
 engine_test!(what_is_no_http_response_passes_until_the_end, async {
     for response in [
         "ICY 200 OK\r\nicy-name: x\r\n\r\naudio",
         "<html>HTTP/0.9</html>",
+        "HTTP/1.2 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        "HTTP/1.1 2000 OK\r\n\r\n",
     ] {
         let server = server(vec![vec![Until("\r\n\r\n"), Say(response), Close]]).await;
         let mut client = client(&server).await;
@@ -667,22 +692,127 @@ engine_test!(what_is_no_http_response_passes_until_the_end, async {
 });
 
 engine_test!(
-    old_ways_of_servers_pass_on_connections_of_their_own,
+    old_ways_of_servers_pass_and_keep_the_connections_together,
     async {
         for response in [
             "HTTP/1.1 200 OK\r\nX: a\r\n  folded\r\nContent-Length: 2\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nX : a\r\nContent-Length: 2\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 2\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\ncontent-length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nno field\r\nX[1]: 2\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nX: \u{1}\u{7f}\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1  200  OK\r\nContent-Length: 2\r\n\r\nok",
+            "\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\nok\n0\nT: 1\n\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+             00000000000000000002\r\nok\r\n0\r\n\r\n",
         ] {
-            let server = server(vec![vec![Until("\r\n\r\n"), Say(response), Gone]]).await;
+            let server = server(vec![vec![
+                Until("\r\n\r\n"),
+                Say(response),
+                Until("\r\n\r\n"),
+                Say(response),
+                Gone,
+            ]])
+            .await;
             let mut client = client(&server).await;
-            say(&mut client, GET).await;
-            assert_eq!(rest(&mut client).await.unwrap(), response);
+            for _ in 0..2 {
+                say(&mut client, GET).await;
+                hear(&mut client, response).await;
+            }
+            drop(client);
             gone(&server).await;
         }
     }
 );
+
+engine_test!(
+    a_response_that_could_be_read_in_two_ways_shares_no_connection,
+    async {
+        let response = "HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 2\r\n\r\nok";
+        let script = vec![Until("\r\n\r\n"), Say(response), Gone];
+        let server = server(vec![script]).await;
+        let (mut client, to_proxy) = tcp_pair().await;
+        // Two endpoints: connections are pooled.
+        let endpoints = (0..2).map(|_| endpoint(server.address, None)).collect();
+        let backend = backend(endpoints, BackendPolicy::default());
+        let flow = outbound(destination(backend, RoutePolicy::default()));
+        spawn_local(serve(worker(None), Stream::from(to_proxy), flow));
+        say(&mut client, GET).await;
+        hear(&mut client, response).await;
+        gone(&server).await;
+    }
+);
+
+engine_test!(
+    a_reset_within_a_head_comes_after_what_there_is_of_it,
+    async {
+        let begun = "HTTP/1.1 200 OK\r\nContent-Le";
+        let script = vec![Until("\r\n\r\n"), Say(begun), Pause, Reset];
+        let server = server(vec![script]).await;
+        let mut client = client(&server).await;
+        say(&mut client, GET).await;
+        hear(&mut client, begun).await;
+        assert!(rest(&mut client).await.is_err());
+    }
+);
+
+engine_test!(a_server_that_cuts_its_response_off_sees_an_end, async {
+    for response in [
+        "HTTP/1.1 200 OK\r\nContent-Le",
+        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = Server {
+            address: listener.local_addr().unwrap(),
+            heard: Rc::default(),
+        };
+        let mut client = client(&server).await;
+        say(&mut client, GET).await;
+        let (mut server, _) = listener.accept().await.unwrap();
+        server.read_exact(&mut [0; GET.len()]).await.unwrap();
+        server.write_all(response.as_bytes()).await.unwrap();
+        server.shutdown().await.unwrap();
+        // An error would be a reset.
+        assert_eq!(server.read(&mut [0; 9]).await.unwrap(), 0);
+        assert_eq!(rest(&mut client).await.unwrap(), response);
+    }
+});
+
+engine_test!(folded_lines_of_requests_arrive_unfolded, async {
+    let request = "GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\n 2\r\n\t3\r\nB: 4\n 5\r\n\r\n";
+    let unfolded = "GET / HTTP/1.1\r\nHost: x\r\nA: 1   2  \t3\r\nB: 4  5\r\n\r\n";
+    for cut in [request.len(), 34, 37, 50] {
+        let server = server(vec![vec![Until("\r\n\r\n"), Say(OK)]]).await;
+        let mut client = client(&server).await;
+        say(&mut client, &request[..cut]).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        say(&mut client, &request[cut..]).await;
+        hear(&mut client, OK).await;
+        assert_eq!(*server.heard.borrow(), [unfolded]);
+    }
+});
+
+engine_test!(heads_of_a_megabyte_and_thousands_of_fields_pass, async {
+    let long = "x".repeat(super::head::MAX_HEAD - 100);
+    let many: String = (0..8000).map(|n| format!("X-{n}: {n}\r\n")).collect();
+    for fields in [format!("X: {long}\r\n"), many] {
+        let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n");
+        let response: &'static str =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n{fields}\r\nok").leak();
+        let server = server(vec![vec![Until("\r\n\r\n"), Say(response)]]).await;
+        let (mut read, mut write) = client(&server).await.into_split();
+        let writing = spawn_local(async move {
+            write.write_all(request.as_bytes()).await.unwrap();
+            (write, request)
+        });
+        let mut got = vec![0; response.len()];
+        read.read_exact(&mut got).await.unwrap();
+        assert!(got == response.as_bytes());
+        let (_write, request) = writing.await.unwrap();
+        assert!(server.heard.borrow()[0] == request);
+    }
+});
 
 engine_test!(
     a_response_with_bare_line_feeds_keeps_its_connection,

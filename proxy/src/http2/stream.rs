@@ -57,7 +57,10 @@ pub(super) async fn serve(
     let (observation, propagate) =
         Observation::begin(&worker, &flow, &view, context, protocol, started);
     let mut timer = LazyTimer::default();
-    let begin = Call::begin(&worker, &destination, &view, flow.peer, started);
+    let begin = async {
+        flow.admit(&view)?;
+        Call::begin(&worker, &destination, &view, flow.peer, started).await
+    };
     let begun = patiently(&mut respond, &mut timer, None, begin).await;
     if let Ok(Ok(call)) = &begun
         && let Some(plan) = &call.plan

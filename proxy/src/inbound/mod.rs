@@ -4,7 +4,7 @@
 //! accept ─ original destination ─ first bytes ┬ ClientHello with a Weft ALPN ─ mutual TLS ┐
 //!                                             ├ another ClientHello: the application's own │
 //!                                             └ plaintext                                  │
-//!           mode (PERMISSIVE, STRICT, DISABLE) decides on the last two                     │
+//!           mode (PERMISSIVE, STRICT, DISABLE) decides on the last two; probes pass        │
 //!     what is inside: named by ALPN, else found out ─ http1 / http2 / copy ─ application ◀─┘
 //! ```
 
@@ -25,8 +25,10 @@ use crate::telemetry::{Counter, Direction, FlowProtocol, Histogram};
 use crate::transport::{self, ConnectError, HANDSHAKE_TIMEOUT, Io, Stream, TlsError};
 use crate::worker::Worker;
 use crate::{http1, http2};
+use probes::{Decision, Probes};
 
 pub mod local;
+pub mod probes;
 
 /// Workload and namespace of the source of a connection.
 type Source = (Arc<str>, Arc<str>);
@@ -111,7 +113,35 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             .await;
         }
         Err(Refused::Plaintext) => refuse_plaintext(&worker, io, peer, to, "silence"),
-        Ok(_) if strict => refuse_plaintext(&worker, io, peer, to, "plaintext"),
+        Ok(detected) if strict => {
+            let probes = Probes::of(&workload, to.port());
+            match probes.decide(&detected) {
+                Decision::Refuse => refuse_plaintext(&worker, io, peer, to, "plaintext"),
+                Decision::Ended => {}
+                Decision::Serve => {
+                    let flow = Flow::new(
+                        Direction::Inbound,
+                        Target::Fixed,
+                        destination,
+                        peer,
+                        source,
+                        false,
+                    );
+                    let flow = Rc::new(flow.only(probes));
+                    match detected {
+                        Detected::Http1 { buf } => {
+                            let prefix = buf.freeze();
+                            http1::serve(worker, Stream { io, prefix }, flow).await;
+                        }
+                        Detected::Http2 { buf } => {
+                            let prefix = buf.freeze();
+                            http2::serve(worker, Stream { io, prefix }, flow).await;
+                        }
+                        _ => io.abort(),
+                    }
+                }
+            }
+        }
         Ok(Detected::Http1 { buf }) => {
             let flow = Flow::new(
                 Direction::Inbound,
@@ -327,3 +357,6 @@ fn refuse_plaintext(worker: &Worker, client: Io, peer: SocketAddr, to: SocketAdd
 fn unknown_source() -> Source {
     (Arc::default(), Arc::default())
 }
+
+#[cfg(test)]
+mod tests;

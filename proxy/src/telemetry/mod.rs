@@ -6,6 +6,7 @@
 //! - [`trace`]: trace context in and out, sampling, and the compact record of a span that a worker
 //!   sends away; [`export`] turns records into OTLP on the control thread.
 //! - [`access_log`]: one JSON line a request, written by the control thread.
+//! - [`tap`]: requests shown live to whoever asks.
 //! - [`log`]: the proxy's own log and its level, which can be changed while it runs.
 //!
 //! Nothing here blocks a worker: what the control thread cannot take in time is dropped and
@@ -21,6 +22,7 @@ pub mod metrics;
 pub mod names;
 pub mod process;
 pub mod stats;
+pub mod tap;
 pub mod trace;
 
 pub use access_log::{AccessLogSink, AccessRecord};
@@ -28,4 +30,5 @@ pub use cells::{ConnectionSeries, CounterSeries, HistogramSeries, InFlight, Requ
 pub use labels::{Direction, FlowLabels, FlowProtocol};
 pub use metrics::{Registry, WorkerMetrics};
 pub use names::{Counter, Gauge, Histogram};
+pub use tap::Taps;
 pub use trace::{ActiveSpan, Sampler, SpanKind, SpanRecord, Started, TraceContext, Tracer};

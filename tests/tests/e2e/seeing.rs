@@ -177,11 +177,15 @@ pub fn the_access_log_can_be_of_errors_only() {
 pub fn the_admin_port_answers() {
     let (mesh, vip, _) = start("{}");
     assert_eq!(get(&mesh, vip, "/", ""), 200);
-    for path in ["/healthz", "/readyz", "/metrics", "/config"] {
+    for path in ["/healthz", "/readyz", "/metrics"] {
         let (code, body) = mesh.sidecar(0).get(path).unwrap();
         assert_eq!(code, 200, "{path}: {body}");
     }
-    let (_, config) = mesh.sidecar(0).get("/config").unwrap();
+    for path in ["/config", "/tap", "/log", "/nothing"] {
+        assert_eq!(mesh.sidecar(0).get(path).unwrap().0, 403, "{path}");
+    }
+    let (code, config) = mesh.sidecar(0).get_inside("/config").unwrap();
+    assert_eq!(code, 200, "{config}");
     assert!(config.contains(&vip.to_string()), "{config}");
-    assert_eq!(mesh.sidecar(0).get("/nothing").unwrap().0, 404);
+    assert_eq!(mesh.sidecar(0).get_inside("/nothing").unwrap().0, 404);
 }

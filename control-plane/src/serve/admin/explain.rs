@@ -1,14 +1,21 @@
-//! A destination's table as JSON, for `weft routes`.
+//! A destination's table as JSON, with what decides how its endpoints are reached, for
+//! `weft explain`.
 
 use serde_json::{Value, json};
+use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::proto::load_balancer::HashKey;
 use weft_api::proto::resource::Body;
 use weft_api::proto::{
-    Algorithm, Backend, BackendPolicy, Destination, Endpoint, Health, Protocol, ResourceKey,
-    ResourceKind, RetryPolicy, Route, RoutePolicy, ValueMatch, fallback, route_match, value_match,
+    Algorithm, Backend, BackendPolicy, Destination, Endpoint, Health, MtlsMode, Protocol,
+    ResourceKey, ResourceKind, RetryPolicy, Route, RoutePolicy, ValueMatch, fallback, route_match,
+    value_match,
 };
 
+use crate::model::{Kind, ObjectRef};
 use crate::serve::discovery::Hub;
+
+/// Endpoints of which the policies are looked up that decide about mutual TLS.
+const WITH_POLICIES: usize = 16;
 
 /// What a proxy of a namespace that asked for this destination would be told.
 pub(super) fn explain(hub: &Hub, name: &str, client: &str) -> Value {
@@ -29,6 +36,9 @@ pub(super) fn explain(hub: &Hub, name: &str, client: &str) -> Value {
         "port": destination.port,
         "portName": destination.port_name,
         "protocol": protocol(destination),
+        "policies": names(hub.policies_in(&key(ResourceKind::Destination, name), |policy| {
+            !matches!(policy.kind, Kind::PeerAuthentication | Kind::Telemetry)
+        })),
         "routes": destination.routes.iter().map(|route| self::route(hub, route)).collect::<Vec<_>>(),
     })
 }
@@ -152,7 +162,12 @@ fn backend(hub: &Hub, backend: &Backend) -> Value {
     let compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints), "");
     let endpoints = match &compiled.resource.body {
         Some(Body::Endpoints(endpoints)) => {
-            Some(endpoints.endpoints.iter().map(endpoint).collect::<Vec<_>>())
+            let shown = endpoints
+                .endpoints
+                .iter()
+                .enumerate()
+                .map(|(nth, each)| endpoint(hub, nth, each));
+            Some(shown.collect::<Vec<_>>())
         }
         _ => None,
     };
@@ -206,7 +221,43 @@ fn backend_policy(policy: &BackendPolicy) -> Value {
     })
 }
 
-fn endpoint(endpoint: &Endpoint) -> Value {
+/// "Kind namespace/name".
+fn names(objects: Vec<ObjectRef>) -> Vec<String> {
+    objects.iter().map(ToString::to_string).collect()
+}
+
+/// What the workload's own proxy takes on the endpoint's port, and by which policies; nothing when
+/// it is no workload that is known.
+fn inbound(hub: &Hub, nth: usize, endpoint: &Endpoint) -> Value {
+    let own = key(ResourceKind::Workload, &endpoint.workload);
+    let Some(Body::Workload(workload)) = hub.look_up(&own, "").resource.body else {
+        return Value::Null;
+    };
+    let number = endpoint.address.rsplit_once(':');
+    let number = number.and_then(|(_, port)| port.parse::<u32>().ok());
+    let port = workload.ports.iter().find(|port| Some(port.port) == number);
+    let mode = port.and_then(|port| port.mtls);
+    let mode = mode.map_or(workload.mtls(), |mode| {
+        MtlsMode::try_from(mode).unwrap_or_default()
+    });
+    let decides = |policy: &ObjectRef| {
+        let namespace = policy.name.namespace.as_str();
+        policy.kind == Kind::PeerAuthentication
+            && (namespace == workload.namespace || namespace == CONTROL_PLANE_NAMESPACE)
+    };
+    let policies = (nth < WITH_POLICIES).then(|| names(hub.policies_in(&own, decides)));
+    json!({
+        "mtls": match mode {
+            MtlsMode::Permissive => "PERMISSIVE",
+            MtlsMode::Strict => "STRICT",
+            MtlsMode::Disable => "DISABLE",
+        },
+        "serviceAccount": workload.service_account,
+        "policies": policies,
+    })
+}
+
+fn endpoint(hub: &Hub, nth: usize, endpoint: &Endpoint) -> Value {
     let health = match endpoint.health() {
         Health::Ready => "Ready",
         Health::Draining => "Draining",
@@ -219,5 +270,6 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "zone": endpoint.zone,
         "weight": endpoint.weight,
         "health": health,
+        "inbound": inbound(hub, nth, endpoint),
     })
 }

@@ -1,18 +1,22 @@
 //! The admin port: health, metrics, who is connected and what they have, what a destination is.
-//! Plain HTTP, on loopback unless told otherwise.
+//! Plain HTTP, on loopback unless told otherwise. Where it is open to the network (for kubelet and
+//! Prometheus), health, readiness and metrics are for everybody; the rest is for callers of the same
+//! host, which is how `kubectl port-forward` (`weft status`) arrives.
 //!
 //! | path | |
 //! |---|---|
 //! | `GET /healthz` | the process runs |
-//! | `GET /readyz` | the source has been read and the port is served |
+//! | `GET /readyz` | the source has been read, the port is served, certificates can be signed |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | connected proxies and what they acknowledged, certificates, findings; JSON |
-//! | `GET /explain?destination=10.96.0.15:80` | that destination's table (`&namespace=` for clients of a namespace); JSON |
+//! | `GET /arrival?object=trafficpolicy/cart&namespace=shop` | which tables come from that object, and which proxies have them; JSON |
+//! | `GET /explain?destination=10.96.0.15:80` | that destination's table (`&namespace=` for clients of a namespace), and what is known of who is behind it; JSON |
 //! | `POST /rotate-root` | begins a root rotation; `?finish` ends it now |
 
 mod explain;
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
@@ -29,10 +33,13 @@ use tokio::net::TcpListener;
 use tracing::{debug, warn};
 
 use super::ca::{self, Authority, CaError, unix};
+use super::certificates::OwnLife;
 use super::discovery::{Hub, ProxyStatus};
 use super::metrics::{Gauges, Metrics, resident_memory};
 use crate::check::located;
+use crate::cluster::Leadership;
 use crate::finding::{Finding, Severity};
+use crate::model::ObjectRef;
 use crate::sources::Locate;
 
 /// A client that has not sent its request's head by then is given up.
@@ -44,6 +51,9 @@ pub struct Admin {
     pub authority: Arc<Authority>,
     pub metrics: Arc<Metrics>,
     pub locator: Arc<dyn Locate>,
+    /// Of the control plane's own certificate.
+    pub life: Arc<OwnLife>,
+    pub leadership: Leadership,
     /// What the source cannot read now.
     pub findings: std::sync::Mutex<Vec<Finding>>,
     pub ready: AtomicBool,
@@ -54,7 +64,15 @@ pub struct Admin {
 struct Status {
     version: &'static str,
     ready: bool,
+    /// Whether this replica writes in the cluster.
+    leader: bool,
+    /// End of the control plane's own certificate, seconds since the Unix epoch.
+    certificate_expires: u64,
+    /// What will expire soon.
+    warnings: Vec<String>,
     proxies: Vec<ProxyStatus>,
+    /// Objects known, by kind.
+    objects: std::collections::BTreeMap<&'static str, usize>,
     certificate_authority: ca::Status,
     /// Files that are not used, and what in the objects cannot work.
     findings: Vec<Finding>,
@@ -63,8 +81,8 @@ struct Status {
 /// Serves until it is dropped.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 warn!("admin port: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -72,10 +90,11 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
             }
         };
         let admin = admin.clone();
+        let near = is_near(peer, stream.local_addr().ok());
         tokio::spawn(async move {
             let answer = service_fn(|request| {
-                let response = admin.answer(&request);
-                async move { Ok::<_, Infallible>(response) }
+                let admin = admin.clone();
+                async move { Ok::<_, Infallible>(admin.answer(&request, near).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -91,29 +110,52 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 type Answer = Response<Full<Bytes>>;
 
 impl Admin {
-    fn answer(&self, request: &Request<Incoming>) -> Answer {
+    /// `near`: the caller is on this host.
+    async fn answer(&self, request: &Request<Incoming>, near: bool) -> Answer {
         let query = request.uri().query().unwrap_or_default();
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/healthz") => text(StatusCode::OK, "ok\n"),
-            (&Method::GET, "/readyz") if self.ready.load(Ordering::Relaxed) => {
-                text(StatusCode::OK, "ready\n")
-            }
-            (&Method::GET, "/readyz") => text(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the source has not been read yet\n",
-            ),
+            (&Method::GET, "/readyz") => match self.unready() {
+                None => text(StatusCode::OK, "ready\n"),
+                Some(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
+            },
             (&Method::GET, "/metrics") => self.metrics(),
+            (_, "/healthz" | "/readyz" | "/metrics") => {
+                text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
+            }
+            _ if !near => text(
+                StatusCode::FORBIDDEN,
+                "only health, readiness and metrics are for other hosts; the rest is for callers on this one, which kubectl port-forward and weft reach\n",
+            ),
             (&Method::GET, "/status") => json(&self.status()),
+            (&Method::GET, "/arrival") => self.arrival(query),
             (&Method::GET, "/explain") => self.explain(query),
-            (&Method::POST, "/rotate-root") => self.rotate(query),
-            (_, "/healthz" | "/readyz" | "/metrics" | "/status" | "/explain" | "/rotate-root") => {
+            (&Method::POST, "/rotate-root") => self.rotate(query).await,
+            (_, "/status" | "/arrival" | "/explain" | "/rotate-root") => {
                 text(StatusCode::METHOD_NOT_ALLOWED, "wrong method\n")
             }
             _ => text(
                 StatusCode::NOT_FOUND,
-                "paths: /healthz /readyz /metrics /status /explain?destination=ADDRESS:PORT, POST /rotate-root\n",
+                "paths: /healthz /readyz /metrics /status /arrival?object=KIND/NAME&namespace=NAMESPACE /explain?destination=ADDRESS:PORT, POST /rotate-root\n",
             ),
         }
+    }
+
+    /// Why proxies should not come here; none when they may.
+    fn unready(&self) -> Option<&'static str> {
+        let now = unix(SystemTime::now());
+        if !self.ready.load(Ordering::Relaxed) {
+            return Some("the source has not been read yet, or the control plane is ending");
+        }
+        let signs = self.authority.status();
+        if !signs
+            .roots
+            .iter()
+            .any(|root| root.signing && root.not_after > now)
+        {
+            return Some("the root certificate has expired: nothing can be signed");
+        }
+        (self.life.not_after() <= now).then_some("the control plane's own certificate has expired")
     }
 
     fn source_findings(&self) -> Vec<Finding> {
@@ -130,6 +172,7 @@ impl Admin {
             .iter()
             .find(|root| root.signing)
             .map_or(0, |root| root.not_after);
+        let now = unix(SystemTime::now());
         let bad: std::collections::BTreeSet<_> = self
             .source_findings()
             .into_iter()
@@ -140,7 +183,10 @@ impl Admin {
             connected_proxies: self.hub.connected() as u64,
             subscribed_resources: self.hub.subscribed() as u64,
             bad_files: bad.len() as u64,
-            root_expires_in: expires.saturating_sub(unix(SystemTime::now())),
+            root_expires_in: expires.saturating_sub(now),
+            certificate_expires_in: self.life.not_after().saturating_sub(now),
+            trusted_roots: ca.roots.len() as u64,
+            leader: u64::from(self.leadership.is_leader()),
             resident: resident_memory(),
         });
         respond(
@@ -159,26 +205,41 @@ impl Admin {
                 .map(|problem| located(problem, &*self.locator)),
         );
         findings.sort();
+        let certificate_authority = self.authority.status();
+        let mut proxies = self.hub.status();
+        for proxy in &mut proxies {
+            proxy.certificate_root = self.authority.root_of(&proxy.signer);
+        }
         Status {
             version: env!("CARGO_PKG_VERSION"),
             ready: self.ready.load(Ordering::Relaxed),
-            proxies: self.hub.status(),
-            certificate_authority: self.authority.status(),
+            leader: self.leadership.is_leader(),
+            certificate_expires: self.life.not_after(),
+            warnings: self
+                .life
+                .warnings(&certificate_authority, SystemTime::now()),
+            proxies,
+            objects: self.hub.counts(),
+            certificate_authority,
             findings,
         }
     }
 
+    fn arrival(&self, query: &str) -> Answer {
+        let namespace = parameter(query, "namespace").unwrap_or_else(|| "default".to_owned());
+        let object = parameter(query, "object");
+        match object.and_then(|object| ObjectRef::parse(&object, &namespace)) {
+            Some(object) => json(&self.hub.arrival(&object)),
+            None => text(
+                StatusCode::BAD_REQUEST,
+                "write /arrival?object=trafficpolicy/cart&namespace=shop; kinds are those of routes and policies, service, endpointslice, pod\n",
+            ),
+        }
+    }
+
     fn explain(&self, query: &str) -> Answer {
-        let parameter = |name: &str| {
-            query
-                .split('&')
-                .filter_map(|pair| pair.split_once('='))
-                .find(|(known, _)| *known == name)
-                .map(|(_, value)| percent_decode(value))
-                .filter(|value| !value.is_empty())
-        };
-        let client = parameter("namespace").unwrap_or_default();
-        match parameter("destination") {
+        let client = parameter(query, "namespace").unwrap_or_default();
+        match parameter(query, "destination") {
             Some(destination) => json(&explain::explain(&self.hub, &destination, &client)),
             None => text(
                 StatusCode::BAD_REQUEST,
@@ -187,18 +248,35 @@ impl Admin {
         }
     }
 
-    fn rotate(&self, query: &str) -> Answer {
+    async fn rotate(&self, query: &str) -> Answer {
         let request = if query == "finish" {
             ca::Request::Finish
         } else {
             ca::Request::Rotate
         };
-        match self.authority.step(request, SystemTime::now()) {
+        match self.authority.step(request, SystemTime::now()).await {
             Ok(()) => json(&self.authority.status()),
-            Err(error @ CaError::Rotating(_)) => text(StatusCode::CONFLICT, format!("{error}\n")),
+            Err(error @ (CaError::Rotating(_) | CaError::NotOurs(_) | CaError::NotLeader)) => {
+                text(StatusCode::CONFLICT, format!("{error}\n"))
+            }
             Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         }
     }
+}
+
+/// A parameter of a query, decoded; none when it is empty.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        .map(percent_decode)
+        .filter(|value| !value.is_empty())
+}
+
+/// Whether a caller is on this host: it has a loopback address, or the very address it called.
+fn is_near(peer: SocketAddr, local: Option<SocketAddr>) -> bool {
+    let peer = peer.ip().to_canonical();
+    peer.is_loopback() || local.is_some_and(|local| local.ip().to_canonical() == peer)
 }
 
 /// Decodes %XX; what is not that stays as it is.
@@ -251,7 +329,26 @@ fn respond(status: StatusCode, content_type: &'static str, body: impl Into<Bytes
 
 #[cfg(test)]
 mod tests {
-    use super::percent_decode;
+    use super::{is_near, parameter, percent_decode};
+
+    #[test]
+    fn only_callers_of_this_host_are_near() {
+        let near =
+            |peer: &str, local: &str| is_near(peer.parse().unwrap(), Some(local.parse().unwrap()));
+        assert!(near("127.0.0.1:9", "127.0.0.1:15014"));
+        assert!(near("[::ffff:127.0.0.1]:9", "[::]:15014"));
+        assert!(near("10.77.0.1:9", "10.77.0.1:15014"));
+        assert!(!near("10.77.0.2:9", "10.77.0.1:15014"));
+        assert!(!near("[fd00::2]:9", "[fd00::1]:15014"));
+        assert!(!is_near("10.77.0.2:9".parse().unwrap(), None));
+    }
+
+    #[test]
+    fn parameters_are_found_by_their_whole_name() {
+        let query = "objects=x&object=svc%2Fa&namespace=";
+        assert_eq!(parameter(query, "object").as_deref(), Some("svc/a"));
+        assert_eq!(parameter(query, "namespace"), None);
+    }
 
     #[test]
     fn destinations_are_decoded() {

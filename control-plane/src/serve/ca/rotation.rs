@@ -1,9 +1,9 @@
-//! The states of a root rotation, and when it moves on. Each state is on disk before it holds, so
-//! a restart goes on where it was.
+//! The states of a root rotation, and when it moves on. Each state is in the store before it
+//! holds, so a restart, or another leader, goes on where it was.
 //!
 //! ```text
 //!            rotate                      all proxies acknowledged the
-//!                                        new root, or TRUST_TIMEOUT
+//!                                        new root, or ANNOUNCE_AT_MOST
 //!   Stable ----------> Announcing ------------------------------------> Draining
 //!   one root           two trusted,      (at once with --finish)        two trusted,
 //!     ^                the old signs                                    the new signs
@@ -20,13 +20,14 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::store::Store;
 use super::{CaError, unix};
 
-const STATE_FILE: &str = "state.json";
-const REQUEST_FILE: &str = "rotation-request";
+pub(super) const STATE_FILE: &str = "state.json";
 /// The announcement lasts at least this long: proxies that are just connecting are not counted.
-const ANNOUNCE_AT_LEAST: Duration = Duration::from_secs(5);
+pub const ANNOUNCE_AT_LEAST: Duration = Duration::from_secs(5);
+/// And with replicas: a proxy that is between two of them comes back within 15 s, the longest wait
+/// of its backoff.
+pub const ANNOUNCE_AT_LEAST_REPLICATED: Duration = Duration::from_secs(20);
 /// And at most this long, for proxies that never acknowledge.
 const ANNOUNCE_AT_MOST: Duration = Duration::from_secs(600);
 /// A certificate is taken for expired only this long after its end, for clocks that are behind.
@@ -46,6 +47,41 @@ pub(super) struct State {
     /// Longest lifetime that leaves of today may have, seconds.
     #[serde(default)]
     pub(super) longest_lifetime_secs: u64,
+    /// Requests taken up already, as they were asked for.
+    #[serde(default, skip_serializing_if = "Asked::is_empty")]
+    pub(super) done: Asked,
+}
+
+/// Requests of operators by when they were asked, or whatever tells one from the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Asked {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rotate: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) finish: Option<String>,
+}
+
+impl Asked {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What was asked for and is not done.
+    pub(super) fn open(&self, done: &Self) -> Option<Request> {
+        if self.rotate.is_some() && self.rotate != done.rotate {
+            return Some(Request::Rotate);
+        }
+        (self.finish.is_some() && self.finish != done.finish).then_some(Request::Finish)
+    }
+
+    /// Takes over what was asked for.
+    pub(super) fn mark(&mut self, request: Request, asked: &Self) {
+        match request {
+            Request::Rotate => self.rotate.clone_from(&asked.rotate),
+            Request::Finish => self.finish.clone_from(&asked.finish),
+        }
+    }
 }
 
 /// Where a rotation is. Times are seconds since the Unix epoch.
@@ -92,25 +128,19 @@ pub(super) fn allowed(phase: &Phase, request: Request) -> Result<(), CaError> {
 }
 
 impl Request {
-    pub(super) fn save(self, store: &Store) -> Result<(), CaError> {
-        let text = match self {
-            Self::Rotate => "rotate\n",
-            Self::Finish => "finish\n",
-        };
-        store.write(REQUEST_FILE, text.as_bytes())
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Rotate => "rotate",
+            Self::Finish => "finish",
+        }
     }
 
-    /// Reads and removes a request.
-    pub(super) fn take(store: &Store) -> Result<Option<Self>, CaError> {
-        let Some(text) = store.read(REQUEST_FILE)? else {
-            return Ok(None);
-        };
-        store.remove(REQUEST_FILE)?;
-        Ok(match text.trim() {
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
             "rotate" => Some(Self::Rotate),
             "finish" => Some(Self::Finish),
             _ => None,
-        })
+        }
     }
 }
 
@@ -122,28 +152,31 @@ impl State {
             signing: root.to_owned(),
             phase: Phase::Stable,
             longest_lifetime_secs: 0,
+            done: Asked::default(),
         }
     }
 
-    pub(super) fn load(store: &Store) -> Result<Option<Self>, CaError> {
-        let Some(text) = store.read(STATE_FILE)? else {
-            return Ok(None);
-        };
-        let damaged = |reason: String| CaError::Damaged {
-            path: store.path(STATE_FILE),
-            reason,
-        };
-        let state: Self =
-            serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    /// Reads it from text.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        let state: Self = serde_json::from_str(text).map_err(|error| error.to_string())?;
         if state.version != 1 || state.roots.is_empty() || !state.roots.contains(&state.signing) {
-            return Err(damaged("it names no usable root".to_owned()));
+            return Err("it names no usable root".to_owned());
         }
-        Ok(Some(state))
+        Ok(state)
     }
 
-    pub(super) fn save(&self, store: &Store) -> Result<(), CaError> {
-        let text = serde_json::to_vec_pretty(self).map_err(|_| CaError::Crypto)?;
-        store.write(STATE_FILE, &text)
+    pub(super) fn to_text(&self) -> Result<String, CaError> {
+        serde_json::to_string_pretty(self).map_err(|_| CaError::Crypto)
+    }
+
+    /// Remembers a request that is done with this state.
+    pub(super) fn mark(&mut self, done: Option<(Request, Asked)>) {
+        if let Some((request, asked)) = done {
+            self.done.mark(request, &asked);
+        }
     }
 
     /// Stable -> Announcing.
@@ -174,13 +207,18 @@ impl State {
     }
 
     /// What is due.
-    pub(super) fn next(&self, all_trust: bool, now: SystemTime) -> Option<Next> {
+    pub(super) fn next(
+        &self,
+        all_trust: bool,
+        announce_at_least: Duration,
+        now: SystemTime,
+    ) -> Option<Next> {
         let now = unix(now);
         match self.phase {
             Phase::Stable => None,
             Phase::Announcing { since } => {
                 let lasted = Duration::from_secs(now.saturating_sub(since));
-                let done = all_trust && lasted >= ANNOUNCE_AT_LEAST;
+                let done = all_trust && lasted >= announce_at_least;
                 (done || lasted >= ANNOUNCE_AT_MOST).then_some(Next::Sign)
             }
             Phase::Draining { old_leaves_expire } => {

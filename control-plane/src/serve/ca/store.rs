@@ -1,118 +1,67 @@
-//! Files of the data directory: 0600 in a directory of 0700, each written whole or not at all.
+//! Where an authority is kept: named texts, changed together.
+//!
+//! One control plane with a data directory has it to itself ([`super::folder`]); replicas in a
+//! cluster share a Secret ([`super::secret`]), which only the leader changes and all read.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
 
 use super::CaError;
+use super::rotation::{Asked, Request};
+
+/// Texts by name: `state.json`, `root-ID.crt.pem`, `root-ID.key.pem`, `root.pem`.
+pub(super) type Files = BTreeMap<String, String>;
 
 /// The roots trusted now, PEM.
 pub(super) const BUNDLE: &str = "root.pem";
 
-/// The data directory.
-#[derive(Debug)]
-pub(super) struct Store(PathBuf);
+/// A store's content at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    pub(super) files: Files,
+    /// Of the store's; changes with each write, whoever writes.
+    pub(super) version: String,
+    /// What operators have asked for, done or not.
+    pub(super) asked: Asked,
+}
 
-impl Store {
-    /// Makes the directory if it is not there and takes others' rights away if they have any.
-    pub(super) fn open(path: &Path) -> Result<Self, CaError> {
-        let fail = |action| move |source| io(action, path, source);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(fail("cannot make the directory"))?;
-        let mode = fs::metadata(path)
-            .map_err(fail("cannot read"))?
-            .permissions()
-            .mode();
-        if mode & 0o077 != 0 {
-            fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-                .map_err(fail("cannot take other users' rights from"))?;
+/// What one write changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    pub(super) put: Vec<(String, String)>,
+    pub(super) remove: Vec<String>,
+}
+
+impl Change {
+    pub(super) fn creating(files: &Files) -> Self {
+        Self {
+            put: files.clone().into_iter().collect(),
+            remove: Vec::new(),
         }
-        Ok(Self(path.to_owned()))
-    }
-
-    pub(super) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// The content of a file; `None` when it is not there.
-    pub(super) fn read(&self, name: &str) -> Result<Option<String>, CaError> {
-        let path = self.path(name);
-        match fs::read_to_string(&path) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(io("cannot read", &path, error)),
-        }
-    }
-
-    /// Writes a file so that after a crash either the old or the new content is there.
-    pub(super) fn write(&self, name: &str, content: &[u8]) -> Result<(), CaError> {
-        let path = self.path(name);
-        let new = self.path(&format!(".{name}.new"));
-        let write = || {
-            let mut file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&new)?;
-            file.write_all(content)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.0)?.sync_all()
-        };
-        write().map_err(|error| io("cannot write", &path, error))
-    }
-
-    /// Removes a file; that it is not there is well.
-    pub(super) fn remove(&self, name: &str) -> Result<(), CaError> {
-        let path = self.path(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(io("cannot remove", &path, error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Held while files are made for the first time, so that two processes do not make them twice.
-    pub(super) fn lock_for_change(&self) -> Result<File, CaError> {
-        let (path, file) = self.lock_file("change.lock")?;
-        file.lock()
-            .map_err(|error| io("cannot lock", &path, error))?;
-        Ok(file)
-    }
-
-    /// Held by the one control plane that runs.
-    pub(super) fn lock_for_serving(&self) -> Result<File, CaError> {
-        let (path, file) = self.lock_file("serve.lock")?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => Err(CaError::InUse(self.0.clone())),
-            Err(TryLockError::Error(error)) => Err(io("cannot lock", &path, error)),
-        }
-    }
-
-    fn lock_file(&self, name: &str) -> Result<(PathBuf, File), CaError> {
-        let path = self.path(name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(|error| io("cannot open", &path, error))?;
-        Ok((path, file))
     }
 }
 
-fn io(action: &'static str, path: &Path, source: std::io::Error) -> CaError {
-    CaError::Io {
-        action,
-        path: path.to_owned(),
-        source,
+#[tonic::async_trait]
+pub trait Store: Send + Sync {
+    /// Where a text is, for people.
+    fn place(&self, name: &str) -> String;
+
+    /// What is there now; `None` when no authority has been made.
+    async fn load(&self) -> Result<Option<Snapshot>, CaError>;
+
+    /// Writes the first content; returns its version.
+    ///
+    /// # Errors
+    /// [`CaError::Changed`] when somebody else was first.
+    async fn create(&self, files: &Files) -> Result<String, CaError>;
+
+    /// Changes what is there, all of it or nothing; returns the new version.
+    ///
+    /// # Errors
+    /// [`CaError::Changed`] when it is no longer the version `base`.
+    async fn save(&self, base: &str, change: &Change) -> Result<String, CaError>;
+
+    /// Takes a request that an operator has left beside the content.
+    async fn take_request(&self) -> Result<Option<Request>, CaError> {
+        Ok(None)
     }
 }

@@ -106,7 +106,7 @@ fn tokens_are_checked() {
     let (authority, other) = (open(dir.path()), open(other_dir.path()));
     let now = SystemTime::now();
     let good = token(&authority, now);
-    let check = |token: &str, now| authority.token_key.check(token, "cluster.local", now);
+    let check = |token: &str, now| authority.check_token(token, now);
     assert_eq!(check(&good, now).unwrap().service_account, "cart");
     assert_eq!(check(&format!("{good}\n"), now).unwrap().namespace, "shop");
     assert_eq!(check("", now), Err(InvalidToken::Missing));
@@ -117,7 +117,11 @@ fn tokens_are_checked() {
         Err(InvalidToken::Signature)
     );
     assert_eq!(
-        authority.token_key.check(&good, "other.example", now),
+        authority
+            .token_key
+            .as_ref()
+            .unwrap()
+            .check(&good, "other.example", now),
         Err(InvalidToken::TrustDomain("cluster.local".to_owned()))
     );
     let parts: Vec<&str> = good.split('.').collect();
@@ -214,11 +218,10 @@ fn files_are_for_their_owner_only_and_stay() {
 #[test]
 fn one_data_directory_serves_one_control_plane() {
     let dir = tempfile::tempdir().unwrap();
-    let first = open(dir.path());
-    let lock = first.lock().unwrap();
-    assert!(matches!(open(dir.path()).lock(), Err(CaError::InUse(_))));
-    drop(lock);
-    assert!(open(dir.path()).lock().is_ok());
+    let first = lock(dir.path()).unwrap();
+    assert!(matches!(lock(dir.path()), Err(CaError::InUse(_))));
+    drop(first);
+    assert!(lock(dir.path()).is_ok());
 }
 
 #[test]
@@ -233,15 +236,15 @@ fn damage_is_named_and_nothing_is_made_anew() {
     assert!(error.to_string().contains("state.json"));
 }
 
-#[test]
-fn a_rotation_goes_its_way_and_survives_restarts() {
+#[tokio::test]
+async fn a_rotation_goes_its_way_and_survives_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let authority = open(dir.path());
     let old = authority.roots();
-    authority.step(Request::Rotate, now).unwrap();
+    authority.step(Request::Rotate, now).await.unwrap();
     assert!(matches!(
-        authority.step(Request::Rotate, now),
+        authority.step(Request::Rotate, now).await,
         Err(CaError::Rotating("announcing"))
     ));
     let both = authority.roots();
@@ -267,14 +270,18 @@ fn a_rotation_goes_its_way_and_survives_restarts() {
     // Restarted while it is announced.
     let authority = open(dir.path());
     assert_eq!(authority.roots(), both);
-    authority.tick(true, now + Duration::from_secs(1)).unwrap();
+    authority
+        .tick(true, now + Duration::from_secs(1))
+        .await
+        .unwrap();
     assert_eq!(authority.status().phase, "announcing", "too early");
     authority
         .tick(false, now + Duration::from_secs(60))
+        .await
         .unwrap();
     assert_eq!(authority.status().phase, "announcing", "not all trust it");
     let later = now + Duration::from_secs(61);
-    authority.tick(true, later).unwrap();
+    authority.tick(true, later).await.unwrap();
     assert_eq!(authority.status().phase, "draining");
     assert_eq!(signer(&authority, later), 1);
     // Its own certificate is still one that everybody trusts.
@@ -286,10 +293,11 @@ fn a_rotation_goes_its_way_and_survives_restarts() {
     // Restarted while the old one drains.
     let authority = open(dir.path());
     assert_eq!(signer(&authority, later), 1);
-    authority.tick(true, later + 24 * HOUR).unwrap();
+    authority.tick(true, later + 24 * HOUR).await.unwrap();
     assert_eq!(authority.status().phase, "draining", "clocks may be behind");
     authority
         .tick(true, later + 24 * HOUR + Duration::from_secs(60))
+        .await
         .unwrap();
     assert_eq!(authority.status().phase, "stable");
     assert_eq!(authority.roots(), both[1..]);
@@ -304,40 +312,42 @@ fn a_rotation_goes_its_way_and_survives_restarts() {
     assert_eq!(keys, 2, "the new root's and the token key");
 }
 
-#[test]
-fn proxies_that_never_acknowledge_do_not_stop_a_rotation() {
+#[tokio::test]
+async fn proxies_that_never_acknowledge_do_not_stop_a_rotation() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let authority = open(dir.path());
-    authority.step(Request::Rotate, now).unwrap();
+    authority.step(Request::Rotate, now).await.unwrap();
     authority
         .tick(false, now + Duration::from_secs(599))
+        .await
         .unwrap();
     assert_eq!(authority.status().phase, "announcing");
     authority
         .tick(false, now + Duration::from_secs(600))
+        .await
         .unwrap();
     assert_eq!(authority.status().phase, "draining");
 }
 
-#[test]
-fn a_rotation_can_be_asked_for_from_outside() {
+#[tokio::test]
+async fn a_rotation_can_be_asked_for_from_outside() {
     let dir = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let running = open(dir.path());
     let mut changes = running.changes();
-    open(dir.path()).request(Request::Rotate).unwrap();
-    running.tick(false, now).unwrap();
+    request(dir.path(), Request::Rotate).unwrap();
+    running.tick(false, now).await.unwrap();
     assert_eq!(running.status().phase, "announcing");
     assert!(changes.has_changed().unwrap());
     changes.mark_unchanged();
-    running.tick(false, now).unwrap();
+    running.tick(false, now).await.unwrap();
     assert!(!changes.has_changed().unwrap(), "asked for once, done once");
     assert!(matches!(
-        open(dir.path()).request(Request::Rotate),
+        request(dir.path(), Request::Rotate),
         Err(CaError::Rotating(_))
     ));
-    open(dir.path()).request(Request::Finish).unwrap();
-    running.tick(false, now).unwrap();
+    request(dir.path(), Request::Finish).unwrap();
+    running.tick(false, now).await.unwrap();
     assert_eq!(running.status().phase, "stable");
 }

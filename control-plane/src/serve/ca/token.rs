@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use weft_api::names::{CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT, TOKEN_AUDIENCE};
 
-use super::store::Store;
+use super::folder::Folder;
 use super::{CaError, unix};
 
 const KEY_FILE: &str = "token.key.pem";
@@ -75,17 +75,17 @@ pub(super) struct TokenKey(EcdsaKeyPair);
 
 impl TokenKey {
     /// Reads the key; the first time, makes it.
-    pub(super) fn open(store: &Store) -> Result<Self, CaError> {
-        let pem = match store.read(KEY_FILE)? {
+    pub(super) fn open(folder: &Folder) -> Result<Self, CaError> {
+        let pem = match folder.read(KEY_FILE)? {
             Some(pem) => pem,
             None => {
                 let pem = rcgen::KeyPair::generate()?.serialize_pem();
-                store.write(KEY_FILE, pem.as_bytes())?;
+                folder.write(KEY_FILE, pem.as_bytes())?;
                 pem
             }
         };
         let damaged = |reason: String| CaError::Damaged {
-            path: store.path(KEY_FILE),
+            place: folder.path(KEY_FILE).display().to_string(),
             reason,
         };
         let key = rcgen::KeyPair::from_pem(&pem).map_err(|error| damaged(error.to_string()))?;

@@ -1,23 +1,34 @@
 //! The model, what is compiled of it, and who asked for what.
+//!
+//! - [`origin`]: which objects tables come from.
+
+mod origin;
+
+pub use origin::{Arrival, Carried};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use rustls_pki_types::CertificateDer;
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tonic::Status;
+use tonic::metadata::MetadataValue;
 use tracing::{info, warn};
+use weft_api::names::MOVE_METADATA;
 use weft_api::proto::{DiscoveryResponse, Held, Hello, ResourceKey, Trust};
 
 use super::stream::{Proxy, Stream};
 use super::{Key, Kind};
-use crate::compile::{Compiled, Problem, Settings, compile, problems, special_clients};
+use crate::compile::{
+    Compiled, Problem, RouteStatus, Settings, compile, problems, special_clients, status,
+};
 use crate::model::{Change, Dirty, Name, World};
-use crate::serve::ca::unix;
+use crate::serve::ca::{Signer, unix};
 use crate::serve::metrics::Metrics;
-use crate::serve::tls::Peer;
+use crate::serve::tls::{Peer, peer};
 
 /// Resources one proxy may ask for: far above what a workload calls.
 const MAX_SUBSCRIPTIONS: usize = 100_000;
@@ -29,6 +40,8 @@ pub struct Hub {
     settings: Settings,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
+    /// Grows when what is to be said of routes may have changed.
+    routes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -37,6 +50,8 @@ struct State {
     trust: Trust,
     /// What somebody asked for.
     resources: BTreeMap<Key, Entry>,
+    /// Destinations of `resources` by the Services they are or lead to.
+    by_service: BTreeMap<Name, BTreeSet<Key>>,
     streams: BTreeMap<u64, Stream>,
     next_stream: u64,
 }
@@ -47,7 +62,7 @@ struct Entry {
 }
 
 /// A resource as proxies see it: nearly always one thing for all.
-#[derive(PartialEq)]
+#[derive(Clone, PartialEq)]
 struct Variants {
     common: Arc<Compiled>,
     /// What proxies of these namespaces see instead.
@@ -74,6 +89,12 @@ impl Variants {
     fn of(&self, namespace: &str) -> &Arc<Compiled> {
         self.special.get(namespace).unwrap_or(&self.common)
     }
+
+    /// Services that any of them is or leads to.
+    fn services(&self) -> BTreeSet<Name> {
+        let all = std::iter::once(&self.common).chain(self.special.values());
+        all.flat_map(|compiled| compiled.services()).collect()
+    }
 }
 
 /// A connected proxy as `/status` shows it.
@@ -89,7 +110,11 @@ pub struct ProxyStatus {
     pub instance: String,
     /// Seconds since the Unix epoch.
     pub connected: u64,
-    pub certificate_expires: i64,
+    pub certificate_expires: u64,
+    /// Id of the root it hangs on; none when that one is not known (any more).
+    pub certificate_root: Option<String>,
+    #[serde(skip)]
+    pub signer: Signer,
     /// Everything it was sent is acknowledged and the newest.
     pub up_to_date: bool,
     /// Resources that wait to be sent.
@@ -127,6 +152,7 @@ impl Hub {
                 trust,
                 ..State::default()
             }),
+            routes: watch::Sender::new(0),
         }
     }
 
@@ -145,6 +171,9 @@ impl Hub {
             state.world.apply(change, &mut dirty);
         }
         let keys = state.touched(&dirty);
+        if !dirty.services.is_empty() {
+            self.routes.send_modify(|changes| *changes += 1);
+        }
         for key in keys {
             state.recompile(&self.settings, &key, seen);
         }
@@ -185,6 +214,8 @@ impl Hub {
             identity: peer.identity.clone(),
             address,
             connected: SystemTime::now(),
+            signer: peer.signer.clone(),
+            certificate_expires: peer.not_after,
             hello,
         });
         let wake = stream.wake.clone();
@@ -200,27 +231,54 @@ impl Hub {
     /// Ends every stream, politely.
     pub fn end_all(&self, reason: &str) {
         for stream in self.state().streams.values_mut() {
-            stream.end(Status::unavailable(reason));
+            stream.end(moving(reason));
         }
     }
 
     /// Whether every connected proxy has acknowledged the roots of now.
     pub fn all_trust(&self) -> bool {
+        let trust = self.trust();
+        trust.trusting == trust.connected
+    }
+
+    /// The connected proxies, how many of them have acknowledged the roots of now, and who signed
+    /// their certificates.
+    pub fn trust(&self) -> Trusting {
         let state = self.state();
         let key = Key::trust();
-        let Some(newest) = state
+        let newest = state
             .resources
             .get(&key)
-            .map(|entry| entry.variants.common.version())
-        else {
-            return state.streams.is_empty();
+            .map(|entry| entry.variants.common.version());
+        let trusts = |stream: &&Stream| {
+            let sent = stream.sent.get(&key);
+            newest.is_some() && sent.map(|sent| sent.acknowledged) == newest
         };
-        state.streams.values().all(|stream| {
-            stream
-                .sent
-                .get(&key)
-                .is_some_and(|sent| sent.acknowledged == newest)
-        })
+        Trusting {
+            connected: state.streams.len() as u64,
+            trusting: state.streams.values().filter(trusts).count() as u64,
+            signers: state
+                .streams
+                .values()
+                .map(|stream| stream.proxy.signer.clone())
+                .collect(),
+        }
+    }
+
+    /// Ends streams one after another, evenly within `within`, so that their proxies do not all
+    /// connect elsewhere at once; with no more than `rate` a second when that is quicker.
+    pub async fn end_spread(&self, within: Duration, rate: u32, reason: &str) {
+        let ids: Vec<u64> = self.state().streams.keys().copied().collect();
+        let number = u32::try_from(ids.len()).unwrap_or(u32::MAX).max(1);
+        let pause = (within / number).min(Duration::from_secs(1) / rate.max(1));
+        let mut next = tokio::time::Instant::now();
+        for id in ids {
+            tokio::time::sleep_until(next).await;
+            next += pause;
+            if let Some(stream) = self.state().streams.get_mut(&id) {
+                stream.end(moving(reason));
+            }
+        }
     }
 
     /// Proxies with an open stream.
@@ -233,12 +291,29 @@ impl Hub {
         self.state().resources.len()
     }
 
+    /// How many objects of each kind are known.
+    pub fn counts(&self) -> std::collections::BTreeMap<&'static str, usize> {
+        self.state().world.counts()
+    }
+
+    /// Becomes changed when what is to be said of routes may have changed.
+    pub fn routes_changed(&self) -> watch::Receiver<u64> {
+        self.routes.subscribe()
+    }
+
+    /// What is to be said of every route now.
+    pub fn route_statuses(&self) -> Vec<RouteStatus> {
+        let state = self.state();
+        let routes = state.world.routes();
+        routes.map(|route| status(&state.world, route)).collect()
+    }
+
     /// What is wrong between the objects.
     pub fn problems(&self) -> Vec<Problem> {
         problems(&self.state().world)
     }
 
-    /// A resource as a proxy of a namespace that asks now would get it.
+    /// A resource as a proxy that asks now would get it.
     pub fn look_up(&self, key: &ResourceKey, client: &str) -> Compiled {
         let state = self.state();
         compile(&state.world, &self.settings, key, &state.trust, client)
@@ -256,6 +331,25 @@ impl Hub {
         proxies.sort_by(|a, b| (&a.workload, a.connected).cmp(&(&b.workload, b.connected)));
         proxies
     }
+}
+
+/// The connected proxies and the roots.
+#[derive(Clone, Debug, Default)]
+pub struct Trusting {
+    pub connected: u64,
+    /// Of these, those that have acknowledged the roots of now.
+    pub trusting: u64,
+    /// For each, who signed the certificate it uses.
+    pub signers: Vec<Signer>,
+}
+
+/// Ends a stream so that its proxy comes back at once, to another replica.
+fn moving(reason: &str) -> Status {
+    let mut status = Status::unavailable(reason);
+    status
+        .metadata_mut()
+        .insert(MOVE_METADATA, MetadataValue::from_static("1"));
+    status
 }
 
 /// Who may speak for a workload: the certificate's namespace and service account must be those of
@@ -301,32 +395,16 @@ impl State {
             prefix.pop();
             keys.extend(self.with_prefix(Kind::Destination, prefix));
         }
-        if dirty.destinations {
-            keys.extend(self.with_prefix(Kind::Destination, String::new()));
-        } else {
-            for service in &dirty.services {
-                keys.extend(self.destinations_of(service));
-            }
+        for service in &dirty.services {
+            keys.extend(self.by_service.get(service).into_iter().flatten().cloned());
+        }
+        for namespace in &dirty.workloads_of {
+            keys.extend(self.with_prefix(Kind::Workload, format!("{namespace}/")));
         }
         if dirty.all_workloads {
             keys.extend(self.with_prefix(Kind::Workload, String::new()));
         }
         keys.into_iter().collect()
-    }
-
-    /// Destinations that lead to a Service: at its virtual addresses, and by its name.
-    fn destinations_of(&self, service: &Name) -> Vec<Key> {
-        let host = format!("{}.{}", service.name, service.namespace);
-        let mut prefixes = vec![format!("{host}:"), format!("{host}.")];
-        for vip in self.world.service(service).iter().flat_map(|s| &s.vips) {
-            let mut prefix = SocketAddr::new(*vip, 0).to_string();
-            prefix.pop();
-            prefixes.push(prefix);
-        }
-        prefixes
-            .into_iter()
-            .flat_map(|prefix| self.with_prefix(Kind::Destination, prefix))
-            .collect()
     }
 
     fn with_prefix(&self, kind: Kind, prefix: String) -> impl Iterator<Item = Key> {
@@ -347,12 +425,12 @@ impl State {
         if variants == entry.variants {
             return;
         }
-        entry.variants = variants;
+        let before = std::mem::replace(&mut entry.variants, variants.clone());
         let subscribers: Vec<u64> = entry.subscribers.iter().copied().collect();
+        self.unindex(key, &before);
+        self.index(key, &variants);
         for id in subscribers {
-            let Some(compiled) = self.seen_by(id, key) else {
-                continue;
-            };
+            let compiled = variants.of(self.namespace_of(id)).clone();
             self.follow(settings, id, key, &compiled, Some(seen));
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.offer(key, &compiled, Some(seen));
@@ -363,32 +441,68 @@ impl State {
     /// The compiled resource, kept from now on for this subscriber, and the key that all its
     /// subscribers share.
     fn subscribe(&mut self, settings: &Settings, id: u64, key: &Key) -> (Key, Arc<Compiled>) {
-        let (world, trust) = (&self.world, &self.trust);
-        let entry = self.resources.entry(key.clone()).or_insert_with(|| Entry {
-            variants: Variants::compile(world, settings, key, trust),
-            subscribers: BTreeSet::new(),
-        });
-        entry.subscribers.insert(id);
-        let client = self
-            .streams
-            .get(&id)
-            .map_or("", |stream| &stream.proxy.workload.namespace);
-        let compiled = entry.variants.of(client).clone();
+        if !self.resources.contains_key(key) {
+            let variants = Variants::compile(&self.world, settings, key, &self.trust);
+            self.index(key, &variants);
+            let entry = Entry {
+                variants,
+                subscribers: BTreeSet::new(),
+            };
+            self.resources.insert(key.clone(), entry);
+        }
+        let client = self.streams.get(&id);
+        let client = client.map_or("", |stream| &stream.proxy.workload.namespace);
+        let compiled = match self.resources.get_mut(key) {
+            Some(entry) => {
+                entry.subscribers.insert(id);
+                entry.variants.of(client).clone()
+            }
+            // Not reached: it has just been put there.
+            None => Arc::new(compile(
+                &self.world,
+                settings,
+                &key.to_proto(),
+                &self.trust,
+                client,
+            )),
+        };
         let shared = self.resources.get_key_value(key).map(|(key, _)| key);
         (shared.unwrap_or(key).clone(), compiled)
-    }
-
-    /// A resource as a connected proxy sees it.
-    fn seen_by(&self, id: u64, key: &Key) -> Option<Arc<Compiled>> {
-        let client = &self.streams.get(&id)?.proxy.workload.namespace;
-        Some(self.resources.get(key)?.variants.of(client).clone())
     }
 
     fn unsubscribe(&mut self, id: u64, key: &Key) {
         if let Some(entry) = self.resources.get_mut(key) {
             entry.subscribers.remove(&id);
-            if entry.subscribers.is_empty() {
-                self.resources.remove(key);
+            if entry.subscribers.is_empty()
+                && let Some(entry) = self.resources.remove(key)
+            {
+                self.unindex(key, &entry.variants);
+            }
+        }
+    }
+
+    /// The namespace of a connected proxy.
+    fn namespace_of(&self, id: u64) -> &str {
+        let stream = self.streams.get(&id);
+        stream.map_or("", |stream| &stream.proxy.workload.namespace)
+    }
+
+    fn index(&mut self, key: &Key, variants: &Variants) {
+        for service in variants.services() {
+            self.by_service
+                .entry(service)
+                .or_default()
+                .insert(key.clone());
+        }
+    }
+
+    fn unindex(&mut self, key: &Key, variants: &Variants) {
+        for service in variants.services() {
+            if let Some(keys) = self.by_service.get_mut(&service) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_service.remove(&service);
+                }
             }
         }
     }
@@ -461,6 +575,7 @@ impl State {
             let peer = Peer {
                 identity: stream.proxy.identity.clone(),
                 not_after: 0,
+                signer: Signer::default(),
             };
             if let Err(status) = authorize(world, &peer, &name.to_string()) {
                 stream.end(status);
@@ -480,18 +595,13 @@ impl State {
             )
             .map(|key| {
                 let sent = stream.sent.get(key).cloned().unwrap_or_default();
-                let newest = self.resources.get(key).map_or(0, |entry| {
-                    let client = &stream.proxy.workload.namespace;
-                    entry.variants.of(client).version()
-                });
+                let client = &stream.proxy.workload.namespace;
+                let newest = self
+                    .resources
+                    .get(key)
+                    .map_or(0, |entry| entry.variants.of(client).version());
                 ResourceStatus {
-                    kind: match key.kind() {
-                        weft_api::proto::ResourceKind::Destination => "Destination",
-                        weft_api::proto::ResourceKind::Endpoints => "Endpoints",
-                        weft_api::proto::ResourceKind::Workload => "Workload",
-                        weft_api::proto::ResourceKind::Trust => "Trust",
-                        weft_api::proto::ResourceKind::Unspecified => "",
-                    },
+                    kind: key.kind_name(),
                     name: key.name.to_string(),
                     newest: hex(newest),
                     acknowledged: hex(sent.acknowledged),
@@ -510,7 +620,9 @@ impl State {
             version: proxy.hello.proxy_version.clone(),
             instance: proxy.hello.instance.clone(),
             connected: unix(proxy.connected),
-            certificate_expires: proxy.hello.certificate_expires,
+            certificate_expires: proxy.certificate_expires,
+            certificate_root: None,
+            signer: proxy.signer.clone(),
             up_to_date: stream.waiting() == 0
                 && resources
                     .iter()
@@ -698,6 +810,30 @@ impl Requests {
             warn!(workload = %stream.proxy.workload, resource = %key.name, "proxy refused a resource: {reason}");
             stream.refuse(&key, version, reason);
         }
+        Ok(())
+    }
+
+    /// The proxy has a new certificate.
+    ///
+    /// # Errors
+    /// It is somebody else's.
+    pub(super) fn certificate(&self, leaf: Vec<u8>) -> Result<(), Status> {
+        let leaf = CertificateDer::from(leaf);
+        let mut state = self.hub.state();
+        let Some(stream) = state.streams.get_mut(&self.id) else {
+            return Ok(());
+        };
+        let proxy = &mut stream.proxy;
+        let shown = peer(&leaf, &self.hub.settings.trust_domain)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        if shown.identity != proxy.identity {
+            return Err(Status::permission_denied(format!(
+                "the proxy of {} says it has a certificate of {}, but came with one of {}",
+                proxy.workload, shown.identity, proxy.identity
+            )));
+        }
+        proxy.signer = shown.signer;
+        proxy.certificate_expires = shown.not_after;
         Ok(())
     }
 

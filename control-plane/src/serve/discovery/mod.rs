@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use weft_api::proto::{ResourceKey, ResourceKind};
 
-pub use hub::{Hub, ProxyStatus, ResourceStatus};
+pub use hub::{Arrival, Carried, Hub, ProxyStatus, ResourceStatus, Trusting};
 pub use service::DiscoveryService;
 
 use crate::compile::TRUST;
@@ -57,6 +57,17 @@ impl Key {
 
     pub fn kind(&self) -> ResourceKind {
         KINDS[usize::from(self.rank)]
+    }
+
+    /// The kind's name, for people.
+    fn kind_name(&self) -> &'static str {
+        match self.kind() {
+            ResourceKind::Destination => "Destination",
+            ResourceKind::Endpoints => "Endpoints",
+            ResourceKind::Workload => "Workload",
+            ResourceKind::Trust => "Trust",
+            ResourceKind::Unspecified => "",
+        }
     }
 
     fn to_proto(&self) -> ResourceKey {

@@ -153,6 +153,7 @@ async fn requests_until_end(
             Some(Message::Unsubscribe(unsubscribe)) => requests.unsubscribe(unsubscribe.keys),
             Some(Message::Ack(ack)) => requests.acknowledge(ack.key, ack.version),
             Some(Message::Nack(nack)) => requests.refuse(nack.key, nack.version, nack.reason),
+            Some(Message::Certificate(certificate)) => requests.certificate(certificate.leaf),
             Some(Message::Hello(_)) => Err(Status::invalid_argument("Hello came twice")),
             // Of a newer proxy: what is not understood is not obeyed, and does no harm.
             None => Ok(()),

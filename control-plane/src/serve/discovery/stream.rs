@@ -13,6 +13,7 @@ use weft_api::proto::{DiscoveryResponse, Hello};
 use super::Key;
 use crate::compile::Compiled;
 use crate::model::Name;
+use crate::serve::ca::Signer;
 
 /// A response is closed when it has this much, bytes; a client's usual limit is 4 MiB.
 const RESPONSE_BYTES: usize = 1 << 20;
@@ -25,6 +26,9 @@ pub(super) struct Proxy {
     pub(super) address: SocketAddr,
     pub(super) connected: SystemTime,
     pub(super) hello: Hello,
+    /// Who signed the certificate it uses, and when that one ends, seconds since the Unix epoch.
+    pub(super) signer: Signer,
+    pub(super) certificate_expires: u64,
 }
 
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use weft_api::proto::{Held, Hello, ResourceKind, Trust};
 
 use super::{Hub, Key};
 use crate::compile::Settings;
-use crate::model::{Change, Object};
+use crate::model::{Change, Object, ObjectRef};
 use crate::serve::metrics::Metrics;
 use crate::serve::tls::Peer;
 use crate::sources::folder::manifest;
@@ -16,6 +16,7 @@ use crate::sources::folder::manifest;
 fn hub() -> Arc<Hub> {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),
+        sampling_percent: 1.0,
     };
     Arc::new(Hub::new(
         settings,
@@ -84,6 +85,7 @@ proptest! {
         let peer = Peer {
             identity: SpiffeId::new("cluster.local", "default", "default").unwrap(),
             not_after: 0,
+            signer: crate::serve::ca::Signer::default(),
         };
         let hello = Hello { workload: "default/w".to_owned(), ..Hello::default() };
         let address = ([127, 0, 0, 1], 1).into();
@@ -106,6 +108,10 @@ proptest! {
                 Change::Remove(object.reference())
             };
             hub.apply(vec![change], Instant::now());
+            // Looking at what the world is without an object leaves it as it is.
+            for object in &objects {
+                hub.arrival(&object.reference());
+            }
             for resource in connection.waiting() {
                 has.insert(format!("{:?}", resource.key), resource.version);
             }
@@ -117,6 +123,89 @@ proptest! {
         }
         drop(connection);
         prop_assert_eq!(hub.subscribed(), 0);
+    }
+}
+
+#[test]
+fn a_change_has_arrived_when_those_who_use_it_have_acknowledged() {
+    let hub = hub();
+    let objects = objects();
+    let policy = objects[10].reference();
+    assert_eq!(policy.to_string(), "TrafficPolicy default/q");
+    let set: Vec<Change> = objects
+        .into_iter()
+        .map(|object| Change::Set(Box::new(object)))
+        .collect();
+    hub.apply(set, Instant::now());
+    let identity: SpiffeId = "spiffe://cluster.local/ns/default/sa/default"
+        .parse()
+        .unwrap();
+    let peer = Peer {
+        identity,
+        not_after: 0,
+        signer: crate::serve::ca::Signer::default(),
+    };
+    let hello = Hello {
+        workload: "default/w".to_owned(),
+        ..Hello::default()
+    };
+    let proxy = hub.connect(&peer, "10.0.0.1:1".parse().unwrap(), hello);
+    let proxy = proxy.unwrap();
+    assert!(hub.arrival(&policy).known && hub.arrival(&policy).tables.is_empty());
+    let wanted = ["c.default:80", "a.default:80"].map(|name| Held {
+        key: Some(
+            Key::new(ResourceKind::Destination, name)
+                .unwrap()
+                .to_proto(),
+        ),
+        version: 0,
+    });
+    proxy.requests().subscribe(wanted.to_vec()).unwrap();
+    let generation = Change::Generation {
+        object: policy.clone(),
+        generation: 7,
+    };
+    hub.apply(vec![generation], Instant::now());
+    // Of what it asked for only c comes from the policy.
+    let arrival = hub.arrival(&policy);
+    assert_eq!(arrival.generation, Some(7));
+    let names: Vec<&str> = arrival.tables.iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names, ["c.default:80"]);
+    assert!(!arrival.tables[0].acknowledged);
+
+    for resource in proxy.waiting() {
+        proxy
+            .requests()
+            .acknowledge(resource.key, resource.version)
+            .unwrap();
+    }
+    assert!(hub.arrival(&policy).tables[0].acknowledged);
+    let key = Key::new(ResourceKind::Destination, "c.default:80").unwrap();
+    let why = hub.policies_in(&key.to_proto(), |_| true);
+    // q says more than p about the time, p alone says what the fallback is.
+    let why: Vec<String> = why.iter().map(ToString::to_string).collect();
+    assert_eq!(why, ["TrafficPolicy default/p", "TrafficPolicy default/q"]);
+
+    hub.apply(vec![Change::Remove(policy.clone())], Instant::now());
+    let arrival = hub.arrival(&policy);
+    assert!(!arrival.known && arrival.generation.is_none());
+}
+
+#[test]
+fn objects_are_named_as_kubectl_does() {
+    for (given, expected) in [
+        ("trafficpolicy/cart", Some("TrafficPolicy shop/cart")),
+        ("TrafficPolicies/cart", Some("TrafficPolicy shop/cart")),
+        ("svc/cart", Some("Service shop/cart")),
+        ("pod/cart-1", Some("Workload shop/cart-1")),
+        ("peerauthentication/a", Some("PeerAuthentication shop/a")),
+        ("deployment/cart", None),
+        ("cart", None),
+        ("svc/", None),
+        ("svc/a/b", None),
+    ] {
+        let read = ObjectRef::parse(given, "shop").map(|object| object.to_string());
+        assert_eq!(read.as_deref(), expected, "{given}");
     }
 }
 

@@ -123,6 +123,7 @@ impl Service {
                 },
                 name: port.name,
                 port: port.port,
+                node_port: None,
             })
             .collect();
         Object::Service(model::Service {
@@ -132,6 +133,8 @@ impl Service {
             vips,
             publish_not_ready: spec.publish_not_ready_addresses,
             ports,
+            sliced: false,
+            client_affinity: false,
         })
     }
 }
@@ -212,6 +215,7 @@ impl EndpointSlice {
                     health: endpoint.conditions.health(),
                     addresses: endpoint.addresses,
                     zone: endpoint.zone.unwrap_or_default(),
+                    workload: None,
                 })
                 .collect(),
         })

@@ -238,6 +238,7 @@ impl Context<'_> {
                 weft_api::policy::workload::Health::Draining => weft_api::proto::Health::Draining,
             },
             sidecar: given.spec.sidecar,
+            ..model::Workload::default()
         })
     }
 }

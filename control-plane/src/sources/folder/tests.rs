@@ -56,6 +56,7 @@ impl Watched {
                         Change::Set(object) => {
                             self.objects.insert(object.reference(), *object);
                         }
+                        Change::Generation { .. } => panic!("a folder knows no generations"),
                         Change::Remove(reference) => {
                             self.objects.remove(&reference).expect("removed twice");
                         }

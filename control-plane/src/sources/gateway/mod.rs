@@ -8,7 +8,7 @@ mod convert;
 mod filters;
 mod types;
 
-pub use types::{GrpcRoute, HttpRoute, Meta, TcpRoute, TlsRoute};
+pub use types::{GrpcRoute, HttpRoute, Meta, Object, Spec, TcpRoute, TlsRoute};
 
 /// The API group of routes.
 pub const GROUP: &str = "gateway.networking.k8s.io";

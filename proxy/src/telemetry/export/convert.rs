@@ -8,6 +8,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::resource::EnvResourceDetector;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
 use super::ExportConfig;
@@ -20,6 +21,9 @@ const KNOWN_METHODS: [&str; 10] = [
     "GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY",
 ];
 
+/// Whose spans these are. Where the proxy runs is told by `OTEL_RESOURCE_ATTRIBUTES` (OpenTelemetry
+/// specification, resource SDK), which injected pods have: `k8s.pod.name` and so on. What the control
+/// plane says of the workload comes before it.
 pub(super) fn resource(config: &ExportConfig) -> Resource {
     let attributes = [
         ("service.name", &config.service_name),
@@ -27,6 +31,7 @@ pub(super) fn resource(config: &ExportConfig) -> Resource {
         ("service.instance.id", &config.instance_id),
     ];
     Resource::builder_empty()
+        .with_detector(Box::new(EnvResourceDetector::new()))
         .with_attributes(
             attributes
                 .into_iter()

@@ -1,0 +1,146 @@
+//! Which objects a table comes from, and which tables an object is in: what changes when it is not
+//! there. So the answer needs no bookkeeping while tables are compiled, and holds for every kind.
+
+use serde::Serialize;
+use weft_api::proto::ResourceKey;
+
+use super::{Hub, State, Variants, hex};
+use crate::compile::{Settings, compile};
+use crate::model::{Change, Dirty, Object, ObjectRef};
+use crate::serve::discovery::Key;
+
+/// How far an object has come, among this control plane's proxies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Arrival {
+    /// "Kind namespace/name".
+    pub object: String,
+    /// The control plane knows such an object.
+    pub known: bool,
+    /// `metadata.generation` of the object as it is known; absent when the source has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    /// One for each proxy and table that would be another without the object.
+    pub tables: Vec<Carried>,
+}
+
+/// A table that comes from an object, as one proxy has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Carried {
+    /// "namespace/name" of the proxy's workload.
+    pub workload: String,
+    pub kind: &'static str,
+    pub name: String,
+    /// Hexadecimal.
+    pub newest: String,
+    /// Whether the proxy has acknowledged the newest.
+    pub acknowledged: bool,
+    /// Why it refused it, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
+}
+
+impl Hub {
+    /// Which proxies' tables come from an object, and whether they have acknowledged them.
+    pub fn arrival(&self, object: &ObjectRef) -> Arrival {
+        let mut state = self.state();
+        let keys = state.carrying(&self.settings, object);
+        Arrival {
+            object: object.to_string(),
+            known: keys.is_some(),
+            generation: state.world.generation(object),
+            tables: state.carried(&keys.unwrap_or_default()),
+        }
+    }
+
+    /// The policies without which a table would be another one, of those that `may` be it, in
+    /// order. The table is compiled once for each of them.
+    pub fn policies_in(
+        &self,
+        key: &ResourceKey,
+        may: impl Fn(&ObjectRef) -> bool,
+    ) -> Vec<ObjectRef> {
+        let mut state = self.state();
+        let State { world, trust, .. } = &mut *state;
+        let now = compile(world, &self.settings, key, trust, "").version();
+        let mut found = Vec::new();
+        for policy in world.policies().into_iter().filter(may) {
+            let without = state.without(&policy, |state, _| {
+                compile(&state.world, &self.settings, key, &state.trust, "").version()
+            });
+            if without.is_some_and(|version| version != now) {
+                found.push(policy);
+            }
+        }
+        found
+    }
+}
+
+impl State {
+    /// What `look` sees when an object is not there; it is given what the absence may change.
+    /// `None` when the object is not there anyway.
+    fn without<T>(
+        &mut self,
+        object: &ObjectRef,
+        look: impl FnOnce(&Self, &Dirty) -> T,
+    ) -> Option<T> {
+        let there: Object = self.world.object(object)?;
+        let generation = self.world.generation(object);
+        let mut dirty = Dirty::default();
+        self.world.apply(Change::Remove(object.clone()), &mut dirty);
+        let seen = look(self, &dirty);
+        let mut ignored = Dirty::default();
+        self.world.apply(Change::Set(Box::new(there)), &mut ignored);
+        if let Some(generation) = generation {
+            let object = object.clone();
+            self.world
+                .apply(Change::Generation { object, generation }, &mut ignored);
+        }
+        Some(seen)
+    }
+
+    /// The tables somebody asked for that come from an object.
+    fn carrying(&mut self, settings: &Settings, object: &ObjectRef) -> Option<Vec<Key>> {
+        self.without(object, |state, dirty| {
+            let mut keys = state.touched(dirty);
+            keys.retain(|key| {
+                let without = Variants::compile(&state.world, settings, key, &state.trust);
+                let now = state.resources.get(key);
+                now.is_some_and(|entry| entry.variants != without)
+            });
+            keys
+        })
+    }
+
+    fn carried(&self, keys: &[Key]) -> Vec<Carried> {
+        let mut tables = Vec::new();
+        for key in keys {
+            let Some(entry) = self.resources.get(key) else {
+                continue;
+            };
+            for stream in entry
+                .subscribers
+                .iter()
+                .filter_map(|id| self.streams.get(id))
+            {
+                let sent = stream.sent.get(key).cloned().unwrap_or_default();
+                let namespace = &stream.proxy.workload.namespace;
+                let newest = entry.variants.of(namespace).version();
+                tables.push(Carried {
+                    workload: stream.proxy.workload.to_string(),
+                    kind: key.kind_name(),
+                    name: key.name.to_string(),
+                    newest: hex(newest),
+                    acknowledged: sent.acknowledged == newest,
+                    refused: sent
+                        .refused
+                        .filter(|refused| refused.0 == newest)
+                        .map(|refused| refused.1),
+                });
+            }
+        }
+        tables.sort_by(|a, b| (&a.workload, a.kind, &a.name).cmp(&(&b.workload, b.kind, &b.name)));
+        tables
+    }
+}

@@ -1,0 +1,251 @@
+//! Pods as the apiserver serves them: the fields that are used.
+
+use std::net::IpAddr;
+
+use kube::core::ObjectMeta;
+use serde::Deserialize;
+use weft_api::names::PROXY_CONTAINER;
+use weft_api::proto::{Health, Protocol};
+
+use super::meta;
+use super::objects::{IntOrString, is_tcp, resource};
+use super::watch::{Watched, Wrong};
+use crate::model::{Check, Kind, Object, Probe, Workload, WorkloadPort};
+
+/// The annotation that says which share of requests a pod takes; 1 is usual.
+const WEIGHT: &str = "weft.dev/weight";
+/// Largest weight.
+const MAX_WEIGHT: u32 = 10_000;
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Pod {
+    #[serde(deserialize_with = "meta::read")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
+    status: PodStatus,
+}
+resource!(Pod, "", "v1", "Pod", "pods");
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodSpec {
+    node_name: Option<String>,
+    service_account_name: Option<String>,
+    host_network: bool,
+    containers: Vec<Container>,
+    init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Container {
+    name: String,
+    #[serde(default)]
+    ports: Vec<ContainerPort>,
+    liveness_probe: Option<Handler>,
+    readiness_probe: Option<Handler>,
+    startup_probe: Option<Handler>,
+    lifecycle: Option<Lifecycle>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ContainerPort {
+    #[serde(default)]
+    name: String,
+    container_port: u16,
+    protocol: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Lifecycle {
+    post_start: Option<Handler>,
+    pre_stop: Option<Handler>,
+}
+
+/// What the kubelet does to a container.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Handler {
+    http_get: Option<HttpGet>,
+    tcp_socket: Option<TcpSocket>,
+    grpc: Option<Grpc>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct HttpGet {
+    #[serde(default)]
+    path: String,
+    port: IntOrString,
+    #[serde(default)]
+    host: String,
+    scheme: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct TcpSocket {
+    port: IntOrString,
+    #[serde(default)]
+    host: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Grpc {
+    port: u16,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<String>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Option<Vec<PodIp>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct PodIp {
+    #[serde(default)]
+    ip: String,
+}
+
+impl Container {
+    /// A port given by number, or by the name this container gives it.
+    fn port(&self, given: &IntOrString) -> Option<u16> {
+        let number = match given {
+            IntOrString::Int(number) => *number,
+            IntOrString::String(name) => match name.parse() {
+                Ok(number) => number,
+                Err(_) => {
+                    let known = self.ports.iter().find(|port| port.name == *name)?;
+                    known.container_port
+                }
+            },
+        };
+        (number != 0).then_some(number)
+    }
+
+    /// What the kubelet asks of the container's ports over the pod's address.
+    fn probes(&self) -> impl Iterator<Item = Probe> {
+        let lifecycle = self.lifecycle.iter();
+        let hooks =
+            lifecycle.flat_map(|lifecycle| lifecycle.post_start.iter().chain(&lifecycle.pre_stop));
+        self.liveness_probe
+            .iter()
+            .chain(&self.readiness_probe)
+            .chain(&self.startup_probe)
+            .chain(hooks)
+            .filter_map(|handler| self.probe(handler))
+    }
+
+    fn probe(&self, handler: &Handler) -> Option<Probe> {
+        if let Some(http) = &handler.http_get {
+            // What is inside TLS cannot be seen, and a host is somebody else's address.
+            if !http.host.is_empty() || http.scheme.as_deref() == Some("HTTPS") {
+                return None;
+            }
+            let slash = if http.path.starts_with('/') { "" } else { "/" };
+            return Some(Probe {
+                port: self.port(&http.port)?,
+                check: Check::Http {
+                    path: format!("{slash}{}", http.path),
+                },
+            });
+        }
+        if let Some(tcp) = &handler.tcp_socket {
+            return tcp.host.is_empty().then_some(Probe {
+                port: self.port(&tcp.port)?,
+                check: Check::Tcp,
+            });
+        }
+        handler.grpc.as_ref().map(|grpc| Probe {
+            port: grpc.port,
+            check: Check::Grpc,
+        })
+    }
+}
+
+impl PodStatus {
+    fn addresses(&self) -> Vec<IpAddr> {
+        let all = self.pod_ips.iter().flatten().map(|given| &given.ip);
+        let mut found: Vec<IpAddr> = Vec::new();
+        for address in all.chain(&self.pod_ip).filter_map(|ip| ip.parse().ok()) {
+            if !found.contains(&address) {
+                found.push(address);
+            }
+        }
+        found
+    }
+
+    /// A pod that has run to its end: its address may be another's already.
+    fn is_over(&self) -> bool {
+        matches!(self.phase.as_deref(), Some("Succeeded" | "Failed"))
+    }
+}
+
+impl Watched for Pod {
+    const KIND: Kind = Kind::Workload;
+    const PLURAL: &'static str = "pods";
+
+    fn into_model(self) -> Result<Option<Object>, Vec<Wrong>> {
+        let (meta, spec, status) = (self.metadata, self.spec, self.status);
+        if status.is_over() {
+            return Ok(None);
+        }
+        let containers = || {
+            spec.init_containers
+                .iter()
+                .flatten()
+                .chain(&spec.containers)
+        };
+        let sidecar = !spec.host_network && containers().any(|c| c.name == PROXY_CONTAINER);
+        let applications = || containers().filter(|container| container.name != PROXY_CONTAINER);
+        let mut ports: Vec<WorkloadPort> = Vec::new();
+        for port in applications().flat_map(|container| &container.ports) {
+            if is_tcp(port.protocol.as_deref()) {
+                ports.push(WorkloadPort {
+                    name: port.name.clone(),
+                    port: port.container_port,
+                    // A container's port has a name for the Service's sake; what is spoken there
+                    // is the Service's to say.
+                    protocol: Protocol::Auto,
+                });
+            }
+        }
+        let mut probes: Vec<Probe> = applications().flat_map(Container::probes).collect();
+        probes.sort();
+        probes.dedup();
+        let name = meta::name(&meta);
+        let weight = meta
+            .annotations
+            .as_ref()
+            .and_then(|annotations| annotations.get(WEIGHT)?.parse::<u32>().ok());
+        Ok(Some(Object::Workload(Workload {
+            name,
+            labels: meta.labels.unwrap_or_default(),
+            service_account: spec
+                .service_account_name
+                .clone()
+                .filter(|account| !account.is_empty())
+                .unwrap_or_else(|| "default".to_owned()),
+            zone: String::new(),
+            addresses: status.addresses(),
+            ports,
+            weight: weight.map_or(1, |weight| weight.min(MAX_WEIGHT)),
+            // Whether it is ready is said by its EndpointSlices; that it is to go, first by itself.
+            health: match meta.deletion_timestamp {
+                Some(_) => Health::Draining,
+                None => Health::Ready,
+            },
+            sidecar,
+            uid: meta.uid.unwrap_or_default(),
+            node: spec.node_name.clone().unwrap_or_default(),
+            host_network: spec.host_network,
+            probes,
+        })))
+    }
+}

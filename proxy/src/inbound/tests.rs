@@ -1,0 +1,172 @@
+//! Plaintext connections to a workload that takes mutual TLS only, over loopback sockets.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{LocalSet, spawn_local};
+
+use super::handle;
+use crate::tables::{Check, MtlsMode, Probe, Workload};
+use crate::telemetry::Counter;
+use crate::telemetry::labels::EventLabels;
+use crate::testing::worker;
+use crate::transport::testing::tcp_pair;
+use crate::worker::Worker;
+
+async fn local<F: Future>(test: F) -> F::Output {
+    tokio::time::timeout(Duration::from_secs(20), LocalSet::new().run_until(test))
+        .await
+        .expect("the test hangs")
+}
+
+/// An application that answers every HTTP/1.1 request with its request line.
+async fn application() -> (SocketAddr, Rc<RefCell<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Rc::new(RefCell::new(Vec::new()));
+    let all = asked.clone();
+    spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let all = all.clone();
+            spawn_local(async move {
+                let mut text = String::new();
+                let mut buf = [0; 1024];
+                while let Ok(n @ 1..) = stream.read(&mut buf).await {
+                    text.push_str(&String::from_utf8_lossy(&buf[..n]));
+                    while let Some((head, rest)) = text.split_once("\r\n\r\n") {
+                        let line = head.lines().next().unwrap_or_default().to_owned();
+                        let answer = format!(
+                            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{line}",
+                            line.len()
+                        );
+                        text = rest.to_owned();
+                        all.borrow_mut().push(line);
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                }
+            });
+        }
+    });
+    (address, asked)
+}
+
+/// A connection to the application through the proxy of a STRICT workload with one probe.
+async fn connect(application: SocketAddr, check: Check) -> (TcpStream, Rc<Worker>) {
+    let worker = worker(None);
+    worker.directory.set_workload(Workload {
+        mtls: MtlsMode::Strict,
+        probes: vec![Probe {
+            port: application.port(),
+            check,
+        }],
+        ..Workload::default()
+    });
+    let (client, proxy) = tcp_pair().await;
+    let peer = client.local_addr().unwrap();
+    spawn_local(handle(worker.clone(), proxy, peer, application));
+    (client, worker)
+}
+
+async fn read_all(client: &mut TcpStream) -> Result<String, std::io::ErrorKind> {
+    let mut text = String::new();
+    match client.read_to_string(&mut text).await {
+        Ok(_) => Ok(text),
+        Err(error) => Err(error.kind()),
+    }
+}
+
+/// Connections refused as plaintext.
+fn refused(worker: &Worker) -> u64 {
+    let counters = worker.metrics.registry().snapshot().counters;
+    let refused = |labels: &EventLabels<Counter>| labels.event == Counter::PlaintextRefused;
+    let matching = counters.iter().filter(|(labels, _)| refused(labels));
+    matching.map(|(_, n)| n).sum()
+}
+
+#[tokio::test]
+async fn a_probe_passes_and_nothing_else_on_its_connection() {
+    local(async {
+        let (address, asked) = application().await;
+        let (mut client, _worker) = connect(address, Check::Http("/ready".into())).await;
+        client
+            .write_all(b"GET /ready HTTP/1.1\r\nHost: x\r\n\r\nGET /admin HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let heard = read_all(&mut client).await.unwrap();
+        assert!(heard.starts_with("HTTP/1.1 200 OK"), "{heard}");
+        assert!(heard.contains("GET /ready HTTP/1.1"), "{heard}");
+        assert!(heard.contains("HTTP/1.1 403 Forbidden"), "{heard}");
+        assert_eq!(*asked.borrow(), ["GET /ready HTTP/1.1"]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn another_request_is_refused_as_a_connection_is() {
+    local(async {
+        let (address, asked) = application().await;
+        let (mut client, worker) = connect(address, Check::Http("/ready".into())).await;
+        client
+            .write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        let heard = read_all(&mut client).await;
+        assert_eq!(heard, Err(std::io::ErrorKind::ConnectionReset));
+        assert!(asked.borrow().is_empty());
+        assert_eq!(refused(&worker), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_without_a_word_is_no_refusal() {
+    local(async {
+        let (address, _) = application().await;
+        let (mut client, worker) = connect(address, Check::Tcp).await;
+        client.shutdown().await.unwrap();
+        assert_eq!(read_all(&mut client).await, Ok(String::new()));
+        assert_eq!(refused(&worker), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_grpc_only_the_health_check_passes() {
+    local(async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        spawn_local(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let response = http::Response::builder()
+                    .header("path", request.uri().path())
+                    .body(())
+                    .unwrap();
+                respond.send_response(response, true).unwrap();
+            }
+        });
+        let (client, _worker) = connect(address, Check::Grpc).await;
+        let (mut client, connection) = h2::client::handshake(client).await.unwrap();
+        spawn_local(connection);
+        for (path, status) in [
+            ("/grpc.health.v1.Health/Check", 200),
+            ("/grpc.health.v1.Health/Watch", 403),
+            ("/shop.Cart/Empty", 403),
+        ] {
+            let request = http::Request::builder()
+                .method("POST")
+                .uri(format!("http://x{path}"))
+                .body(())
+                .unwrap();
+            let (response, _) = client.send_request(request, true).unwrap();
+            let response: http::Response<h2::RecvStream> = response.await.unwrap();
+            assert_eq!(response.status().as_u16(), status, "{path}");
+        }
+    })
+    .await;
+}

@@ -1,0 +1,126 @@
+//! The server: says who it is and what it was asked.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(clap::Args)]
+pub struct Options {
+    #[arg(long, default_value_t = 8080)]
+    http: u16,
+    /// The server speaks first here
+    #[arg(long, default_value_t = 7000)]
+    greeting: u16,
+    /// What it says of itself
+    #[arg(long, env = "NAME", default_value = "probe")]
+    name: String,
+}
+
+/// `?ms=200` delays the answer, `?status=503` sets it; the answer names the server, the path and the
+/// header fields.
+async fn answer(
+    name: &str,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let query: BTreeMap<String, String> = request
+        .uri()
+        .query()
+        .unwrap_or_default()
+        .split('&')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    if let Some(ms) = query.get("ms").and_then(|ms| ms.parse().ok()) {
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
+    let status = query
+        .get("status")
+        .and_then(|status| status.parse().ok())
+        .unwrap_or(StatusCode::OK);
+    let (head, body) = request.into_parts();
+    let read = body.collect().await.map_or(0, |body| body.to_bytes().len());
+    let headers: BTreeMap<&str, String> = head
+        .headers
+        .iter()
+        .map(|(name, value)| {
+            (
+                name.as_str(),
+                String::from_utf8_lossy(value.as_bytes()).into_owned(),
+            )
+        })
+        .collect();
+    let said = serde_json::json!({
+        "server": name,
+        "method": head.method.as_str(),
+        "path": head.uri.path(),
+        "version": format!("{:?}", head.version),
+        "headers": headers,
+        "body": read,
+    });
+    let mut response = Response::new(Full::from(said.to_string() + "\n"));
+    *response.status_mut() = status;
+    Ok(response)
+}
+
+async fn greet(name: String, port: u16) {
+    let listener = TcpListener::bind(("::", port)).await.unwrap();
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            continue;
+        };
+        let name = name.clone();
+        tokio::spawn(async move {
+            let mut stream = BufReader::new(stream);
+            let hello = format!("220 {name} speaks first\r\n");
+            stream.write_all(hello.as_bytes()).await?;
+            let mut line = String::new();
+            while stream.read_line(&mut line).await? > 0 {
+                stream
+                    .write_all(format!("250 {}\r\n", line.trim_end()).as_bytes())
+                    .await?;
+                line.clear();
+            }
+            std::io::Result::Ok(())
+        });
+    }
+}
+
+/// Serves until SIGTERM, and then goes on for those that have a connection, as applications that
+/// roll out well do: nothing running is cut off.
+pub async fn run(options: Options) {
+    let mut terminate = signal(SignalKind::terminate()).unwrap();
+    let listener = TcpListener::bind(("::", options.http)).await.unwrap();
+    tokio::spawn(greet(options.name.clone(), options.greeting));
+    let graceful = GracefulShutdown::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                let name = options.name.clone();
+                let service = hyper::service::service_fn(move |request| {
+                    let name = name.clone();
+                    async move { answer(&name, request).await }
+                });
+                let connection = auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .into_owned();
+                let watched = graceful.watch(connection);
+                tokio::spawn(async move { watched.await.map_err(|error| error.to_string()) });
+            }
+            _ = terminate.recv() => break,
+        }
+    }
+    drop(listener);
+    let _ = tokio::time::timeout(Duration::from_secs(20), graceful.shutdown()).await;
+}
