@@ -60,6 +60,8 @@ pub const INJECT: &str = "weft.dev/inject";
 pub const STATUS: &str = "weft.dev/status";
 /// Annotation of a pod: what is spoken on its ports, "8080=grpc,9000=tcp".
 pub const PROTOCOL_ANNOTATION: &str = "weft.dev/protocol";
+/// Annotation of that ConfigMap: the namespace of the control plane that keeps it.
+pub const KEEPER_ANNOTATION: &str = "weft.dev/control-plane";
 /// Annotations of the Secret [`CA_SECRET`]: begin a root rotation, end the one under way. Their value
 /// is new each time.
 pub const ROTATE_ANNOTATION: &str = "weft.dev/rotate";

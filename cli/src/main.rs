@@ -1,6 +1,8 @@
 //! The command line of Weft.
 //!
-//! One file or folder for each command: [`demo`], [`run`], [`check`], [`status`], [`routes`].
+//! One file or folder for each command: [`demo`], [`run`]; [`check`], [`inject`], [`status`], [`routes`],
+//! [`explain`], [`stat`], [`tap`], which ask control planes and proxies ([`reach`] says whom, [`admin`]
+//! speaks to them, [`kube`] gets there on a cluster); [`install`].
 //! [`netns`] makes network namespaces; [`apps`] are the applications of the demo.
 
 #![deny(unsafe_code)]
@@ -16,6 +18,9 @@ mod apps;
 mod binaries;
 mod check;
 mod demo;
+mod explain;
+mod inject;
+mod install;
 mod kube;
 // Its own tests (cli/tests/netns.rs) use all of it.
 #[allow(unsafe_code, dead_code, unused_imports)]
@@ -24,6 +29,7 @@ mod output;
 mod reach;
 mod routes;
 mod run;
+mod stat;
 mod status;
 mod tap;
 
@@ -56,12 +62,24 @@ enum Command {
     Run(run::Run),
     /// What is wrong with a folder of manifests
     Check(check::Check),
+    /// Put sidecars into the pods of manifests, as the webhook of a cluster does
+    Inject(inject::Inject),
     /// Which proxies are connected, and what each has acknowledged
     Status(status::StatusArgs),
     /// What a proxy would do with a connection or a request, and why
     Routes(routes::Routes),
+    /// Why a connection is as it is; what an error of a proxy means
+    Explain(explain::Explain),
+    /// Requests a second, success, latency, mutual TLS, from the proxies' own metrics
+    Stat(stat::Stat),
+    /// `weft stat`, live
+    Top(stat::Top),
     /// Live requests of a workload, as they end
     Tap(tap::Tap),
+    /// How to install or upgrade Weft in a cluster: with Helm
+    Install(install::Install),
+    /// How to remove it
+    Uninstall(install::Uninstall),
     /// Completions for a shell, on standard output
     #[command(after_help = "\
 Examples:
@@ -119,7 +137,13 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
         Command::Check(args) => return check::run(&args),
+        Command::Inject(args) => return inject::run(args).await,
         Command::Routes(args) => return routes::run(args).await,
+        Command::Stat(args) => return stat::run(args).await,
+        Command::Top(args) => return stat::top(args).await,
+        Command::Explain(args) => return explain::run(args).await,
+        Command::Install(args) => return args.execute(),
+        Command::Uninstall(args) => return args.execute(),
         Command::Tap(args) => return tap::run(args).await,
         Command::Status(args) => return status::run(args).await,
         Command::Completions { shell } => {

@@ -118,6 +118,7 @@ impl Election {
         match (self.candidate.look(held.as_ref(), sent), lease) {
             (Step::Wait, _) => return Ok(()),
             (Step::Create, _) | (_, None) => {
+                self.cluster.look_up_owner().await?;
                 let lease = Lease {
                     metadata: self.cluster.meta(&name),
                     spec: Some(self.spec(None)),

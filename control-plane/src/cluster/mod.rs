@@ -9,11 +9,14 @@ pub mod election;
 mod leadership;
 mod lease;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use kube::{Api, Client};
+use kube::core::PartialObjectMeta;
+use kube::{Api, Client, ResourceExt};
 use tracing::debug;
 use weft_api::names::{
     CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT, MANAGED_BY, MANAGED_BY_LABEL,
@@ -21,6 +24,8 @@ use weft_api::names::{
 
 pub use leadership::Leadership;
 
+/// Annotation with which Helm says where the release of an object is.
+const RELEASE_NAMESPACE: &str = "meta.helm.sh/release-namespace";
 /// How long the apiserver may take to answer a request that is not a watch.
 pub const ANSWER: Duration = Duration::from_secs(5);
 
@@ -98,7 +103,7 @@ pub struct Cluster {
     /// Name of this replica, unique among them: `POD_NAME`; outside a pod host and process.
     pub replica: String,
     /// All that is made here goes when this goes: the ClusterRole of the chart.
-    owner: Option<OwnerReference>,
+    owner: Arc<ArcSwapOption<OwnerReference>>,
 }
 
 impl Cluster {
@@ -130,8 +135,29 @@ impl Cluster {
         namespace: String,
         replica: String,
     ) -> Result<Self, ClusterError> {
+        let cluster = Self {
+            client,
+            namespace,
+            replica,
+            owner: Arc::default(),
+        };
+        cluster.look_up_owner().await?;
+        if cluster.owner.load().is_none() {
+            debug!(
+                "there is no ClusterRole {CONTROL_PLANE_SERVICE_ACCOUNT} of this installation: what is made in the cluster has no owner and stays when the control plane is removed"
+            );
+        }
+        Ok(cluster)
+    }
+
+    /// Reads who owns what is made here. Again when something of ours was deleted: perhaps because
+    /// its owner was, and there is a new one (the chart was removed and installed anew).
+    ///
+    /// # Errors
+    /// The apiserver does not answer.
+    pub async fn look_up_owner(&self) -> Result<(), ClusterError> {
         let name = CONTROL_PLANE_SERVICE_ACCOUNT;
-        let roles = Api::<ClusterRole>::all(client.clone());
+        let roles = Api::<ClusterRole>::all(self.client.clone());
         let doing = || format!("read the ClusterRole {name}");
         let role = match answer(doing(), roles.get_metadata_opt(name)).await {
             Ok(role) => role,
@@ -139,26 +165,22 @@ impl Cluster {
             Err(error) if error.status().is_some_and(|status| status.code == 403) => None,
             Err(error) => return Err(error),
         };
-        let owner = role.and_then(|role| {
-            Some(OwnerReference {
+        // Of a chart in another namespace: not ours, and what it owns goes when it goes.
+        let ours = |role: &PartialObjectMeta<ClusterRole>| {
+            let release = role.annotations().get(RELEASE_NAMESPACE);
+            release.is_none_or(|release| *release == self.namespace)
+        };
+        let owner = role.filter(ours).and_then(|role| {
+            Some(Arc::new(OwnerReference {
                 api_version: "rbac.authorization.k8s.io/v1".to_owned(),
                 kind: "ClusterRole".to_owned(),
                 name: name.to_owned(),
                 uid: role.metadata.uid?,
                 ..OwnerReference::default()
-            })
+            }))
         });
-        if owner.is_none() {
-            debug!(
-                "there is no ClusterRole {name}: what is made in the cluster has no owner and stays when the control plane is removed"
-            );
-        }
-        Ok(Self {
-            client,
-            namespace,
-            replica,
-            owner,
-        })
+        self.owner.store(owner);
+        Ok(())
     }
 
     /// Metadata of an object this control plane makes: its label and its owner, so that removing
@@ -167,7 +189,10 @@ impl Cluster {
         ObjectMeta {
             name: Some(name.to_owned()),
             labels: Some([(MANAGED_BY_LABEL.to_owned(), MANAGED_BY.to_owned())].into()),
-            owner_references: self.owner.clone().map(|owner| vec![owner]),
+            owner_references: self
+                .owner
+                .load_full()
+                .map(|owner| vec![OwnerReference::clone(&owner)]),
             ..ObjectMeta::default()
         }
     }

@@ -98,7 +98,7 @@ pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) ->
     }
     if service.client_affinity {
         // `sessionAffinity: ClientIP`, where no policy says how to balance.
-        merged.load_balancer.get_or_insert_with(|| LoadBalancer {
+        merged.load_balancer.get_or_insert(LoadBalancer {
             algorithm: Some(Algorithm::RingHash),
             hash_key: Some(HashKey::SourceAddress(true)),
             panic_threshold: None,

@@ -38,7 +38,7 @@ pub struct World {
     pub(crate) addresses: Index<IpAddr>,
     /// EndpointSlices by the Service they name.
     pub(crate) slices_of: Index<Name>,
-    /// Services by an address in their EndpointSlices.
+    /// Services by an address in their EndpointSlices that is given without a workload.
     slice_addresses: Index<IpAddr>,
     /// Services by a workload that their EndpointSlices name.
     slice_workloads: Index<Name>,
@@ -255,7 +255,8 @@ impl World {
         found
     }
 
-    /// Services whose EndpointSlices name a workload or one of its addresses, by name.
+    /// Services whose EndpointSlices name a workload, or one of its addresses without saying
+    /// whose it is; by name.
     pub(crate) fn sliced_services_of(&self, workload: &Workload) -> BTreeSet<&Name> {
         let by_address = (!workload.host_network)
             .then_some(&workload.addresses)
@@ -365,7 +366,7 @@ impl World {
         }
         dirty.endpoints.insert(name.clone());
         if both().any(|service| service.headless) {
-            dirty.addresses.extend(self.slice_addresses_of(&name));
+            dirty.addresses.extend(self.addresses_behind(&name));
         }
         dirty.services.insert(name.clone());
         // A backend that a route names may be there now, or no longer.
@@ -376,13 +377,22 @@ impl World {
         put(&mut self.services, name, new);
     }
 
-    /// Addresses in the EndpointSlices of a Service.
-    fn slice_addresses_of(&self, service: &Name) -> BTreeSet<IpAddr> {
+    /// By which addresses the workloads of a Service's EndpointSlices are reached directly.
+    fn addresses_behind(&self, service: &Name) -> BTreeSet<IpAddr> {
         self.slices_of
             .get(service)
             .filter_map(|slice| self.slices.get(slice))
-            .flat_map(slice_addresses)
+            .flat_map(|slice| self.addresses_in(slice))
             .collect()
+    }
+
+    fn addresses_in<'a>(&'a self, slice: &'a EndpointSlice) -> impl Iterator<Item = IpAddr> {
+        let at = slice_addresses(slice)
+            .flat_map(|address| self.addresses.get(&address).collect::<Vec<_>>());
+        slice_workloads(slice)
+            .chain(at)
+            .filter_map(|name| self.workloads.get(name))
+            .flat_map(own_addresses)
     }
 
     /// What a policy says about a Service changed.
@@ -392,7 +402,7 @@ impl World {
             .get(&name)
             .is_some_and(|service| service.headless)
         {
-            dirty.addresses.extend(self.slice_addresses_of(&name));
+            dirty.addresses.extend(self.addresses_behind(&name));
         }
         dirty.services.insert(name);
     }
@@ -476,8 +486,20 @@ impl World {
             .get(service)
             .is_some_and(|service| service.headless)
         {
-            dirty.addresses.extend(slice_addresses(slice));
+            dirty.addresses.extend(self.addresses_in(slice));
         }
+    }
+
+    /// The endpoints of every Service that a workload is behind.
+    fn touch_endpoints_of(&self, workload: &Workload, dirty: &mut Dirty) {
+        let selecting = self.services_of(workload).into_iter();
+        let selecting = selecting.filter(|service| !service.sliced);
+        dirty
+            .endpoints
+            .extend(selecting.map(|service| service.name.clone()));
+        dirty
+            .endpoints
+            .extend(self.sliced_services_of(workload).into_iter().cloned());
     }
 
     fn set_workload(&mut self, name: Name, new: Option<Workload>, dirty: &mut Dirty) {
@@ -487,15 +509,7 @@ impl World {
             return;
         }
         for workload in old.iter().chain(&new) {
-            dirty.endpoints.extend(
-                self.services_of(workload)
-                    .into_iter()
-                    .filter(|service| !service.sliced)
-                    .map(|service| service.name.clone()),
-            );
-            dirty
-                .endpoints
-                .extend(self.sliced_services_of(workload).into_iter().cloned());
+            self.touch_endpoints_of(workload, dirty);
             dirty.addresses.extend(own_addresses(workload));
         }
         if let Some(old) = &old {
@@ -527,10 +541,10 @@ impl World {
         if zone(old) != zone(new.as_ref()) {
             // Rare: a node's zone is given to it when it joins.
             let on_it = |workload: &&Workload| workload.node == name.name;
-            let workloads = self.workloads.values().filter(on_it);
-            dirty
-                .workloads
-                .extend(workloads.map(|workload| workload.name.clone()));
+            for workload in self.workloads.values().filter(on_it) {
+                dirty.workloads.insert(workload.name.clone());
+                self.touch_endpoints_of(workload, dirty);
+            }
         }
         let addresses = |node: Option<&Node>| -> BTreeSet<IpAddr> {
             node.into_iter()
@@ -581,10 +595,12 @@ fn is_selected(service: &Service, workload: &Workload) -> bool {
     !service.selector.is_empty() && selects(&service.selector, &workload.labels)
 }
 
+/// Addresses of endpoints that name no workload.
 fn slice_addresses(slice: &EndpointSlice) -> impl Iterator<Item = IpAddr> {
     slice
         .endpoints
         .iter()
+        .filter(|endpoint| endpoint.workload.is_none())
         .flat_map(|endpoint| endpoint.addresses.iter().copied())
 }
 

@@ -1,6 +1,7 @@
 //! The trusted roots in every namespace: ConfigMap `weft-trust`, from which a pod's proxy knows its
 //! control plane the first time. The leader keeps them; what somebody changes or deletes is put
-//! right, and a namespace on its way out is left alone.
+//! right, and a namespace on its way out is left alone. So is what another mesh in the same cluster
+//! keeps: its ConfigMaps say which namespace their control plane is in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use kube::runtime::watcher::{self, watcher};
 use kube::{Api, ResourceExt};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
-use weft_api::names::{MANAGED_BY, TRUST_CONFIG_MAP, TRUST_KEY};
+use weft_api::names::{KEEPER_ANNOTATION, MANAGED_BY, TRUST_CONFIG_MAP, TRUST_KEY};
 
 use super::ca::Authority;
 use crate::cluster::{Cluster, ClusterError, Leadership, answer};
@@ -23,13 +24,21 @@ use crate::cluster::{Cluster, ClusterError, Leadership, answer};
 const WRITES: usize = 8;
 /// After a write or a watch that failed.
 const AGAIN: Duration = Duration::from_secs(2);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// What the cluster has.
 #[derive(Debug, Default)]
 struct Have {
     namespaces: Listed<()>,
-    /// The roots in a namespace's ConfigMap.
-    maps: Listed<Option<String>>,
+    maps: Listed<Map>,
+}
+
+/// A namespace's ConfigMap.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Map {
+    roots: Option<String>,
+    /// Namespace of the control plane that keeps it.
+    keeper: Option<String>,
 }
 
 /// Objects by namespace, once they have all been listed.
@@ -78,20 +87,34 @@ impl<T> Listed<T> {
 }
 
 impl Have {
-    /// Namespaces whose ConfigMap is missing or says something else.
-    fn wanting(&self, bundle: &str) -> BTreeSet<String> {
+    /// Namespaces whose ConfigMap is missing or says something else, and is ours to write.
+    fn wanting(&self, bundle: &str, us: &str) -> BTreeSet<String> {
         if !self.namespaces.complete || !self.maps.complete {
             return BTreeSet::new();
         }
+        let wants = |map: &Map| map.roots.as_deref() != Some(bundle) && !map.is_of_others(us);
         self.namespaces
             .all
             .keys()
-            .filter(|name| {
-                let has = self.maps.all.get(*name).and_then(Option::as_deref);
-                has != Some(bundle)
-            })
+            .filter(|name| self.maps.all.get(*name).is_none_or(wants))
             .cloned()
             .collect()
+    }
+
+    /// Namespaces whose ConfigMap another control plane keeps, with its namespace.
+    fn of_others(&self, us: &str) -> Vec<(&str, &str)> {
+        self.maps
+            .all
+            .iter()
+            .filter(|(_, map)| map.is_of_others(us))
+            .map(|(name, map)| (name.as_str(), map.keeper.as_deref().unwrap_or_default()))
+            .collect()
+    }
+}
+
+impl Map {
+    fn is_of_others(&self, us: &str) -> bool {
+        self.keeper.as_deref().is_some_and(|keeper| keeper != us)
     }
 }
 
@@ -117,7 +140,9 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
     let mut have = Have::default();
     let mut events = watch(cluster);
     let mut roots = authority.changes();
-    let mut again = false;
+    let mut again: Option<Duration> = None;
+    let mut of_others = 0;
+    let us = cluster.namespace.as_str();
     loop {
         let seen = tokio::select! {
             seen = events.next() => match seen {
@@ -128,7 +153,7 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
                 Ok(()) => Seen::Again,
                 Err(_) => return,
             },
-            () = sleep(AGAIN), if again => Seen::Again,
+            () = sleep(again.unwrap_or(AGAIN)), if again.is_some() => Seen::Again,
         };
         match seen {
             Seen::Namespace(event) => have.namespaces.take(event, |namespace| {
@@ -137,13 +162,31 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
             }),
             Seen::Map(event) => have.maps.take(event, |map| {
                 let roots = map.data.as_ref().and_then(|data| data.get(TRUST_KEY));
-                (map.namespace().unwrap_or_default(), Some(roots.cloned()))
+                let keeper = map.annotations().get(KEEPER_ANNOTATION);
+                let kept = Map {
+                    roots: roots.cloned(),
+                    keeper: keeper.cloned(),
+                };
+                (map.namespace().unwrap_or_default(), Some(kept))
             }),
             Seen::Again => {}
         }
         let bundle = authority.bundle();
-        let wanting = have.wanting(&bundle);
+        let wanting = have.wanting(&bundle, us);
+        let others = have.of_others(us);
+        if others.len() > of_others {
+            for (namespace, keeper) in &others {
+                warn!(
+                    "the ConfigMap {namespace}/{TRUST_CONFIG_MAP} is kept by the control plane in {keeper}, not by this one; remove it if that one is gone"
+                );
+            }
+        }
+        of_others = others.len();
         let number = wanting.len();
+        if wanting.iter().any(|name| !have.maps.all.contains_key(name)) {
+            // Perhaps they went with their owner; what stands in the way is said by the write.
+            let _ = cluster.look_up_owner().await;
+        }
         let written = stream::iter(wanting)
             .map(|namespace| {
                 let bundle = &bundle;
@@ -158,26 +201,32 @@ async fn keep(cluster: &Cluster, authority: &Arc<Authority>, leadership: &Leader
             .buffer_unordered(WRITES)
             .collect::<Vec<_>>()
             .await;
-        again = false;
+        let mut failed = None;
         for (namespace, written) in written {
             match written {
                 Ok(()) => {
                     // The watch says the same a little later.
-                    have.maps.all.insert(namespace, Some(bundle.clone()));
+                    let map = Map {
+                        roots: Some(bundle.clone()),
+                        keeper: Some(us.to_owned()),
+                    };
+                    have.maps.all.insert(namespace, map);
                 }
                 Err(error) if is_ending(&error) => {
                     debug!("namespace {namespace} is on its way out");
                     have.namespaces.all.remove(&namespace);
                 }
                 Err(error) => {
-                    if !again {
-                        warn!("{error}; trying again");
-                    }
-                    again = true;
+                    failed.get_or_insert(error);
                 }
             }
         }
-        if number > 0 && !again {
+        if let Some(error) = &failed {
+            warn!("{error}; trying again");
+        }
+        let waited = again.map_or(AGAIN, |waited| (waited * 2).min(AGAIN_AT_MOST));
+        again = failed.is_some().then_some(waited);
+        if number > 0 && failed.is_none() {
             info!(namespaces = number, "the trusted roots have been published");
         }
     }
@@ -209,8 +258,10 @@ async fn good<T>(event: Result<T, watcher::Error>) -> Option<T> {
 }
 
 async fn write(cluster: &Cluster, namespace: &str, bundle: &str) -> Result<(), ClusterError> {
+    let mut metadata = cluster.meta(TRUST_CONFIG_MAP);
+    metadata.annotations = Some([(KEEPER_ANNOTATION.to_owned(), cluster.namespace.clone())].into());
     let map = ConfigMap {
-        metadata: cluster.meta(TRUST_CONFIG_MAP),
+        metadata,
         data: Some([(TRUST_KEY.to_owned(), bundle.to_owned())].into()),
         ..ConfigMap::default()
     };
@@ -234,20 +285,25 @@ fn is_ending(error: &ClusterError) -> bool {
 mod tests {
     use super::*;
 
-    fn have(namespaces: &[&str], maps: &[(&str, Option<&str>)]) -> Have {
+    fn have(namespaces: &[&str], maps: &[(&str, Option<&str>, Option<&str>)]) -> Have {
         let mut have = Have::default();
         have.namespaces.take(watcher::Event::Init, keep_name);
         for name in namespaces {
             have.namespaces
                 .take(watcher::Event::InitApply((*name).to_owned()), keep_name);
         }
-        assert!(have.wanting("roots").is_empty(), "not before all is known");
+        assert!(
+            have.wanting("roots", "us").is_empty(),
+            "not before all is known"
+        );
         have.namespaces.take(watcher::Event::InitDone, keep_name);
         have.maps.complete = true;
-        for (name, roots) in maps {
-            have.maps
-                .all
-                .insert((*name).to_owned(), roots.map(str::to_owned));
+        for (name, roots, keeper) in maps {
+            let map = Map {
+                roots: roots.map(str::to_owned),
+                keeper: keeper.map(str::to_owned),
+            };
+            have.maps.all.insert((*name).to_owned(), map);
         }
         have
     }
@@ -259,16 +315,18 @@ mod tests {
     #[test]
     fn what_is_missing_or_wrong_is_written() {
         let mut have = have(
-            &["a", "b", "c", "d"],
+            &["a", "b", "c", "d", "theirs"],
             &[
-                ("a", Some("roots")),
-                ("b", Some("old")),
-                ("c", None),
-                ("gone", Some("old")),
+                ("a", Some("roots"), Some("us")),
+                ("b", Some("old"), Some("us")),
+                ("c", None, None),
+                ("gone", Some("old"), Some("us")),
+                ("theirs", Some("other"), Some("them")),
             ],
         );
-        let wanting = |have: &Have| have.wanting("roots").into_iter().collect::<Vec<_>>();
+        let wanting = |have: &Have| have.wanting("roots", "us").into_iter().collect::<Vec<_>>();
         assert_eq!(wanting(&have), ["b", "c", "d"]);
+        assert_eq!(have.of_others("us"), [("theirs", "them")]);
         have.namespaces
             .take(watcher::Event::Delete("b".to_owned()), keep_name);
         // On its way out.

@@ -6,13 +6,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use rand::Rng;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Streaming;
+use weft_api::names::MOVE_METADATA;
 use weft_api::proto::discovery_client::DiscoveryClient;
 use weft_api::proto::discovery_request::Message;
-use weft_api::proto::{DiscoveryRequest, DiscoveryResponse, Hello, Subscribe, Unsubscribe};
+use weft_api::proto::{
+    Certificate, DiscoveryRequest, DiscoveryResponse, Hello, Subscribe, Unsubscribe,
+};
 
 use super::backoff::Backoff;
 use super::dial::{ControlPlane, DialError};
@@ -27,6 +31,10 @@ use crate::telemetry::{Counter, Registry};
 pub const IDLE_DESTINATION: Duration = Duration::from_secs(600);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(15);
+/// After a stream that worked is lost, the next is tried within this: proxies that lose a control
+/// plane together do not come to the next one together. Whoever needs to know a new destination
+/// does not wait.
+const RECONNECT_SPREAD: Duration = Duration::from_secs(3);
 /// The control plane takes the stream (answers its head) within this long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A failure that goes on is logged again after this long.
@@ -90,6 +98,16 @@ enum StreamEnd {
     Closed,
 }
 
+impl StreamEnd {
+    /// A control plane that is ending sends its proxies to another one, one after another.
+    fn asks_to_move(&self) -> bool {
+        match self {
+            Self::Status(status) => status.metadata().contains_key(MOVE_METADATA),
+            Self::Dial(_) | Self::NotOpened | Self::Closed => false,
+        }
+    }
+}
+
 /// A batch of what has to be done besides reading the stream.
 enum Chore {
     Commands(Vec<Command>),
@@ -147,6 +165,16 @@ impl Client {
                 true => LinkState::Connecting,
                 false => LinkState::Down,
             });
+            if received {
+                // Not a failure yet: the first try to open another may well work.
+                tracing::info!("the stream to the control plane has ended: {end}; opening another");
+                self.last_error = Some(end.to_string());
+                if !end.asks_to_move() {
+                    let spread = RECONNECT_SPREAD.mul_f64(rand::rng().random());
+                    self.until_wanted(sleep(spread)).await;
+                }
+                continue;
+            }
             let wait = backoff.wait();
             if logged.is_none_or(|at| at.elapsed() >= REPEAT_LOG) {
                 logged = Some(Instant::now());
@@ -213,6 +241,10 @@ impl Client {
             Ok(inbound) => inbound,
             Err(end) => return end,
         };
+        let mut shown = credentials.leaf().to_vec();
+        if let Some(leaf) = self.new_leaf(&mut shown) {
+            send(Message::Certificate(Certificate { leaf }));
+        }
         // What was wanted while the stream opened is part of it.
         send(Message::Subscribe(Subscribe {
             resources: self.store.resume(),
@@ -223,8 +255,16 @@ impl Client {
             self.settings.control_plane.host,
             self.settings.control_plane.port
         );
+        let mut renewals = self.directory.identity().watch();
         loop {
             let chore = tokio::select! {
+                changed = renewals.changed() => {
+                    // The sender lives in the handle we hold.
+                    if changed.is_ok() && let Some(leaf) = self.new_leaf(&mut shown) {
+                        send(Message::Certificate(Certificate { leaf }));
+                    }
+                    continue;
+                }
                 message = inbound.message() => {
                     match message {
                         Ok(Some(DiscoveryResponse { resources })) => {
@@ -265,6 +305,17 @@ impl Client {
         }
     }
 
+    /// The certificate in use, when it is not the one the control plane knows of.
+    fn new_leaf(&self, shown: &mut Vec<u8>) -> Option<Vec<u8>> {
+        let credentials = self.directory.identity().get()?;
+        let leaf = credentials.leaf();
+        if leaf == shown.as_slice() {
+            return None;
+        }
+        *shown = leaf.to_vec();
+        Some(shown.clone())
+    }
+
     /// Does what has to be done while there is no stream, until `done` is.
     async fn meanwhile<T>(&mut self, done: impl Future<Output = T>) -> T {
         tokio::pin!(done);
@@ -274,6 +325,24 @@ impl Client {
                 chore = next_chore(&mut self.commands, &mut self.ticks) => match chore {
                     // Subscribed to when the stream is there.
                     Chore::Commands(commands) => drop(self.execute(commands)),
+                    Chore::Tick => drop(self.tick()),
+                },
+            }
+        }
+    }
+
+    /// The same, until `done` is or an application wants a destination that is not known.
+    async fn until_wanted(&mut self, done: impl Future<Output = ()>) {
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                () = &mut done => return,
+                chore = next_chore(&mut self.commands, &mut self.ticks) => match chore {
+                    Chore::Commands(commands) => {
+                        if !self.execute(commands).is_empty() {
+                            return;
+                        }
+                    }
                     Chore::Tick => drop(self.tick()),
                 },
             }

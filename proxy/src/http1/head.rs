@@ -88,18 +88,15 @@ type Fields<'h, 'b> = &'h mut [MaybeUninit<httparse::Header<'b>>];
 /// Tokenises a request's head at the beginning of `buf` and decides its framing
 /// (RFC 9112 sections 2.2, 3, 5, 6.3).
 pub fn parse_request(buf: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
-    let first = parse_request_into(buf, head, &mut [MaybeUninit::uninit(); USUAL_FIELDS]);
-    match first {
-        Err(HeadError::TooManyFields) => {
-            parse_request_into(buf, head, &mut vec![MaybeUninit::uninit(); MAX_FIELDS])
-        }
-        Err(HeadError::Syntax(httparse::Error::Token)) => parse_foreign_target(buf, head),
-        Err(HeadError::Syntax(httparse::Error::HeaderValue)) => {
-            let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
-            parse_request_into(&without_controls(buf), head, &mut fields)
-        }
-        first => first,
+    let mut parsed = parse_request_into(buf, head, &mut [MaybeUninit::uninit(); USUAL_FIELDS]);
+    if parsed == Err(HeadError::TooManyFields) {
+        parsed = parse_request_into(buf, head, &mut vec![MaybeUninit::uninit(); MAX_FIELDS]);
     }
+    if let Err(HeadError::Syntax(httparse::Error::Token | httparse::Error::HeaderValue)) = parsed {
+        let copy = with_foreign_bytes_replaced(buf, true);
+        parsed = parse_request_into(&copy, head, &mut vec![MaybeUninit::uninit(); MAX_FIELDS]);
+    }
+    parsed
 }
 
 /// Whether a head may be complete: for one that was not, when only `seen` bytes were there. So a
@@ -136,13 +133,30 @@ pub fn unfold(buf: &mut [u8]) -> bool {
     found
 }
 
-/// A copy with another byte in the place of control characters within values. They are of no use,
-/// but a recipient may keep them (RFC 9110 section 5.5), and httparse refuses them. What framing
-/// says is read from the copy, too: a length or a coding with such a byte is none.
-fn without_controls(buf: &[u8]) -> Vec<u8> {
+/// A copy with another byte in the place of those that httparse refuses and others do not. Only the
+/// lengths of names and values count, so the spans that are found in it hold.
+///
+/// - A request's target in another encoding than UTF-8 is not RFC 3986, but what browsers of old
+///   and scripts send.
+/// - Control characters within values are of no use, but a recipient may keep them (RFC 9110
+///   section 5.5). What framing says is read from the copy, too: a length or a coding with such a
+///   byte is none.
+fn with_foreign_bytes_replaced(buf: &[u8], request: bool) -> Vec<u8> {
     let mut copy = buf.to_vec();
+    let start = buf.iter().position(|byte| !b"\r\n".contains(byte));
+    let line = &mut copy[start.unwrap_or(0)..];
+    let end = line.iter().position(|&byte| byte == b'\n');
+    let (line, rest) = line.split_at_mut(end.unwrap_or(line.len()));
+    if request {
+        let target = line.splitn_mut(2, |&byte| byte == b' ').nth(1);
+        for byte in target.unwrap_or_default() {
+            if !byte.is_ascii() {
+                *byte = b'x';
+            }
+        }
+    }
     let mut value = false;
-    for byte in &mut copy {
+    for byte in rest {
         match *byte {
             b'\n' => value = false,
             b':' => value = true,
@@ -151,32 +165,6 @@ fn without_controls(buf: &[u8]) -> Vec<u8> {
         }
     }
     copy
-}
-
-/// A target in another encoding than UTF-8 is not RFC 3986, but what browsers of old and scripts
-/// send, and httparse refuses it. Only the lengths of names count, so a copy with other letters in
-/// its place is tokenised.
-fn parse_foreign_target(buf: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
-    let start = buf.iter().position(|byte| !b"\r\n".contains(byte));
-    let line = start.unwrap_or(0)..buf.len();
-    let end = buf[line.clone()].iter().position(|&byte| byte == b'\n');
-    let line = line.start..end.map_or(line.end, |end| line.start + end);
-    if buf[line.clone()].is_ascii() {
-        return Err(HeadError::Syntax(httparse::Error::Token));
-    }
-    let mut copy = buf.to_vec();
-    let target = copy[line].splitn_mut(2, |&byte| byte == b' ').nth(1);
-    for byte in target.unwrap_or_default() {
-        if !byte.is_ascii() {
-            *byte = b'x';
-        }
-    }
-    let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
-    match parse_request_into(&copy, head, &mut fields)? {
-        // The spans hold for both.
-        Parsed::Complete => Ok(Parsed::Complete),
-        Parsed::Partial => Ok(Parsed::Partial),
-    }
 }
 
 fn parse_request_into<'b>(
@@ -205,32 +193,23 @@ fn parse_request_into<'b>(
 
 /// Tokenises a response's head. `method` is the request's: it decides whether there is a body.
 pub fn parse_response(buf: &[u8], method: &[u8], head: &mut Head) -> Result<Parsed, HeadError> {
-    let first = parse_response_into(
-        buf,
-        method,
-        head,
-        &mut [MaybeUninit::uninit(); USUAL_FIELDS],
-        false,
-    );
-    let mut fields = match first {
-        Err(HeadError::TooManyFields | HeadError::Syntax(_)) => {
-            vec![MaybeUninit::uninit(); MAX_FIELDS]
-        }
-        first => return first,
-    };
-    match first {
-        Err(HeadError::Syntax(httparse::Error::HeaderValue)) => {
-            parse_response_into(&without_controls(buf), method, head, &mut fields, false)
-        }
-        // A line that is no field: a client leaves it out, or gives the response up.
-        Err(HeadError::Syntax(httparse::Error::HeaderName)) => {
-            let parsed = parse_response_into(buf, method, head, &mut fields, true);
-            head.framing.odd = true;
-            parsed
-        }
-        Err(HeadError::TooManyFields) => parse_response_into(buf, method, head, &mut fields, false),
-        first => first,
+    let mut usual = [MaybeUninit::uninit(); USUAL_FIELDS];
+    let mut parsed = parse_response_into(buf, method, head, &mut usual, false);
+    if parsed == Err(HeadError::TooManyFields) {
+        let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
+        parsed = parse_response_into(buf, method, head, &mut fields, false);
     }
+    let refused = [httparse::Error::HeaderName, httparse::Error::HeaderValue];
+    if let Err(HeadError::Syntax(error)) = parsed
+        && refused.contains(&error)
+    {
+        // Lines that are no fields, too: a client leaves them out, or gives the response up.
+        let copy = with_foreign_bytes_replaced(buf, false);
+        let mut fields = vec![MaybeUninit::uninit(); MAX_FIELDS];
+        parsed = parse_response_into(&copy, method, head, &mut fields, true);
+        head.framing.odd = true;
+    }
+    parsed
 }
 
 fn parse_response_into<'b>(
@@ -470,6 +449,24 @@ mod tests {
         let mut partial = Head::default();
         assert_eq!(parse_request(&text[..8], &mut partial), Ok(Parsed::Partial));
         assert!(request(b"G\xfcT / HTTP/1.1\r\nHost: h\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn what_is_refused_after_many_fields_is_what_is_refused_after_few() {
+        for few in [0, 100] {
+            let fields = "A: b\r\n".repeat(few);
+            let text = format!("HTTP/1.1 200 OK\r\n{fields}X: \u{1}\r\nno field\r\n\r\n");
+            let mut head = Head::default();
+            let parsed = parse_response(text.as_bytes(), b"GET", &mut head);
+            assert_eq!(parsed, Ok(Parsed::Complete));
+            assert_eq!(head.fields.len(), few + 1);
+            let nul = format!("HTTP/1.1 200 OK\r\n{fields}X: \0\r\n\r\n");
+            assert!(parse_response(nul.as_bytes(), b"GET", &mut head).is_err());
+            let text = format!("GET /\u{fc} HTTP/1.1\r\n{fields}X: \u{1}\r\n\r\n");
+            assert_eq!(request(text.as_bytes()).unwrap().fields.len(), few + 1);
+            let length = format!("GET / HTTP/1.1\r\n{fields}Content-Length: \u{1}2\r\n\r\n");
+            assert!(request(length.as_bytes()).is_err());
+        }
     }
 
     #[test]

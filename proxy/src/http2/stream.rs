@@ -33,8 +33,12 @@ use crate::http::{ErrorCode, ProxyError};
 use crate::http1::conn::LazyTimer;
 use crate::outbound::connect;
 use crate::tables::Fallback;
-use crate::telemetry::FlowProtocol;
+use crate::telemetry::{Direction, FlowProtocol};
 use crate::worker::{Pools, Worker};
+
+/// How long after a call's own deadline (`grpc-timeout`) the proxy ends it. The server and the
+/// client know of the deadline, too: what the server says about it passes, if it says something.
+const DEADLINE_GRACE: Duration = Duration::from_millis(500);
 
 /// Serves one stream of a client's connection to its end.
 pub(super) async fn serve(
@@ -47,6 +51,11 @@ pub(super) async fn serve(
     let destination = flow.destination();
     let (mut parts, body) = request.into_parts();
     let grpc = head::is_grpc(&parts.headers);
+    // The proxy beside the client keeps its deadline; that beside the server need not, too.
+    let limit = (grpc && flow.direction == Direction::Outbound)
+        .then(|| head::grpc_timeout(&parts.headers))
+        .flatten()
+        .and_then(|timeout| started.checked_add(timeout)?.checked_add(DEADLINE_GRACE));
     let protocol = if grpc {
         FlowProtocol::Grpc
     } else {
@@ -94,6 +103,9 @@ pub(super) async fn serve(
         }
         Err(_) => return exchange.conclude(None),
     };
+    if let Some(limit) = limit {
+        call.deadline = Some(call.deadline.map_or(limit, |deadline| deadline.min(limit)));
+    }
     exchange.tries(&mut call).await;
     exchange.ending.tries = call.tries;
     exchange.conclude(Some(&call.route));

@@ -299,6 +299,12 @@ impl Credentials {
         Arc::new(config)
     }
 
+    /// The certificate itself, DER.
+    pub(crate) fn leaf(&self) -> &[u8] {
+        // There is one: without it nothing is assembled.
+        self.key.cert.first().map_or(&[], |leaf| leaf.as_ref())
+    }
+
     /// What is trusted now.
     pub fn trust(&self) -> &Arc<TrustBundle> {
         &self.trust

@@ -605,7 +605,7 @@ impl Authority {
             Err(error) => Err(error),
             Ok(version) => {
                 warn!(
-                    "the certificate authority was deleted from {}; it has been written there again",
+                    "somebody has deleted the certificate authority ({}); it has been written there again",
                     self.store.place(STATE_FILE)
                 );
                 next.version = version;

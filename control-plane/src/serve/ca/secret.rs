@@ -35,8 +35,10 @@ use crate::cluster::{Cluster, Leadership, answer};
 const AGAIN: Duration = Duration::from_millis(500);
 /// What stands in the way at the start is said again after this long.
 const REPEAT_LOG: Duration = Duration::from_secs(30);
-/// Even without a word from the watch the Secret is read again after this long.
-const AT_LATEST: Duration = Duration::from_secs(300);
+/// Even without a word from the watch the Secret is read again after this long: well within the
+/// minute by which a rotation lets old certificates outlive their end, so no replica that can still
+/// review tokens signs with the old root for longer.
+const AT_LATEST: Duration = Duration::from_secs(30);
 
 /// The Secret.
 struct SecretStore {
@@ -79,6 +81,10 @@ impl Store for SecretStore {
     async fn load(&self) -> Result<Option<Snapshot>, CaError> {
         let read = self.secrets.get_opt(CA_SECRET);
         let secret = answer(self.doing("read"), read).await?;
+        if secret.is_none() {
+            // Perhaps it went with its owner.
+            self.cluster.look_up_owner().await?;
+        }
         secret.map(|secret| snapshot(secret, self)).transpose()
     }
 
@@ -203,9 +209,14 @@ impl Authority {
             // The watch reconnects by itself; its errors are no news beside the read's.
             let _ = tokio::time::timeout(AT_LATEST, changes.next()).await;
             while let Err(error) = self.reload().await {
-                warn!("{error}; going on with what is known");
+                match error {
+                    CaError::Changed => debug!("{error}"),
+                    error => warn!("{error}; going on with what is known"),
+                }
                 sleep(AGAIN * 4).await;
             }
+            // Whoever deletes it again and again is not raced with.
+            sleep(AGAIN).await;
         }
     }
 

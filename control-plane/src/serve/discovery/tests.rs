@@ -8,7 +8,10 @@ use weft_api::proto::{Held, Hello, ResourceKind, Trust};
 
 use super::{Hub, Key};
 use crate::compile::Settings;
-use crate::model::{Change, Object, ObjectRef};
+use crate::model::{
+    Change, EndpointSlice, Name, Node, Object, ObjectRef, Service, ServicePort, SliceEndpoint,
+    SlicePort, TargetPort, Workload, WorkloadRef,
+};
 use crate::serve::metrics::Metrics;
 use crate::serve::tls::Peer;
 use crate::sources::folder::manifest;
@@ -55,10 +58,96 @@ fn objects() -> Vec<Object> {
 {apiVersion: policy.weft.dev/v1alpha1, kind: Telemetry, metadata: {name: t, namespace: weft-system}, spec: {accessLog: {mode: All}}}
 ";
     let (parsed, _) = manifest::parse(Path::new("x.yaml"), text).unwrap();
-    parsed.into_iter().map(|parsed| parsed.object).collect()
+    let mut objects: Vec<Object> = parsed.into_iter().map(|parsed| parsed.object).collect();
+    objects.extend(of_kubernetes());
+    assert_eq!(objects.len(), OBJECTS);
+    objects
 }
 
-const KEYS: [(ResourceKind, &str); 15] = [
+const OBJECTS: usize = 22;
+
+/// Objects such as only Kubernetes has them.
+fn of_kubernetes() -> Vec<Object> {
+    let name = |name: &str| Name::new("default", name);
+    let ip = |text: &str| text.parse().unwrap();
+    let port = |node_port| ServicePort {
+        name: "p".to_owned(),
+        port: 80,
+        target: TargetPort::Number(8080),
+        protocol: weft_api::proto::Protocol::Http,
+        node_port,
+    };
+    let service = |at: &str, vip: Option<&str>, node_port| {
+        Object::Service(Service {
+            name: name(at),
+            selector: [("app".to_owned(), "x".to_owned())].into(),
+            vips: vip.into_iter().map(ip).collect(),
+            headless: vip.is_none(),
+            sliced: true,
+            ports: vec![port(node_port)],
+            ..Service::default()
+        })
+    };
+    let slice = |workload: &str, uid: &str, address: &str| {
+        Object::EndpointSlice(EndpointSlice {
+            name: name("t"),
+            service: "b".to_owned(),
+            ports: vec![SlicePort {
+                name: "p".to_owned(),
+                port: 8080,
+            }],
+            endpoints: vec![SliceEndpoint {
+                addresses: vec![ip(address)],
+                workload: Some(WorkloadRef {
+                    name: name(workload),
+                    uid: uid.to_owned(),
+                }),
+                ..SliceEndpoint::default()
+            }],
+        })
+    };
+    let pod = |uid: &str, host_network| {
+        Object::Workload(Workload {
+            name: name("w"),
+            labels: [("app".to_owned(), "x".to_owned())].into(),
+            service_account: "default".to_owned(),
+            addresses: vec![ip(if host_network {
+                "10.99.0.1"
+            } else {
+                "10.0.0.1"
+            })],
+            weight: 1,
+            uid: uid.to_owned(),
+            node: "n".to_owned(),
+            host_network,
+            sidecar: !host_network,
+            ..Workload::default()
+        })
+    };
+    let node = |zone: &str, address: &str| {
+        Object::Node(Node {
+            name: Name::new("", "n"),
+            zone: zone.to_owned(),
+            addresses: vec![ip(address)],
+        })
+    };
+    vec![
+        service("b", None, None),
+        service("b", Some("10.96.0.2"), Some(30080)),
+        slice("w", "1", "10.0.0.1"),
+        slice("w", "2", "10.99.0.1"),
+        slice("v", "", "10.0.0.2"),
+        pod("1", false),
+        pod("2", true),
+        node("a", "10.99.0.1"),
+        node("b", "10.99.0.2"),
+    ]
+}
+
+const KEYS: [(ResourceKind, &str); 18] = [
+    (ResourceKind::Destination, "10.99.0.1:30080"),
+    (ResourceKind::Destination, "10.99.0.2:30080"),
+    (ResourceKind::Destination, "10.99.0.1:8080"),
     (ResourceKind::Destination, "10.96.0.1:80"),
     (ResourceKind::Destination, "10.96.0.2:80"),
     (ResourceKind::Destination, "10.0.0.1:80"),
@@ -80,7 +169,7 @@ proptest! {
     /// What a proxy has been sent is, after any changes, what a proxy that asks anew would get:
     /// nothing that changed was overlooked.
     #[test]
-    fn a_proxy_has_what_holds(steps in proptest::collection::vec((0usize..13, any::<bool>()), 1..40)) {
+    fn a_proxy_has_what_holds(steps in proptest::collection::vec((0usize..OBJECTS, any::<bool>()), 1..40)) {
         let hub = hub();
         let peer = Peer {
             identity: SpiffeId::new("cluster.local", "default", "default").unwrap(),

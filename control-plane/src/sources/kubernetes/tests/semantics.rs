@@ -15,7 +15,7 @@ use crate::model::{Change, Dirty, Kind, Name, ObjectRef, World};
 fn body(world: &World, kind: ResourceKind, name: &str) -> Option<Body> {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),
-        sampling_percent: 0.0,
+        sampling_percent: 1.0,
     };
     let key = ResourceKey {
         kind: kind.into(),
