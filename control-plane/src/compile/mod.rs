@@ -79,4 +79,6 @@ pub fn special_clients(world: &World, key: &ResourceKey) -> BTreeSet<String> {
 pub const TRUST: &str = "trust";
 
 #[cfg(test)]
+mod route_tests;
+#[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@ pub mod call;
 pub mod error;
 pub mod filter;
 pub mod flow;
+pub mod mirror;
 pub mod observe;
 pub mod retry;
 pub mod route;

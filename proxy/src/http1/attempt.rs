@@ -183,6 +183,7 @@ impl Exchange<'_> {
         let mut body = self.body;
         let mut duplex = Duplex::new(client, server, out, to_client, &mut body, *replay);
         duplex.ready = self.ready;
+        duplex.tees = self.tees.clone();
         let deadline = call.try_deadline(Instant::now());
         let idle = call.route.policy.idle_timeout;
         let mut passed = false;

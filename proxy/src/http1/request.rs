@@ -15,6 +15,7 @@ use super::conn::Conn;
 use super::framing::{self, BodyReader};
 use super::head::RequestHead;
 use super::kept::{self, Kept};
+use super::mirror;
 use super::pool::{self, APP_IDLE, MESH_IDLE};
 use super::serve::{After, Scratch};
 use crate::balance::{ConnectionPermit, LimitReached, Outcome, Picked};
@@ -23,6 +24,7 @@ use crate::http::call::{Call, Refusal};
 use crate::http::error::reason;
 use crate::http::filter::fields;
 use crate::http::flow::Flow;
+use crate::http::mirror::Tees;
 use crate::http::observe::{Ending, Observation};
 use crate::http::retry::{DEFAULT_REPLAY_BYTES, Failure};
 use crate::http::{ErrorCode, ProxyError};
@@ -46,6 +48,8 @@ pub(super) struct Exchange<'w> {
     pub(super) persistent: bool,
     pub(super) ending: Ending<'static>,
     pub(super) observation: Option<Observation>,
+    /// Where the request's body goes beside its way.
+    pub(super) tees: Option<Rc<Tees>>,
 }
 
 /// What a failed try leads to.
@@ -139,6 +143,7 @@ pub(super) async fn request(
         framing,
         ending: Ending::default(),
         observation: Some(observation),
+        tees: None,
     };
     let after = match exchange.body.advance(&client.buf) {
         Ok(n) => {
@@ -149,6 +154,14 @@ pub(super) async fn request(
             exchange.ending.bytes_in = copied as u64;
             match begun {
                 Ok(mut call) => {
+                    if let Some(plan) = &call.plan
+                        && !framing.upgrade
+                        && &*exchange.method != b"CONNECT"
+                    {
+                        let (method, out) = (&exchange.method, &scratch.out);
+                        let more = !exchange.body.is_done() || exchange.ready > 0;
+                        exchange.tees = mirror::start(worker, plan, method, out, more);
+                    }
                     let after = exchange.tries(&mut call, client, scratch).await;
                     let route = call.route;
                     exchange.ending.tries = call.tries;

@@ -41,6 +41,7 @@ mod body;
 mod drive;
 mod failure;
 mod head;
+mod mirror;
 pub mod pool;
 mod stream;
 #[cfg(test)]

@@ -22,6 +22,7 @@ use super::body::{Pump, grpc_status};
 use super::drive::{Event, Interrupted, Passed, Try, patiently};
 use super::failure::{self, Fault};
 use super::head;
+use super::mirror;
 use super::pool::{Lease, Unleased};
 use crate::balance::{Outcome, Picked};
 use crate::http::call::{self, Call, Refusal};
@@ -105,6 +106,12 @@ pub(super) async fn serve(
     };
     if let Some(limit) = limit {
         call.deadline = Some(call.deadline.map_or(limit, |deadline| deadline.min(limit)));
+    }
+    if let Some(plan) = &call.plan
+        && exchange.head.method != Method::CONNECT
+    {
+        let end = exchange.upload.is_empty();
+        exchange.upload.tees = mirror::start(&worker, plan, &exchange.head, end);
     }
     exchange.tries(&mut call).await;
     exchange.ending.tries = call.tries;
