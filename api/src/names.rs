@@ -39,6 +39,8 @@ pub const CA_SECRET: &str = "weft-ca";
 /// ConfigMap, in every namespace, with the trusted roots, and its key.
 pub const TRUST_CONFIG_MAP: &str = "weft-trust";
 pub const TRUST_KEY: &str = "root.pem";
+/// Annotation of that ConfigMap: the namespace of the control plane that keeps it.
+pub const KEEPER_ANNOTATION: &str = "weft.dev/control-plane";
 /// Port of the admission webhook (HTTPS).
 pub const WEBHOOK_PORT: u16 = 15017;
 /// The control plane's Deployment, Service, ServiceAccount, Lease and so on.
@@ -60,8 +62,8 @@ pub const INJECT: &str = "weft.dev/inject";
 pub const STATUS: &str = "weft.dev/status";
 /// Annotation of a pod: what is spoken on its ports, "8080=grpc,9000=tcp".
 pub const PROTOCOL_ANNOTATION: &str = "weft.dev/protocol";
-/// Annotation of that ConfigMap: the namespace of the control plane that keeps it.
-pub const KEEPER_ANNOTATION: &str = "weft.dev/control-plane";
+/// Annotation of a pod: its share of the traffic relative to other endpoints; 1 is usual.
+pub const WEIGHT_ANNOTATION: &str = "weft.dev/weight";
 /// Annotations of the Secret [`CA_SECRET`]: begin a root rotation, end the one under way. Their value
 /// is new each time.
 pub const ROTATE_ANNOTATION: &str = "weft.dev/rotate";

@@ -19,6 +19,7 @@ mod binaries;
 mod check;
 mod demo;
 mod explain;
+mod identity;
 mod inject;
 mod install;
 mod kube;
@@ -60,7 +61,7 @@ enum Command {
     Demo(demo::Demo),
     /// Run a program behind a sidecar of its own, joined to a control plane
     Run(run::Run),
-    /// What is wrong with a folder of manifests
+    /// What is wrong with the mesh, with a cluster before installing, or with a folder of manifests
     Check(check::Check),
     /// Put sidecars into the pods of manifests, as the webhook of a cluster does
     Inject(inject::Inject),
@@ -74,6 +75,9 @@ enum Command {
     Stat(stat::Stat),
     /// `weft stat`, live
     Top(stat::Top),
+    /// The root certificates of the mesh, and their rotation
+    #[command(subcommand)]
+    Identity(identity::Identity),
     /// Live requests of a workload, as they end
     Tap(tap::Tap),
     /// How to install or upgrade Weft in a cluster: with Helm
@@ -136,7 +140,7 @@ fn main() -> ExitCode {
 async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
-        Command::Check(args) => return check::run(&args),
+        Command::Check(args) => return check::run(&args).await,
         Command::Inject(args) => return inject::run(args).await,
         Command::Routes(args) => return routes::run(args).await,
         Command::Stat(args) => return stat::run(args).await,
@@ -146,6 +150,7 @@ async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
         Command::Uninstall(args) => return args.execute(),
         Command::Tap(args) => return tap::run(args).await,
         Command::Status(args) => return status::run(args).await,
+        Command::Identity(command) => return identity::run(command).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);

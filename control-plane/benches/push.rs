@@ -1,19 +1,27 @@
-//! How long an endpoint change takes from the file's writing to a proxy's receipt: the real
-//! binary, real files, real mutual TLS. `cargo bench -p weft-control-plane`.
+//! How long an endpoint change takes from the file's writing, or from the apiserver's saying so, to
+//! a proxy's receipt: the real binary, real files or a scripted apiserver (over HTTP; objects as
+//! large as Kubernetes' own), real mutual TLS. `cargo bench -p weft-control-plane`, or with
+//! `-- folder` or `-- kubernetes` one of the two.
 //!
-//! 1,000 Services of 10 endpoints; 50 proxies, each of which asked for all of them; 500 changes.
+//! 1,000 Services of 10 endpoints; 50 proxies, each of which asked for all of them; 500 changes. On
+//! Kubernetes every endpoint is a pod, and a change is what a rollout does: a new pod, the slice,
+//! the old pod deleted.
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "../tests/support/apiserver.rs"]
+mod apiserver;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use apiserver::ApiServer;
+use serde_json::{Value, json};
 use support::{Identity, TestProxy, connect, csr};
 use tokio::sync::mpsc;
 use weft_api::proto::identity_client::IdentityClient;
@@ -39,7 +47,165 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    runtime.block_on(bench());
+    let given: Vec<String> = std::env::args().skip(1).collect();
+    let wanted = |name: &str| {
+        let names = ["folder", "kubernetes"];
+        given.iter().any(|given| given == name)
+            || !given.iter().any(|given| names.contains(&given.as_str()))
+    };
+    if wanted("folder") {
+        println!("-- folder");
+        runtime.block_on(bench(false));
+    }
+    if wanted("kubernetes") {
+        println!("-- kubernetes");
+        runtime.block_on(bench(true));
+    }
+}
+
+/// Where the control plane looks.
+enum Feed {
+    Folder(PathBuf),
+    Kubernetes(ApiServer),
+}
+
+impl Feed {
+    fn folder(folder: PathBuf) -> Self {
+        std::fs::create_dir(&folder).unwrap();
+        for index in 0..SERVICES {
+            std::fs::write(folder.join(format!("s{index}.yaml")), service(index)).unwrap();
+            let text = slice(index, CHANGES + 1);
+            std::fs::write(folder.join(format!("e{index}.yaml")), text).unwrap();
+        }
+        Self::Folder(folder)
+    }
+
+    async fn kubernetes() -> Self {
+        let server = ApiServer::start().await;
+        for index in 0..SERVICES {
+            server.put("services", cluster::service(index));
+            for endpoint in 0..ENDPOINTS {
+                server.put("pods", cluster::pod(index, endpoint, CHANGES + 1));
+            }
+            server.put("endpointslices", cluster::slice(index, CHANGES + 1));
+        }
+        Self::Kubernetes(server)
+    }
+
+    /// Arguments and environment of the control plane.
+    fn configure(&self, command: &mut Command, dir: &Path) {
+        match self {
+            Self::Folder(folder) => {
+                let source = format!("folder:{}", folder.display());
+                command.args(["--source", &source]);
+            }
+            Self::Kubernetes(server) => {
+                let kubeconfig = dir.join("kubeconfig");
+                std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
+                command.env("KUBECONFIG", kubeconfig);
+                command.args(["--source", "kubernetes", "--identity", "folder"]);
+            }
+        }
+    }
+
+    /// Changes the endpoints of a Service; when the endpoints themselves were written.
+    fn change(&self, index: usize, change: usize, last: Option<usize>) -> Instant {
+        match self {
+            Self::Folder(folder) => {
+                let text = slice(index, change);
+                let written = Instant::now();
+                write(folder, &format!("e{index}.yaml"), &text);
+                written
+            }
+            Self::Kubernetes(server) => {
+                server.put("pods", cluster::pod(index, ENDPOINTS - 1, change));
+                let slice = cluster::slice(index, change);
+                let written = Instant::now();
+                server.put("endpointslices", slice);
+                let old = cluster::pod_name(index, ENDPOINTS - 1, last.unwrap_or(CHANGES + 1));
+                server.delete("pods", "bench", &old);
+                written
+            }
+        }
+    }
+}
+
+/// The same objects as Kubernetes serves them, as large as it does.
+mod cluster {
+    use super::{ENDPOINTS, Value, json};
+
+    fn real(text: &str) -> Value {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn named(mut object: Value, name: &str) -> Value {
+        object["metadata"]["name"] = name.into();
+        object["metadata"]["namespace"] = "bench".into();
+        object
+    }
+
+    pub fn service(index: usize) -> Value {
+        let text = include_str!("../src/sources/kubernetes/testdata/service.json");
+        let mut service = named(real(text), &format!("s{index}"));
+        let ip = format!("10.96.{}.{}", index / 250, index % 250);
+        service["spec"]["clusterIP"] = ip.as_str().into();
+        service["spec"]["clusterIPs"] = json!([ip]);
+        service["spec"]["selector"] = json!({"app": format!("s{index}")});
+        service["spec"]["ports"] =
+            json!([{"name": "http", "port": 80, "protocol": "TCP", "targetPort": 8080}]);
+        service
+    }
+
+    /// The last pod of a Service tells which change it is of.
+    pub fn pod_name(index: usize, endpoint: usize, change: usize) -> String {
+        if endpoint == ENDPOINTS - 1 {
+            format!("s{index}-c{change}")
+        } else {
+            format!("s{index}-{endpoint}")
+        }
+    }
+
+    fn address(index: usize, endpoint: usize, change: usize) -> String {
+        if endpoint == ENDPOINTS - 1 && change <= super::CHANGES {
+            format!("10.200.{}.{}", change / 250, change % 250)
+        } else {
+            format!("10.{endpoint}.{}.{}", index / 250, index % 250)
+        }
+    }
+
+    pub fn pod(index: usize, endpoint: usize, change: usize) -> Value {
+        let name = pod_name(index, endpoint, change);
+        let text = include_str!("../src/sources/kubernetes/testdata/pod.json");
+        let mut pod = named(real(text), &name);
+        let ip = address(index, endpoint, change);
+        pod["metadata"]["uid"] = format!("00000000-0000-0000-0000-{name:0>12}").into();
+        pod["metadata"]["labels"]["app"] = format!("s{index}").into();
+        pod["status"]["podIP"] = ip.as_str().into();
+        pod["status"]["podIPs"] = json!([{"ip": ip}]);
+        let mut proxy = pod["spec"]["containers"][0].clone();
+        proxy["name"] = "weft-proxy".into();
+        pod["spec"]["initContainers"] = json!([proxy]);
+        pod
+    }
+
+    pub fn slice(index: usize, change: usize) -> Value {
+        let text = include_str!("../src/sources/kubernetes/testdata/slice.json");
+        let mut slice = named(real(text), &format!("s{index}-abcde"));
+        slice["metadata"]["labels"]["kubernetes.io/service-name"] = format!("s{index}").into();
+        let like = slice["endpoints"][0].clone();
+        let endpoints = (0..ENDPOINTS).map(|number| {
+            let mut endpoint = like.clone();
+            let name = pod_name(index, number, change);
+            endpoint["addresses"] = json!([address(index, number, change)]);
+            endpoint["targetRef"]["namespace"] = "bench".into();
+            endpoint["targetRef"]["uid"] = format!("00000000-0000-0000-0000-{name:0>12}").into();
+            endpoint["targetRef"]["name"] = name.into();
+            endpoint
+        });
+        slice["endpoints"] = endpoints.collect();
+        slice["ports"] = json!([{"name": "http", "port": 8080, "protocol": "TCP"}]);
+        slice
+    }
 }
 
 /// Ends the control plane with the benchmark.
@@ -143,24 +309,19 @@ async fn certify(address: SocketAddr, authority: &Authority) -> Option<Identity>
     })
 }
 
-async fn bench() {
+async fn bench(on_kubernetes: bool) {
     let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().join("manifests");
     let data = dir.path().join("data");
-    std::fs::create_dir(&folder).unwrap();
-    for index in 0..SERVICES {
-        std::fs::write(folder.join(format!("s{index}.yaml")), service(index)).unwrap();
-        std::fs::write(
-            folder.join(format!("e{index}.yaml")),
-            slice(index, CHANGES + 1),
-        )
-        .unwrap();
-    }
+    let feed = if on_kubernetes {
+        Feed::kubernetes().await
+    } else {
+        Feed::folder(dir.path().join("manifests"))
+    };
     let (address, admin) = (free_port(), free_port());
     let began = Instant::now();
-    let child = Command::new(env!("CARGO_BIN_EXE_weft-control-plane"))
-        .arg("--source")
-        .arg(format!("folder:{}", folder.display()))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft-control-plane"));
+    feed.configure(&mut command, dir.path());
+    let child = command
         .arg("--data-dir")
         .arg(&data)
         .args(["--listen", &address.to_string()])
@@ -225,11 +386,10 @@ async fn bench() {
 
     let cpu_before = cpu(pid);
     let mut written = Vec::with_capacity(CHANGES);
+    let mut last = vec![None; SERVICES];
     for change in 0..CHANGES {
         let index = (change * 7) % SERVICES;
-        let text = slice(index, change);
-        written.push(Instant::now());
-        write(&folder, &format!("e{index}.yaml"), &text);
+        written.push(feed.change(index, change, last[index].replace(change)));
         tokio::time::sleep(PACE).await;
     }
     let mut taken = Vec::with_capacity(CHANGES * PROXIES);
@@ -247,7 +407,12 @@ async fn bench() {
     assert_eq!(missing, 0, "receipts are missing");
     let at = |percent: usize| taken[(taken.len() - 1) * percent / 100];
     println!(
-        "{CHANGES} endpoint changes to {PROXIES} proxies, file write to receipt: p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?}",
+        "{CHANGES} endpoint changes to {PROXIES} proxies, {} to receipt: p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?}",
+        if on_kubernetes {
+            "watch event"
+        } else {
+            "file write"
+        },
         at(50),
         at(90),
         at(99),

@@ -17,6 +17,7 @@ pub mod inbound;
 pub mod introspect;
 pub mod listen;
 pub mod outbound;
+pub mod resident;
 pub mod run;
 pub mod tables;
 pub mod tcp;

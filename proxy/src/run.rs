@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
 use tokio::sync::watch;
 
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Introspect};
 use crate::config::Config;
 use crate::introspect::Introspection;
 use crate::listen::{self, Listener};
@@ -20,7 +20,7 @@ use crate::telemetry::export::{self, ExportConfig};
 use crate::telemetry::log::LogControl;
 use crate::telemetry::{Registry, access_log, trace::span_channel};
 use crate::worker::{Shared, Worker};
-use crate::{discovery, identity};
+use crate::{discovery, identity, resident};
 
 /// How far the proxy is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +95,7 @@ async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
     ));
     let introspection = Arc::new(Introspection::new(&shared, stage.clone()));
     tokio::spawn(introspection.clone().watch(export));
+    tokio::spawn(stay_small(introspection.clone()));
     let admin = TcpListener::bind(config.admin)
         .await
         .with_context(|| format!("the admin port cannot listen on {}", config.admin))?;
@@ -139,6 +140,21 @@ async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
         began.elapsed().as_millis()
     );
     Ok(())
+}
+
+/// Gives back what only starting needed, and later what was needed once.
+async fn stay_small(introspection: Arc<Introspection>) {
+    while introspection.ready().is_err() {
+        tokio::time::sleep(resident::SETTLED).await;
+    }
+    tokio::time::sleep(resident::SETTLED).await;
+    loop {
+        if let Err(error) = resident::give_back() {
+            tracing::debug!("no memory was given back: {error}");
+            return;
+        }
+        tokio::time::sleep(resident::EVERY).await;
+    }
 }
 
 /// Until SIGTERM or SIGINT.

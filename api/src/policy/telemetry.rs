@@ -54,7 +54,7 @@ impl Tracing {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessLog {
-    /// Default `Off`.
+    /// Default `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<AccessLogMode>,
 }
@@ -68,7 +68,8 @@ impl AccessLog {
 /// Which requests the access log has a line for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum AccessLogMode {
-    /// None.
+    /// None. (`Off` would be `false` in the YAML 1.1 that kubectl reads.)
+    #[serde(rename = "None")]
     Off,
     /// Those that failed: 5xx, gRPC errors, resets and what the proxy answered itself.
     Errors,

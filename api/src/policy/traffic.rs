@@ -224,7 +224,7 @@ pub struct FallbackBackend {
 }
 
 /// When a failed request is sent again. Writing `retries` at all turns on retries for the
-/// conditions of `on`; without it only what was never processed is tried again.
+/// `conditions`; without it only what was never processed is tried again.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Retries {
@@ -237,8 +237,13 @@ pub struct Retries {
     /// gRPC status codes that are tried again, by name ("UNAVAILABLE"). Default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grpc_codes: Option<Vec<GrpcCode>>,
-    /// Other conditions. Default `ConnectFailure`, `RefusedStream` and `Reset`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Other conditions. Default `ConnectFailure`, `RefusedStream` and `Reset`. (A key `on` would be
+    /// `true` in the YAML 1.1 that kubectl reads.)
+    #[serde(
+        default,
+        rename = "conditions",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub on: Option<Vec<RetryCondition>>,
     /// Methods tried again when the request may have been processed. Default: the idempotent ones
     /// of RFC 9110 section 9.2.2 (GET, HEAD, OPTIONS, TRACE, PUT, DELETE); gRPC calls are POST.

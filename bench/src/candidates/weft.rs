@@ -261,7 +261,7 @@ spec:
   retries:
     attempts: 2
     codes: [503]
-    on: [ConnectFailure, RefusedStream, Reset]
+    conditions: [ConnectFailure, RefusedStream, Reset]
   circuitBreaker:
     outlierDetection:
       consecutiveGatewayErrors: 5

@@ -6,13 +6,16 @@
 use std::net::IpAddr;
 
 use serde_json::Value;
-use weft_api::names::{ANNOTATION_PREFIX, INJECT, PROTOCOL_ANNOTATION, STATUS};
+use weft_api::names::{ANNOTATION_PREFIX, INJECT, PROTOCOL_ANNOTATION, STATUS, WEIGHT_ANNOTATION};
 
 use super::{Refused, Settings};
 use crate::model::is_known_protocol;
 
 /// Longest drain: the longest that `terminationGracePeriodSeconds` is seen with.
 const MAX_DRAIN_SECONDS: u64 = 24 * 3600;
+
+/// Largest weight, as for a Workload.
+const MAX_WEIGHT: u32 = 10_000;
 
 pub const EXCLUDE_INBOUND_PORTS: &str = "weft.dev/exclude-inbound-ports";
 pub const EXCLUDE_OUTBOUND_PORTS: &str = "weft.dev/exclude-outbound-ports";
@@ -28,10 +31,11 @@ pub const LOG_LEVEL: &str = "weft.dev/log-level";
 pub const DRAIN_SECONDS: &str = "weft.dev/drain-seconds";
 
 /// All that there are.
-pub const KNOWN: [&str; 15] = [
+pub const KNOWN: [&str; 16] = [
     INJECT,
     STATUS,
     PROTOCOL_ANNOTATION,
+    WEIGHT_ANNOTATION,
     EXCLUDE_INBOUND_PORTS,
     EXCLUDE_OUTBOUND_PORTS,
     EXCLUDE_OUTBOUND_CIDRS,
@@ -155,6 +159,11 @@ impl Annotations {
         }
         if let Some(value) = text(PROTOCOL_ANNOTATION) {
             check_protocols(value)?;
+        }
+        let weight = |value: &str| value.parse().is_ok_and(|weight: u32| weight <= MAX_WEIGHT);
+        if let Some(value) = text(WEIGHT_ANNOTATION).filter(|value| !weight(value)) {
+            let allowed = "a whole number from 0 to 10000; 1 is usual, 0 takes no traffic";
+            return Err(wrong(WEIGHT_ANNOTATION, value, allowed));
         }
         Ok(read)
     }

@@ -253,6 +253,7 @@ fn slips_are_refused() {
             "86401",
             "seconds from 0 to 86400",
         ),
+        ("weft.dev/weight", "10001", "0 to 10000"),
         (PROTOCOL_ANNOTATION, "8080", "8080=grpc,9000=tcp"),
         (PROTOCOL_ANNOTATION, "8080=gprc", "8080=grpc,9000=tcp"),
         (

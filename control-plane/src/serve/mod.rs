@@ -198,6 +198,14 @@ impl Server {
         self.admin_listener.local_addr()
     }
 
+    /// Where the webhook is; none when there is none.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub fn webhook_address(&self) -> io::Result<Option<SocketAddr>> {
+        self.webhook.as_ref().map(Webhook::address).transpose()
+    }
+
     pub fn authority(&self) -> Arc<Authority> {
         self.standing.authority.clone()
     }

@@ -61,9 +61,14 @@ impl ControlPlane {
     }
 
     pub async fn start_in(folder: &Path, data: &Path) -> Self {
+        Self::start_with(SourceConfig::Folder(folder.to_owned()), folder, data).await
+    }
+
+    /// With another source than the folder.
+    pub async fn start_with(source: SourceConfig, folder: &Path, data: &Path) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let server = Server::bind(Config {
-            source: SourceConfig::Folder(folder.to_owned()),
+            source,
             data_dir: data.to_owned(),
             listen: any,
             admin: any,

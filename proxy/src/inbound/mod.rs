@@ -20,7 +20,7 @@ use crate::detect::{self, Detected, Timings};
 use crate::http::flow::{Flow, Target};
 use crate::identity::{Alpn, peer_identity};
 use crate::tables::{Destination, MtlsMode, Protocol};
-use crate::tcp::{self, Counters};
+use crate::tcp;
 use crate::telemetry::{Counter, Direction, FlowProtocol, Histogram};
 use crate::transport::{self, ConnectError, HANDSHAKE_TIMEOUT, Io, Stream, TlsError};
 use crate::worker::Worker;
@@ -167,10 +167,7 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             http2::serve(worker, Stream { io, prefix }, Rc::new(flow)).await;
         }
         Ok(Detected::Opaque { buf, upstream }) => {
-            let opened = match upstream {
-                Some(upstream) => Ok(upstream),
-                None => open(&worker, to).await,
-            };
+            let opened = tcp::opened_or(upstream, open(&worker, to)).await;
             let prefix = buf.freeze();
             let stream = Stream { io, prefix };
             copy(
@@ -186,14 +183,7 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         }
         Ok(Detected::Reset { buf, upstream }) => {
             drop(io);
-            let upstream = match upstream {
-                Some(upstream) => Ok(upstream),
-                None if buf.is_empty() => return,
-                None => open(&worker, to).await,
-            };
-            if let Ok(upstream) = upstream {
-                tcp::deliver_reset(upstream, buf.freeze()).await;
-            }
+            tcp::pass_early_reset(buf, upstream, open(&worker, to)).await;
         }
         Err(Refused::Connect(error)) => {
             tracing::debug!(%peer, "the application at {to}: {error}");
@@ -325,13 +315,8 @@ async fn copy(
                 source,
                 mtls,
             );
-            let series = worker.metrics.connections(&flow.labels(None, protocol));
-            let _open = series.open();
-            let counters = Counters::default();
-            let options = tcp::Options::default();
-            tcp::copy(client, server, &options, &counters, worker.cut()).await;
-            series.to_destination(counters.to_server.get());
-            series.to_source(counters.to_client.get());
+            let labels = flow.labels(None, protocol);
+            tcp::relay(worker, &labels, client, server, &tcp::Options::default()).await;
         }
         Err(error) => {
             tracing::debug!(%peer, "the application refused: {error}");

@@ -24,7 +24,7 @@ use crate::http::ErrorCode;
 use crate::http::flow::{Flow, Target};
 use crate::identity::Alpn;
 use crate::tables::{Destination, Known, Protocol};
-use crate::tcp::{self, Counters};
+use crate::tcp;
 use crate::telemetry::{Counter, Direction, FlowProtocol};
 use crate::transport::{ConnectError, Io, Stream};
 use crate::worker::Worker;
@@ -104,10 +104,8 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         }
         Ok(Detected::Opaque { buf, upstream }) => {
             let prefix = buf.freeze();
-            let opened = match upstream {
-                Some(upstream) => Ok(upstream),
-                None => Upstream::open(&worker, &flow, &destination, None).await,
-            };
+            let opened =
+                tcp::opened_or(upstream, Upstream::open(&worker, &flow, &destination, None)).await;
             copy(
                 &worker,
                 &flow,
@@ -119,14 +117,8 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         }
         Ok(Detected::Reset { buf, upstream }) => {
             drop(io);
-            let upstream = match upstream {
-                Some(upstream) => Ok(upstream),
-                None if buf.is_empty() => return,
-                None => Upstream::open(&worker, &flow, &destination, None).await,
-            };
-            if let Ok(upstream) = upstream {
-                tcp::deliver_reset(upstream.stream, buf.freeze()).await;
-            }
+            let open = Upstream::open(&worker, &flow, &destination, None);
+            tcp::pass_early_reset(buf, upstream, open).await;
         }
         Err(error) => refuse(&worker, &flow, io, &error),
     }
@@ -148,14 +140,9 @@ async fn copy(
             permit: _permit,
         }) => {
             let labels = flow.labels(Some(&picked.endpoint.info), protocol);
-            let series = worker.metrics.connections(&labels);
-            let _open = series.open();
-            let counters = Counters::default();
             let options = tcp::Options { idle_timeout };
-            let ended = tcp::copy(client, server, &options, &counters, worker.cut()).await;
-            series.to_destination(counters.to_server.get());
-            series.to_source(counters.to_client.get());
-            if ended == tcp::Ended::ResetByServer && counters.to_client.get() == 0 {
+            let relayed = tcp::relay(worker, &labels, client, server, &options).await;
+            if relayed.ended == tcp::Ended::ResetByServer && relayed.to_client == 0 {
                 picked.observe(Outcome::Reset, Instant::now());
             }
         }
@@ -189,13 +176,7 @@ async fn pass_through(worker: &Worker, client: TcpStream, peer: SocketAddr, to: 
     match crate::transport::connect_plain(to, &worker.connect_options).await {
         Ok(server) => {
             let labels = worker.unknown_destination(to);
-            let series = worker.metrics.connections(&labels);
-            let _open = series.open();
-            let counters = Counters::default();
-            let options = tcp::Options::default();
-            tcp::copy(client, server, &options, &counters, worker.cut()).await;
-            series.to_destination(counters.to_server.get());
-            series.to_source(counters.to_client.get());
+            tcp::relay(worker, &labels, client, server, &tcp::Options::default()).await;
         }
         Err(error) => {
             tracing::debug!(%peer, "passing through to {to}: {error}");

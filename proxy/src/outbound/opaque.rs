@@ -27,6 +27,12 @@ impl AsMut<Stream> for Upstream {
     }
 }
 
+impl From<Upstream> for Stream {
+    fn from(upstream: Upstream) -> Self {
+        upstream.stream
+    }
+}
+
 /// Why there is no connection to an endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum Unopened {

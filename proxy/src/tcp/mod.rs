@@ -31,10 +31,12 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use crate::transport::{Hangup, Stream};
 
 mod pipe;
+mod relay;
 #[cfg(test)]
 mod tests;
 
 use pipe::{Lost, Pipe};
+pub use relay::{opened_or, pass_early_reset, relay};
 
 /// How long a half-closed connection goes without somebody listening for a reset of the side that
 /// has ended. That takes a second descriptor, and most connections are closed by then.

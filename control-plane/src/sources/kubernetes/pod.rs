@@ -4,16 +4,14 @@ use std::net::IpAddr;
 
 use kube::core::ObjectMeta;
 use serde::Deserialize;
-use weft_api::names::PROXY_CONTAINER;
+use weft_api::names::{ADMIN_PORT, PROTOCOL_ANNOTATION, PROXY_CONTAINER, WEIGHT_ANNOTATION};
 use weft_api::proto::{Health, Protocol};
 
 use super::meta;
 use super::objects::{IntOrString, is_tcp, resource};
 use super::watch::{Watched, Wrong};
-use crate::model::{Check, Kind, Object, Probe, Workload, WorkloadPort};
+use crate::model::{Check, Kind, Object, Probe, Workload, WorkloadPort, protocol};
 
-/// The annotation that says which share of requests a pod takes; 1 is usual.
-const WEIGHT: &str = "weft.dev/weight";
 /// Largest weight.
 const MAX_WEIGHT: u32 = 10_000;
 
@@ -187,6 +185,33 @@ impl PodStatus {
     }
 }
 
+/// What is spoken on ports, "8080=grpc,9000=tcp". The webhook refuses what makes no sense; in a pod
+/// that it has not seen, that is passed over.
+fn protocols(given: &str) -> impl Iterator<Item = (u16, Protocol)> {
+    given.split(',').filter_map(|pair| {
+        let (port, spoken) = pair.split_once('=')?;
+        let port = port.trim().parse().ok().filter(|port| *port != 0)?;
+        Some((port, protocol(Some(spoken.trim()), "")))
+    })
+}
+
+/// The application's own metrics, which it offers to a Prometheus outside the mesh by the usual
+/// annotations: let in as the kubelet's probes are.
+fn scraped<'a>(annotation: impl Fn(&str) -> Option<&'a str>) -> Option<Probe> {
+    if annotation("prometheus.io/scrape")? != "true" {
+        return None;
+    }
+    let port = annotation("prometheus.io/port")?.parse().ok()?;
+    let path = annotation("prometheus.io/path").unwrap_or("/metrics");
+    let slash = if path.starts_with('/') { "" } else { "/" };
+    (port != 0 && port != ADMIN_PORT).then(|| Probe {
+        port,
+        check: Check::Http {
+            path: format!("{slash}{path}"),
+        },
+    })
+}
+
 impl Watched for Pod {
     const KIND: Kind = Kind::Workload;
     const PLURAL: &'static str = "pods";
@@ -216,14 +241,26 @@ impl Watched for Pod {
                 });
             }
         }
+        let annotation = |key: &str| {
+            let annotations = meta.annotations.as_ref()?;
+            annotations.get(key).map(String::as_str)
+        };
+        for (number, protocol) in protocols(annotation(PROTOCOL_ANNOTATION).unwrap_or_default()) {
+            match ports.iter_mut().find(|port| port.port == number) {
+                Some(port) => port.protocol = protocol,
+                None => ports.push(WorkloadPort {
+                    name: String::new(),
+                    port: number,
+                    protocol,
+                }),
+            }
+        }
         let mut probes: Vec<Probe> = applications().flat_map(Container::probes).collect();
+        probes.extend(scraped(annotation));
         probes.sort();
         probes.dedup();
         let name = meta::name(&meta);
-        let weight = meta
-            .annotations
-            .as_ref()
-            .and_then(|annotations| annotations.get(WEIGHT)?.parse::<u32>().ok());
+        let weight = annotation(WEIGHT_ANNOTATION).and_then(|weight| weight.parse::<u32>().ok());
         Ok(Some(Object::Workload(Workload {
             name,
             labels: meta.labels.unwrap_or_default(),

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
-use weft_api::proto::ResourceKind;
 use weft_api::proto::discovery_request::Message;
+use weft_api::proto::{Certificate, ResourceKind};
 
 use super::samples::*;
 use super::scripted::{PATIENCE, Scripted, Session};
@@ -240,6 +240,12 @@ async fn a_renewed_certificate_does_not_cut_the_stream() {
     let renewed = mesh.authority.credentials(&shop("web"), &[&mesh.authority]);
     mesh.handle.set(renewed);
     assert_eq!(mesh.handle.generation(), 2);
+    // The control plane is told which one is in use now.
+    let leaf = mesh.handle.get().unwrap().leaf().to_vec();
+    assert_eq!(
+        session.next().await,
+        Message::Certificate(Certificate { leaf })
+    );
     session.send(vec![of_workload(30)]);
     assert_eq!(session.acked().await, 30);
 }

@@ -324,6 +324,71 @@ fn the_probes_of_a_pod() {
 }
 
 #[test]
+fn metrics_offered_to_prometheus_are_let_in() {
+    let probes = |annotations: Value| {
+        let mut given = pod("a", "10.0.0.1");
+        given["metadata"]["annotations"] = annotations;
+        workload(given).probes
+    };
+    let get = |port, path: &str| {
+        let path = path.to_owned();
+        vec![Probe {
+            port,
+            check: Check::Http { path },
+        }]
+    };
+    for (annotations, expected) in [
+        (
+            json!({"prometheus.io/scrape": "true", "prometheus.io/port": "9100"}),
+            get(9100, "/metrics"),
+        ),
+        (
+            json!({"prometheus.io/scrape": "true", "prometheus.io/port": "9100",
+                "prometheus.io/path": "stats?all"}),
+            get(9100, "/stats?all"),
+        ),
+        (
+            json!({"prometheus.io/scrape": "false", "prometheus.io/port": "9100"}),
+            vec![],
+        ),
+        (json!({"prometheus.io/port": "9100"}), vec![]),
+        // The proxy's own port is not captured at all.
+        (
+            json!({"prometheus.io/scrape": "true", "prometheus.io/port": "15020"}),
+            vec![],
+        ),
+        (
+            json!({"prometheus.io/scrape": "true", "prometheus.io/port": "web"}),
+            vec![],
+        ),
+    ] {
+        assert_eq!(probes(annotations.clone()), expected, "{annotations}");
+    }
+}
+
+#[test]
+fn protocols_by_annotation() {
+    let mut given = pod("a", "10.0.0.1");
+    given["metadata"]["annotations"] = json!({"weft.dev/protocol": "8080=grpc, 9000=tcp,x,0=tcp"});
+    given["spec"]["containers"] = json!([{"name": "a", "ports": [
+        {"name": "web", "containerPort": 8080}, {"containerPort": 8081},
+    ]}]);
+    let ports: Vec<_> = workload(given)
+        .ports
+        .into_iter()
+        .map(|port| (port.name, port.port, port.protocol))
+        .collect();
+    assert_eq!(
+        ports,
+        [
+            ("web".to_owned(), 8080, Protocol::Grpc),
+            (String::new(), 8081, Protocol::Auto),
+            (String::new(), 9000, Protocol::Tcp),
+        ]
+    );
+}
+
+#[test]
 fn policies_are_read_as_strictly_as_in_a_folder() {
     let policy = |spec: Value| {
         json!({"apiVersion": "policy.weft.dev/v1alpha1", "kind": "TrafficPolicy",
