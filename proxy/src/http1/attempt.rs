@@ -17,6 +17,7 @@ use super::request::{Exchange, Verdict};
 use super::serve::Scratch;
 use crate::balance::{Outcome, Picked};
 use crate::http::call::{self, Call};
+use crate::http::filter::fields;
 use crate::http::retry::Failure;
 use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect;
@@ -186,6 +187,7 @@ impl Exchange<'_> {
         let mut body = self.body;
         let mut duplex = Duplex::new(client, server, out, to_client, &mut body, *replay);
         duplex.ready = self.ready;
+        duplex.tees = self.tees.clone();
         let deadline = call.try_deadline(Instant::now());
         let idle = call.route.policy.idle_timeout;
         let mut passed = false;
@@ -447,6 +449,14 @@ impl Exchange<'_> {
         let mut edits = Vec::new();
         if response.framing.strip {
             framing::hop_by_hop(&duplex.server.buf, response, &mut edits);
+        }
+        if let Some(plan) = &call.plan {
+            fields::of_head(&plan.response, response, &duplex.server.buf, &mut edits);
+            fields::sort(&mut edits);
+        }
+        if !call.cors.is_empty() {
+            fields::add_to_head(&call.cors, response, &duplex.server.buf, &mut edits);
+            fields::sort(&mut edits);
         }
         let draining = self.worker.drain.is_draining() && !self.flow.from_mesh && !tunnel;
         if draining && !response.framing.close && self.persistent {

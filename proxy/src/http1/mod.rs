@@ -24,6 +24,7 @@ pub mod exchange;
 pub mod framing;
 pub mod head;
 pub mod kept;
+mod mirror;
 pub mod pool;
 mod request;
 mod serve;
