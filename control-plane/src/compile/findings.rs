@@ -6,6 +6,7 @@ use weft_api::policy::traffic::Fallback;
 
 use super::endpoints::target_port;
 use super::policy::{Level, is_port, winner};
+use super::status::status;
 use crate::finding::Severity;
 use crate::model::{EndpointSlice, Kind, Name, ObjectRef, TargetPort, World};
 
@@ -54,6 +55,7 @@ pub fn problems(world: &World) -> Vec<Problem> {
     slices(world, &mut found);
     traffic(world, &mut found);
     selectors(world, &mut found);
+    routes(world, &mut found);
     found.0.sort();
     found.0
 }
@@ -127,7 +129,7 @@ fn services(world: &World, found: &mut Problems) {
 fn addresses(world: &World, found: &mut Problems) {
     for (address, names) in world.vips.iter() {
         let mut first: BTreeMap<u16, &Name> = BTreeMap::new();
-        for service in names.iter().filter_map(|name| world.service(name)) {
+        for service in names.filter_map(|name| world.service(name)) {
             for port in &service.ports {
                 if let Some(winner) = first.get(&port.port) {
                     found.add(
@@ -143,8 +145,7 @@ fn addresses(world: &World, found: &mut Problems) {
             }
         }
     }
-    for (address, names) in world.addresses.iter() {
-        let mut names = names.iter();
+    for (address, mut names) in world.addresses.iter() {
         let Some(winner) = names.next() else { continue };
         for name in names {
             found.add(
@@ -297,6 +298,46 @@ fn traffic(world: &World, found: &mut Problems) {
                     Severity::Warning,
                     format!("there is no Service {target} with port {}", backend.port),
                     "correct name, namespace or port of the fallback backend",
+                );
+            }
+        }
+    }
+}
+
+/// What the conditions of routes say.
+fn routes(world: &World, found: &mut Problems) {
+    for route in world.routes() {
+        let status = status(world, route);
+        for (index, parent) in route.parents.iter().enumerate() {
+            let Some(of_parent) = status.parents.iter().find(|known| known.parent == *parent)
+            else {
+                continue;
+            };
+            for condition in &of_parent.conditions {
+                let (severity, path, help) = match (condition.kind, condition.status) {
+                    ("Accepted", false) => (
+                        Severity::Error,
+                        format!("spec.parentRefs.{index}"),
+                        "the route is not used for this parent; correct what is said",
+                    ),
+                    ("ResolvedRefs", false) => (
+                        Severity::Error,
+                        "spec.rules".to_owned(),
+                        "its share of the requests is answered 500; correct the backendRef",
+                    ),
+                    ("PartiallyInvalid", true) => (
+                        Severity::Error,
+                        "spec.rules".to_owned(),
+                        "the other rules are used; correct what is said",
+                    ),
+                    _ => continue,
+                };
+                found.add(
+                    (route.kind.kind(), &route.name),
+                    &path,
+                    severity,
+                    format!("{}: {}", condition.reason, condition.message),
+                    help,
                 );
             }
         }

@@ -259,6 +259,9 @@ impl Watched for Pod {
         probes.extend(scraped(annotation));
         probes.sort();
         probes.dedup();
+        // Kept for as long as the pod lives.
+        probes.shrink_to_fit();
+        ports.shrink_to_fit();
         let name = meta::name(&meta);
         let weight = annotation(WEIGHT_ANNOTATION).and_then(|weight| weight.parse::<u32>().ok());
         Ok(Some(Object::Workload(Workload {
