@@ -1,7 +1,13 @@
-//! `weft check`: what is wrong with a folder of manifests, without a running control plane.
+//! `weft check`: what is wrong with a folder of manifests, without a running control plane; whether a
+//! cluster is ready for the mesh ([`before`]); whether the mesh in a cluster is well ([`after`]).
+
+mod after;
+mod before;
+mod items;
+mod webhook;
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -11,20 +17,34 @@ use weft_control_plane::check::{Report, check_folder};
 use weft_control_plane::finding::{Finding, Severity};
 
 use crate::Bad;
-use crate::output::{Format, Paint, Tone, print_json, show};
+use crate::kube::KubeArgs;
+use crate::output::{self, Format, Paint, Tone, print_json, show};
+use items::Items;
+
+/// Seconds.
+const DAY: i64 = 86_400;
+const HOUR: i64 = 3_600;
 
 /// Flags of `weft check`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  weft check examples/demo
+  weft check --pre                       is the cluster ready for Weft?
+  weft check                             is the mesh in the cluster well?
+  weft check -n shop --output json | jq '.checks[] | select(.level != \"ok\")'
+  weft check examples/demo               what is wrong with these manifests? (without a cluster)
   weft check --output json policies/ | jq '.findings[].message'
 
-Says what a control plane with this folder would say, with file and line. The exit code is 1 when
-something is not honoured as it is written; warnings alone are 0.")]
+For a folder it says what a control plane with it would say, with file and line. The exit code is 1
+when there is an error; warnings alone are 0.")]
 pub struct Check {
-    /// Folder of manifests.
-    path: PathBuf,
+    /// Folder of manifests; without it the cluster is checked
+    path: Option<PathBuf>,
+    /// Before installing
+    #[arg(long, conflicts_with = "path")]
+    pre: bool,
+    #[command(flatten)]
+    kube: KubeArgs,
     #[arg(long, short, value_enum, default_value_t)]
     output: Format,
 }
@@ -39,10 +59,57 @@ struct Document<'a> {
     report: &'a Report,
 }
 
-pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
-    let report = check_folder(&args.path)
-        .with_context(|| format!("{} cannot be checked", args.path.display()))?;
+pub async fn run(args: &Check) -> anyhow::Result<ExitCode> {
+    match &args.path {
+        Some(path) => folder(path, args.output),
+        None => cluster(args).await,
+    }
+}
+
+async fn cluster(args: &Check) -> anyhow::Result<ExitCode> {
+    if !args.kube.is_there() {
+        anyhow::bail!(
+            "there is no kubeconfig: name one with --kubeconfig, or a folder of manifests"
+        );
+    }
+    let cluster = args.kube.connect().await?;
+    let mut items = Items::default();
+    if args.pre {
+        before::check(&cluster, &mut items).await?;
+    } else {
+        after::check(&cluster, &mut items).await?;
+    }
     match args.output {
+        Format::Json => print_json(&items.document())?,
+        Format::Table => show(&items.render(Paint::stdout())),
+    }
+    Ok(if items.count(items::Level::Error) > 0 {
+        Bad::exit()
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// How long something lives: well, soon at its end (seconds left, seconds to be warned at), or over.
+fn life(what: &str, left: i64, warn: i64, help: &str, items: &mut Items) {
+    let span = output::span(left as f64);
+    if left <= 0 {
+        items.error(
+            what,
+            format!("has ended {} ago", output::span(-left as f64)),
+            help,
+        );
+    } else if left < warn {
+        items.warning(what, format!("ends in {span}"), help);
+    } else {
+        items.ok(what, format!("ends in {span}"));
+    }
+}
+
+fn folder(path: &Path, output: Format) -> anyhow::Result<ExitCode> {
+    let report =
+        check_folder(path).with_context(|| format!("{} cannot be checked", path.display()))?;
+    match output {
         Format::Json => print_json(&Document {
             errors: report.count(Severity::Error),
             warnings: report.count(Severity::Warning),
@@ -150,11 +217,8 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_not_there_cannot_be_checked() {
-        let args = Check {
-            path: "/nowhere/at/all".into(),
-            output: Format::Table,
-        };
-        let error = format!("{:#}", run(&args).unwrap_err());
+        let error = folder("/nowhere/at/all".as_ref(), Format::Table).unwrap_err();
+        let error = format!("{error:#}");
         assert!(
             error.contains("/nowhere/at/all cannot be checked"),
             "{error}"

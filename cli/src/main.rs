@@ -61,7 +61,7 @@ enum Command {
     Demo(demo::Demo),
     /// Run a program behind a sidecar of its own, joined to a control plane
     Run(run::Run),
-    /// What is wrong with a folder of manifests
+    /// What is wrong with the mesh, with a cluster before installing, or with a folder of manifests
     Check(check::Check),
     /// Put sidecars into the pods of manifests, as the webhook of a cluster does
     Inject(inject::Inject),
@@ -69,15 +69,15 @@ enum Command {
     Status(status::StatusArgs),
     /// What a proxy would do with a connection or a request, and why
     Routes(routes::Routes),
-    /// The root certificates of the mesh, and their rotation
-    #[command(subcommand)]
-    Identity(identity::Identity),
     /// Why a connection is as it is; what an error of a proxy means
     Explain(explain::Explain),
     /// Requests a second, success, latency, mutual TLS, from the proxies' own metrics
     Stat(stat::Stat),
     /// `weft stat`, live
     Top(stat::Top),
+    /// The root certificates of the mesh, and their rotation
+    #[command(subcommand)]
+    Identity(identity::Identity),
     /// Live requests of a workload, as they end
     Tap(tap::Tap),
     /// How to install or upgrade Weft in a cluster: with Helm
@@ -140,7 +140,7 @@ fn main() -> ExitCode {
 async fn on_runtime(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Demo(_) | Command::Run(_) => unreachable!("handled before the runtime is made"),
-        Command::Check(args) => return check::run(&args),
+        Command::Check(args) => return check::run(&args).await,
         Command::Inject(args) => return inject::run(args).await,
         Command::Routes(args) => return routes::run(args).await,
         Command::Stat(args) => return stat::run(args).await,

@@ -102,7 +102,7 @@ pub struct Finding {
 }
 
 impl Proxy {
-    fn refused(&self) -> impl Iterator<Item = (&Resource, &str)> {
+    pub fn refused(&self) -> impl Iterator<Item = (&Resource, &str)> {
         let reason = |r| -> Option<(&Resource, &str)> {
             let resource: &Resource = r;
             Some((resource, resource.refused.as_deref()?))
@@ -111,7 +111,7 @@ impl Proxy {
     }
 
     /// Tables that were sent, or should be, and are not acknowledged.
-    fn behind(&self) -> usize {
+    pub fn behind(&self) -> usize {
         let behind = |r: &&Resource| r.refused.is_none() && r.acknowledged != r.newest;
         self.waiting
             .max(self.resources.iter().filter(behind).count())
