@@ -17,7 +17,8 @@ use crate::discovery::{Directory, LinkState};
 use crate::identity;
 use crate::run::Stage;
 use crate::tables::{
-    Backend, Destination, EndpointInfo, Fallback, HashKey, Health, Known, PathMatch, Route,
+    Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, Known, PathEdit,
+    PathMatch, Plan, Route, ValueMatch,
 };
 use crate::telemetry::export::ExportConfig;
 use crate::telemetry::stats::{EndpointState, EndpointView};
@@ -61,12 +62,8 @@ impl Introspection {
         let mut seen = HashSet::new();
         let mut all = Vec::new();
         for (_, destination) in self.destinations() {
-            for route in &destination.routes {
-                let fallback = match route.policy.fallback.as_deref() {
-                    Some(Fallback::Backend(backend)) => Some(backend),
-                    _ => None,
-                };
-                for backend in route.backends.iter().map(|(_, b)| b).chain(fallback) {
+            for route in destination.all_routes() {
+                for backend in route.all_backends() {
                     if seen.insert(Arc::as_ptr(&backend.endpoints)) {
                         all.push(backend.clone());
                     }
@@ -262,6 +259,10 @@ fn show_destination(address: SocketAddr, destination: &Destination) -> Value {
         "port": destination.port,
         "protocol": destination.protocol.as_str_name(),
         "routes": destination.routes.iter().map(|route| show_route(route)).collect::<Vec<_>>(),
+        "opaque": destination.opaque.iter().map(|opaque| json!({
+            "server_names": opaque.server_names,
+            "route": show_route(&opaque.route),
+        })).collect::<Vec<_>>(),
     })
 }
 
@@ -274,13 +275,35 @@ fn show_route(route: &Route) -> Value {
             "path": m.path.as_ref().map(|path| match path {
                 PathMatch::Exact(path) => json!({ "exact": path }),
                 PathMatch::Prefix(path) => json!({ "prefix": path }),
+                PathMatch::Regex(pattern) => json!({ "regex": pattern.as_str() }),
             }),
             "headers": m.headers.iter().map(|(n, v)| json!({ "name": n, "value": v })).collect::<Vec<_>>(),
+            "header_patterns": m.header_patterns.iter().map(|(n, v)| json!({ "name": n, "regex": v.as_str() })).collect::<Vec<_>>(),
+            "query": m.query.iter().map(|(n, v)| match v {
+                ValueMatch::Exact(v) => json!({ "name": n, "exact": v }),
+                ValueMatch::Regex(v) => json!({ "name": n, "regex": v.as_str() }),
+            }).collect::<Vec<_>>(),
+            "order": m.order,
+            "grpc": m.grpc,
         })).collect::<Vec<_>>(),
-        "backends": route.backends.iter().map(|(weight, backend)| {
-            let mut shown = show_backend(backend);
-            shown["weight"] = json!(weight);
-            shown
+        "refused": route.refused,
+        "redirect": route.redirect.as_ref().map(|redirect| json!({
+            "status": redirect.status,
+            "scheme": redirect.scheme,
+            "hostname": redirect.hostname,
+            "port": redirect.port,
+            "path": redirect.path.as_ref().map(show_path_edit),
+        })),
+        "cors": route.cors.as_ref().map(|cors| json!({ "origins": cors.origins })),
+        "backends": route.backends.iter().filter_map(|share| {
+            let mut shown = show_backend(share.backend.as_ref().ok()?);
+            shown["weight"] = json!(share.weight);
+            shown["plan"] = json!(share.plan.as_ref().map(|plan| show_plan(plan)));
+            Some(shown)
+        }).collect::<Vec<_>>(),
+        "refused_backends": route.backends.iter().filter_map(|share| {
+            let why = share.backend.as_ref().err()?;
+            Some(json!({ "weight": share.weight, "why": why }))
         }).collect::<Vec<_>>(),
         "request_timeout_ms": policy.request_timeout.map(millis),
         "per_try_timeout_ms": policy.per_try_timeout.map(millis),
@@ -301,6 +324,44 @@ fn show_route(route: &Route) -> Value {
             Fallback::Response { status, .. } => json!({ "response": { "status": status } }),
             Fallback::Backend(backend) => json!({ "backend": show_backend(backend) }),
         }),
+    })
+}
+
+fn show_path_edit(edit: &PathEdit) -> Value {
+    match edit {
+        PathEdit::Full(path) => json!({ "full": path }),
+        PathEdit::Prefix(path) => json!({ "prefix": path }),
+    }
+}
+
+fn show_plan(plan: &Plan) -> Value {
+    let edits = |edits: &[FieldEdit]| {
+        edits
+            .iter()
+            .map(|edit| {
+                let values = edit
+                    .values
+                    .iter()
+                    .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+                json!({
+                    "name": edit.spelling,
+                    "keep": edit.keep,
+                    "values": values.collect::<Vec<_>>(),
+                })
+            })
+            .collect::<Vec<_>>()
+    };
+    json!({
+        "request": edits(&plan.request),
+        "response": edits(&plan.response),
+        "host": plan.host,
+        "path": plan.path.as_ref().map(show_path_edit),
+        "mirrors": plan.mirrors.iter().map(|mirror| json!({
+            "namespace": &*mirror.backend.namespace,
+            "service": &*mirror.backend.service,
+            "port": mirror.backend.port,
+            "share": mirror.share,
+        })).collect::<Vec<_>>(),
     })
 }
 

@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::{HeaderName, HeaderValue};
+use regex::bytes::Regex;
 use weft_api::identity::SpiffeId;
 pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 
 use crate::balance::{EndpointHealth, SharedLimits};
+use crate::http::route::Index;
 
 /// A new process-wide number, never used twice.
 pub fn fresh_id() -> u64 {
@@ -31,8 +34,73 @@ pub struct Destination {
     pub service: Arc<str>,
     pub port: u16,
     pub protocol: Protocol,
-    /// In order of precedence.
     pub routes: Vec<Arc<Route>>,
+    /// Which route a request takes; `None`: the first one, whatever the request.
+    pub index: Option<Box<Index>>,
+    /// For connections that are not HTTP; empty: they take the first of `routes`.
+    pub opaque: Vec<OpaqueRoute>,
+}
+
+impl Destination {
+    /// A destination with one route for everything.
+    pub fn simple(
+        namespace: Arc<str>,
+        service: Arc<str>,
+        port: u16,
+        protocol: Protocol,
+        route: Route,
+    ) -> Self {
+        Self {
+            id: fresh_id(),
+            namespace,
+            service,
+            port,
+            protocol,
+            routes: vec![Arc::new(route)],
+            index: None,
+            opaque: Vec::new(),
+        }
+    }
+
+    /// Whether the SNI decides which route a connection takes.
+    pub fn needs_server_name(&self) -> bool {
+        self.opaque
+            .iter()
+            .any(|opaque| !opaque.server_names.is_empty())
+    }
+
+    /// Every route, of HTTP and of other connections.
+    pub fn all_routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.routes
+            .iter()
+            .chain(self.opaque.iter().map(|opaque| &opaque.route))
+    }
+}
+
+/// A route of connections that are not HTTP.
+#[derive(Debug)]
+pub struct OpaqueRoute {
+    /// Server names (SNI), lower-case; "*.example.org" is any name below it. None: every
+    /// connection.
+    pub server_names: Vec<Box<str>>,
+    pub route: Arc<Route>,
+}
+
+impl OpaqueRoute {
+    /// Whether a connection takes this route; `name` is its SNI, if it has one.
+    pub fn takes(&self, name: Option<&str>) -> bool {
+        if self.server_names.is_empty() {
+            return true;
+        }
+        let Some(name) = name else { return false };
+        let name = name.to_ascii_lowercase();
+        self.server_names
+            .iter()
+            .any(|known| match known.strip_prefix('*') {
+                Some(suffix) => name.len() > suffix.len() && name.ends_with(suffix),
+                None => **known == name,
+            })
+    }
 }
 
 #[derive(Debug)]
@@ -42,26 +110,153 @@ pub struct Route {
     pub name: Arc<str>,
     /// Any of them; none means every request.
     pub matches: Vec<RouteMatch>,
-    /// Weight and backend; a weight of 0 takes no share.
-    pub backends: Vec<(u32, Arc<Backend>)>,
+    pub backends: Vec<Share>,
     /// Sum of the weights.
     pub total_weight: u32,
     pub policy: RoutePolicy,
+    /// Why its requests are answered 500.
+    pub refused: Option<Box<str>>,
+    pub redirect: Option<Box<Redirect>>,
+    pub cors: Option<Box<Cors>>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl Route {
+    /// A route that takes everything to one backend.
+    pub fn simple(name: &str, backend: Arc<Backend>, policy: RoutePolicy) -> Self {
+        Self {
+            id: fresh_id(),
+            name: name.into(),
+            matches: Vec::new(),
+            backends: vec![Share {
+                weight: 1,
+                backend: Ok(backend),
+                plan: None,
+            }],
+            total_weight: 1,
+            policy,
+            refused: None,
+            redirect: None,
+            cors: None,
+        }
+    }
+
+    /// Every backend that its requests may reach: by weight, as a fallback or as a mirror.
+    pub fn all_backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        let fallback = match self.policy.fallback.as_deref() {
+            Some(Fallback::Backend(backend)) => Some(backend),
+            _ => None,
+        };
+        let plans = self.backends.iter().filter_map(|share| share.plan.as_ref());
+        let mirrors = plans.flat_map(|plan| plan.mirrors.iter().map(|mirror| &mirror.backend));
+        self.backends
+            .iter()
+            .filter_map(|share| share.backend.as_ref().ok())
+            .chain(fallback)
+            .chain(mirrors)
+    }
+}
+
+/// A backend's share of a route's requests.
+#[derive(Debug, Clone)]
+pub struct Share {
+    /// 0 takes no share.
+    pub weight: u32,
+    /// Or why its share is answered 500.
+    pub backend: Result<Arc<Backend>, Box<str>>,
+    /// What is changed on the way there and back; `None`: nothing.
+    pub plan: Option<Arc<Plan>>,
+}
+
+#[derive(Debug, Clone, Default)]
 pub struct RouteMatch {
     pub method: Option<Box<str>>,
     pub path: Option<PathMatch>,
     /// Lower-case name and exact value.
     pub headers: Vec<(Box<str>, Box<str>)>,
+    /// Lower-case name; the pattern is of the whole value.
+    pub header_patterns: Vec<(Box<str>, Regex)>,
+    /// Of decoded values.
+    pub query: Vec<(Box<str>, ValueMatch)>,
+    /// Among the matches that hold the lowest wins.
+    pub order: u32,
+    /// Only gRPC calls, or everything but them.
+    pub grpc: Option<bool>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
+pub enum ValueMatch {
+    Exact(Box<str>),
+    Regex(Regex),
+}
+
+#[derive(Debug, Clone)]
 pub enum PathMatch {
     Exact(Box<str>),
     /// By whole path elements; without a trailing slash, except for "/" itself.
     Prefix(Box<str>),
+    /// Of the whole path.
+    Regex(Regex),
+}
+
+/// What is changed in a request and its response: the filters of a route and of one of its
+/// backends, put together once.
+#[derive(Debug, Default)]
+pub struct Plan {
+    pub request: Vec<FieldEdit>,
+    pub response: Vec<FieldEdit>,
+    /// In place of the host that was asked for.
+    pub host: Option<Box<str>>,
+    pub path: Option<PathEdit>,
+    pub mirrors: Vec<Mirror>,
+}
+
+/// What becomes of the fields of one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldEdit {
+    pub name: HeaderName,
+    /// As the policy writes it.
+    pub spelling: Box<str>,
+    /// Those that came stay.
+    pub keep: bool,
+    /// Those that are added; when nothing is kept, the first takes the place of what came.
+    pub values: Vec<HeaderValue>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathEdit {
+    Full(Box<str>),
+    /// In place of the prefix that was matched; without a trailing slash.
+    Prefix(Box<str>),
+}
+
+/// Answers instead of sending the request.
+#[derive(Debug, Clone)]
+pub struct Redirect {
+    pub scheme: Option<Box<str>>,
+    pub hostname: Option<Box<str>>,
+    pub path: Option<PathEdit>,
+    pub port: Option<u16>,
+    pub status: u16,
+}
+
+/// Where copies of requests go.
+#[derive(Debug)]
+pub struct Mirror {
+    pub backend: Arc<Backend>,
+    /// 0 to 1.
+    pub share: f64,
+}
+
+/// Cross-origin requests (Fetch standard, "CORS protocol").
+#[derive(Debug, Clone, Default)]
+pub struct Cors {
+    pub origins: Vec<Box<str>>,
+    pub credentials: bool,
+    pub methods: Vec<Box<str>>,
+    pub headers: Vec<Box<str>>,
+    pub expose: Vec<Box<str>>,
+    /// Seconds.
+    pub max_age: u32,
 }
 
 /// Where requests are sent.

@@ -78,21 +78,14 @@ pub(crate) fn backend(endpoints: Vec<Arc<EndpointInfo>>, policy: BackendPolicy) 
 
 /// A destination with one route to one backend.
 pub(crate) fn destination(backend: Arc<Backend>, policy: RoutePolicy) -> Arc<Destination> {
-    Arc::new(Destination {
-        id: fresh_id(),
-        namespace: "shop".into(),
-        service: "cart".into(),
-        port: 80,
-        protocol: Protocol::Auto,
-        routes: vec![Arc::new(Route {
-            id: fresh_id(),
-            name: "cart".into(),
-            matches: Vec::new(),
-            backends: vec![(1, backend)],
-            total_weight: 1,
-            policy,
-        })],
-    })
+    let route = Route::simple("cart", backend, policy);
+    Arc::new(Destination::simple(
+        "shop".into(),
+        "cart".into(),
+        80,
+        Protocol::Auto,
+        route,
+    ))
 }
 
 /// A connection of the application to `destination`.

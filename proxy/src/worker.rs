@@ -60,6 +60,8 @@ pub struct Worker {
     pub taps: Arc<Taps>,
     pub connect_options: transport::Options,
     pub drain: Drain,
+    /// Copies of requests that are under way.
+    pub mirrors: Cell<usize>,
     open: Cell<usize>,
     balancers: RefCell<HashMap<(usize, usize), Rc<Balancer<Pools>>>>,
     budgets: RefCell<HashMap<Arc<str>, (Arc<RetryPolicy>, Rc<RetryBudget>)>>,
@@ -139,6 +141,7 @@ impl Worker {
                 ..transport::Options::default()
             },
             drain: Drain::default(),
+            mirrors: Cell::new(0),
             open: Cell::new(0),
             balancers: RefCell::default(),
             budgets: RefCell::default(),

@@ -42,6 +42,7 @@ pub struct Mesh {
 #[derive(Debug, Clone, Default)]
 pub struct Workload {
     name: String,
+    namespace: Option<String>,
     service_account: Option<String>,
     ports: Vec<(u16, Option<&'static str>)>,
     extra: String,
@@ -54,6 +55,12 @@ impl Workload {
             name: name.to_owned(),
             ..Self::default()
         }
+    }
+
+    /// A namespace other than [`NAMESPACE`].
+    pub fn namespace(mut self, name: &str) -> Self {
+        self.namespace = Some(name.to_owned());
+        self
     }
 
     /// A port it listens on, and what is spoken there (`appProtocol`).
@@ -77,6 +84,10 @@ impl Workload {
         self.name.split('-').next().unwrap_or(&self.name)
     }
 
+    fn in_namespace(&self) -> &str {
+        self.namespace.as_deref().unwrap_or(NAMESPACE)
+    }
+
     fn account(&self) -> &str {
         self.service_account.as_deref().unwrap_or(self.app())
     }
@@ -89,12 +100,13 @@ impl Workload {
         let mut yaml = format!(
             "apiVersion: policy.weft.dev/v1alpha1
 kind: Workload
-metadata: {{name: {}, namespace: {NAMESPACE}, labels: {{app: {}, name: {}}}}}
+metadata: {{name: {}, namespace: {}, labels: {{app: {}, name: {}}}}}
 spec:
   addresses: [{addresses}]
   serviceAccount: {}
 {}",
             self.name,
+            self.in_namespace(),
             self.app(),
             self.name,
             self.account(),
@@ -403,7 +415,7 @@ spec:
             &token,
             self.control(&[
                 "token",
-                &format!("--namespace={NAMESPACE}"),
+                &format!("--namespace={}", workload.in_namespace()),
                 &format!("--service-account={}", workload.account()),
             ]),
         )
@@ -424,7 +436,11 @@ spec:
             ))
             .arg(format!("--trust-root={}", self.path("root.pem").display()))
             .arg(format!("--token={}", token.display()))
-            .arg(format!("--workload={NAMESPACE}/{}", workload.name))
+            .arg(format!(
+                "--workload={}/{}",
+                workload.in_namespace(),
+                workload.name
+            ))
             .arg("--log=info,weft_proxy=debug")
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())

@@ -18,7 +18,7 @@ pub struct Code {
 }
 
 /// Every code there is.
-pub const CODES: [Code; 12] = [
+pub const CODES: [Code; 13] = [
     Code {
         name: "destination_not_found",
         statuses: &[404],
@@ -111,6 +111,15 @@ pub const CODES: [Code; 12] = [
         ],
     },
     Code {
+        name: "http_request_denied",
+        statuses: &[403],
+        meaning: "The request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes: it is not one of the probes.",
+        help: &[
+            "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
+            "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
+        ],
+    },
+    Code {
         name: "http_protocol_error",
         statuses: &[502],
         meaning: "The server's response is not valid HTTP, or could be read in two ways.",
@@ -183,7 +192,7 @@ mod tests {
     fn each_says_what_to_do() {
         for code in &CODES {
             assert!(code.meaning.ends_with('.'), "{}", code.name);
-            assert!(!code.help.is_empty() && code.help.iter().all(|h| h.ends_with('.')));
+            assert!(!code.help.is_empty() && code.help.iter().all(|h| h.ends_with(['.', '?'])));
             assert_eq!(find(code.name), Some(code));
         }
     }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -208,6 +209,9 @@ pub async fn run(args: Stat) -> anyhow::Result<ExitCode> {
     tokio::time::sleep(args.window).await;
     let now = source.read().await?;
     let (rows, silent) = rows(&view, &before, &now, |namespace| source.shows(namespace));
+    if let (Some(first), true) = (silent.first(), silent.len() == now.len()) {
+        bail!("none of {} proxies answers; {first}", now.len());
+    }
     match args.output {
         Format::Json => print_json(&serde_json::json!({ "rows": rows, "noAnswer": silent }))?,
         Format::Table => show(&render(&view, &rows, &silent, Paint::stdout())),

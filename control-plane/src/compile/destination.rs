@@ -4,24 +4,36 @@ use std::net::SocketAddr;
 
 use weft_api::proto::{Backend, Destination, Fallback, Protocol, Route, WeightedBackend, fallback};
 
-use super::{endpoints, policy};
+use super::{endpoints, policy, routes};
 use crate::model::{Name, Service, ServicePort, Workload, World};
 
-/// Compiles `<address>:<port>` or `<host>:<port>`; `None` when nothing is known there.
-pub(super) fn destination(world: &World, key: &str) -> Option<Destination> {
+/// Compiles `<address>:<port>` or `<host>:<port>` for clients of a namespace; `None` when nothing
+/// is known there.
+pub(super) fn destination(world: &World, key: &str, client: &str) -> Option<Destination> {
+    if let Some((service, port)) = service_of(world, key) {
+        return Some(to_service(world, service, port, client));
+    }
     if let Ok(address) = key.parse::<SocketAddr>() {
-        if let Some((service, port)) = service_at(world, address) {
-            return Some(to_service(world, service, port));
-        }
         return world
             .workload_at(address.ip())
             .map(|workload| to_workload(world, workload, address.port()));
+    }
+    None
+}
+
+/// The Service port that a destination leads to.
+pub(super) fn service_of<'a>(
+    world: &'a World,
+    key: &str,
+) -> Option<(&'a Service, &'a ServicePort)> {
+    if let Ok(address) = key.parse::<SocketAddr>() {
+        return service_at(world, address);
     }
     let (_, port) = key.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
     let service = world.service(&service_of_host(key)?)?;
     let port = service.ports.iter().find(|known| known.port == port)?;
-    Some(to_service(world, service, port))
+    Some((service, port))
 }
 
 /// The Service at a virtual address, or at a node's address and a node port; of several with the
@@ -66,9 +78,29 @@ fn service_name(host: &str) -> Option<Name> {
     }
 }
 
-fn to_service(world: &World, service: &Service, port: &ServicePort) -> Destination {
+fn to_service(world: &World, service: &Service, port: &ServicePort, client: &str) -> Destination {
+    let (routes, opaque) = match routes::table(world, service, port, client) {
+        Some(table) => (table.routes, table.opaque),
+        None => (vec![own_route(world, service, port)], Vec::new()),
+    };
+    Destination {
+        namespace: service.name.namespace.clone(),
+        service: service.name.name.clone(),
+        port: u32::from(port.port),
+        port_name: port.name.clone(),
+        protocol: port.protocol.into(),
+        routes,
+        opaque,
+    }
+}
+
+/// What holds for requests to a Service port, whatever their route.
+pub(super) fn route_policy(
+    world: &World,
+    service: &Service,
+    port: &ServicePort,
+) -> weft_api::proto::RoutePolicy {
     let effective = policy::effective(world, service, port);
-    let backend = backend(world, service, port);
     let mut route_policy = effective.route;
     if let Some(target) = effective.fallback_backend {
         route_policy.fallback = Some(Fallback {
@@ -79,25 +111,24 @@ fn to_service(world: &World, service: &Service, port: &ServicePort) -> Destinati
             ))),
         });
     }
-    Destination {
-        namespace: service.name.namespace.clone(),
-        service: service.name.name.clone(),
-        port: u32::from(port.port),
-        port_name: port.name.clone(),
-        protocol: port.protocol.into(),
-        routes: vec![Route {
-            name: format!("Service/{}", service.name),
-            matches: Vec::new(),
-            backends: vec![WeightedBackend {
-                weight: 1,
-                backend: Some(backend),
-            }],
-            policy: Some(route_policy),
+    route_policy
+}
+
+/// Where a Service's requests go when no route says otherwise: to itself.
+pub(super) fn own_route(world: &World, service: &Service, port: &ServicePort) -> Route {
+    Route {
+        name: format!("Service/{}", service.name),
+        backends: vec![WeightedBackend {
+            weight: 1,
+            backend: Some(backend(world, service, port)),
+            ..WeightedBackend::default()
         }],
+        policy: Some(route_policy(world, service, port)),
+        ..Route::default()
     }
 }
 
-fn backend(world: &World, service: &Service, port: &ServicePort) -> Backend {
+pub(super) fn backend(world: &World, service: &Service, port: &ServicePort) -> Backend {
     Backend {
         namespace: service.name.namespace.clone(),
         service: service.name.name.clone(),
@@ -144,7 +175,6 @@ fn to_workload(world: &World, workload: &Workload, number: u16) -> Destination {
             .into(),
         routes: vec![Route {
             name: format!("Workload/{}", workload.name),
-            matches: Vec::new(),
             backends: vec![WeightedBackend {
                 weight: 1,
                 backend: Some(Backend {
@@ -154,9 +184,12 @@ fn to_workload(world: &World, workload: &Workload, number: u16) -> Destination {
                     endpoints: endpoints::name_of_workload(&workload.name, number),
                     policy: Some(backend_policy),
                 }),
+                ..WeightedBackend::default()
             }],
             policy: Some(route_policy),
+            ..Route::default()
         }],
+        ..Destination::default()
     }
 }
 

@@ -6,6 +6,7 @@ use weft_api::policy::traffic::Fallback;
 
 use super::endpoints::target_port;
 use super::policy::{Level, is_port, winner};
+use super::status::status;
 use super::workload::{display_name, is_strict};
 use crate::finding::Severity;
 use crate::model::{Check, EndpointSlice, Kind, Name, ObjectRef, TargetPort, World};
@@ -55,6 +56,7 @@ pub fn problems(world: &World) -> Vec<Problem> {
     slices(world, &mut found);
     traffic(world, &mut found);
     selectors(world, &mut found);
+    routes(world, &mut found);
     probes(world, &mut found);
     found.0.sort();
     found.0
@@ -62,7 +64,6 @@ pub fn problems(world: &World) -> Vec<Problem> {
 
 fn services(world: &World, found: &mut Problems) {
     for (name, service) in &world.services {
-        // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
         let at = (Kind::Service, name);
         if service.node_local {
             found.add(
@@ -73,6 +74,7 @@ fn services(world: &World, found: &mut Problems) {
                 "leave its ports out of capture in the clients' pods, or set internalTrafficPolicy to Cluster",
             );
         }
+        // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
         if service.sliced {
             continue;
         }
@@ -307,6 +309,46 @@ fn traffic(world: &World, found: &mut Problems) {
                     Severity::Warning,
                     format!("there is no Service {target} with port {}", backend.port),
                     "correct name, namespace or port of the fallback backend",
+                );
+            }
+        }
+    }
+}
+
+/// What the conditions of routes say.
+fn routes(world: &World, found: &mut Problems) {
+    for route in world.routes() {
+        let status = status(world, route);
+        for (index, parent) in route.parents.iter().enumerate() {
+            let Some(of_parent) = status.parents.iter().find(|known| known.parent == *parent)
+            else {
+                continue;
+            };
+            for condition in &of_parent.conditions {
+                let (severity, path, help) = match (condition.kind, condition.status) {
+                    ("Accepted", false) => (
+                        Severity::Error,
+                        format!("spec.parentRefs.{index}"),
+                        "the route is not used for this parent; correct what is said",
+                    ),
+                    ("ResolvedRefs", false) => (
+                        Severity::Error,
+                        "spec.rules".to_owned(),
+                        "its share of the requests is answered 500; correct the backendRef",
+                    ),
+                    ("PartiallyInvalid", true) => (
+                        Severity::Error,
+                        "spec.rules".to_owned(),
+                        "the other rules are used; correct what is said",
+                    ),
+                    _ => continue,
+                };
+                found.add(
+                    (route.kind.kind(), &route.name),
+                    &path,
+                    severity,
+                    format!("{}: {}", condition.reason, condition.message),
+                    help,
                 );
             }
         }

@@ -7,6 +7,8 @@
 //! - [`destination`]: what "10.96.0.15:80" or "cart.shop:80" is.
 //! - [`endpoints`]: where a Service port, or a workload addressed directly, is reached.
 //! - [`workload`]: what a proxy needs to know about the workload it stands beside.
+//! - [`routes`]: which routes of the Gateway API apply, in which order; [`status`]: what is said of
+//!   them in return.
 //! - [`policy`]: the most specific policy wins, field by field.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
@@ -14,12 +16,17 @@ mod destination;
 mod endpoints;
 mod findings;
 mod policy;
+mod routes;
+mod status;
 mod version;
 mod workload;
+
+use std::collections::BTreeSet;
 
 use weft_api::proto::{ResourceKey, ResourceKind, Trust, resource::Body};
 
 pub use findings::{Problem, problems};
+pub use status::{CONTROLLER, Condition, ParentStatus, RouteStatus, status};
 pub use version::Compiled;
 
 use crate::model::{Name, World};
@@ -32,11 +39,18 @@ pub struct Settings {
     pub sampling_percent: f64,
 }
 
-/// The body of a resource now; `Absent` when there is no such thing.
-pub fn compile(world: &World, settings: &Settings, key: &ResourceKey, trust: &Trust) -> Compiled {
+/// The body of a resource now, for proxies of the namespace `client`; `Absent` when there is no such
+/// thing.
+pub fn compile(
+    world: &World,
+    settings: &Settings,
+    key: &ResourceKey,
+    trust: &Trust,
+    client: &str,
+) -> Compiled {
     let body = match key.kind() {
         ResourceKind::Destination => {
-            destination::destination(world, &key.name).map(Body::Destination)
+            destination::destination(world, &key.name, client).map(Body::Destination)
         }
         ResourceKind::Endpoints => {
             endpoints::endpoints(world, settings, &key.name).map(Body::Endpoints)
@@ -50,8 +64,21 @@ pub fn compile(world: &World, settings: &Settings, key: &ResourceKey, trust: &Tr
     Compiled::new(key.clone(), body)
 }
 
+/// Namespaces for whose proxies a resource is not what it is for everybody else; nearly always none.
+pub fn special_clients(world: &World, key: &ResourceKey) -> BTreeSet<String> {
+    if key.kind() != ResourceKind::Destination {
+        return BTreeSet::new();
+    }
+    match destination::service_of(world, &key.name) {
+        Some((service, _)) => routes::consumer_namespaces(world, &service.name),
+        None => BTreeSet::new(),
+    }
+}
+
 /// Name of the one Trust resource.
 pub const TRUST: &str = "trust";
 
+#[cfg(test)]
+mod route_tests;
 #[cfg(test)]
 mod tests;

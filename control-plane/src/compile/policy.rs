@@ -7,7 +7,8 @@ use weft_api::policy::traffic::{
 use weft_api::policy::{Duration, Percent};
 use weft_api::proto;
 
-use crate::model::{Name, Policy, Service, ServicePort, World, in_namespace};
+use super::destination::route_policy;
+use crate::model::{Name, Policy, Rule, Service, ServicePort, World, in_namespace};
 
 /// Fewer well endpoints than this share: all are used. Percent.
 const PANIC_THRESHOLD_PERCENT: u32 = 50;
@@ -142,6 +143,44 @@ pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) ->
         backend: backend(&merged),
         fallback_backend,
     }
+}
+
+/// What holds for the requests of a route's rule: what the parent Service's policies say, and above
+/// that what the rule itself says.
+pub(super) fn of_rule(
+    world: &World,
+    service: &Service,
+    port: &ServicePort,
+    rule: &Rule,
+) -> proto::RoutePolicy {
+    let mut policy = route_policy(world, service, port);
+    if let Some(timeout) = rule.request_timeout {
+        policy.request_timeout_ms = timeout.as_millis();
+    }
+    if let Some(timeout) = rule.backend_timeout {
+        policy.per_try_timeout_ms = timeout.as_millis();
+    }
+    if let Some(given) = &rule.retry {
+        let retry = policy
+            .retry
+            .get_or_insert_with(|| self::retry(&Retries::default()));
+        // GEP-1731: connections that fail are tried again, and so is a backendRequest timeout.
+        retry.connect_failure = true;
+        retry.reset = true;
+        retry.timeout |= rule.backend_timeout.is_some();
+        if !given.codes.is_empty() {
+            retry.status_codes = given.codes.iter().map(|code| u32::from(*code)).collect();
+        }
+        if let Some(attempts) = given.attempts {
+            retry.attempts = attempts;
+        }
+        if let Some(backoff) = given.backoff {
+            // It is the least pause (GEP-1731); half of ours is random.
+            retry.backoff_base_ms = backoff.as_millis().saturating_mul(2).max(1);
+            retry.backoff_max_ms = retry.backoff_max_ms.max(retry.backoff_base_ms);
+        }
+    }
+    policy
 }
 
 /// What holds for requests when no policy says anything.

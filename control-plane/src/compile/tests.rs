@@ -32,7 +32,7 @@ fn resource(world: &World, kind: ResourceKind, name: &str) -> Compiled {
         kind: kind.into(),
         name: name.to_owned(),
     };
-    compile(world, &settings, &key, &Trust::default())
+    compile(world, &settings, &key, &Trust::default(), "")
 }
 
 fn destination(world: &World, name: &str) -> Option<Destination> {
@@ -636,7 +636,7 @@ proptest! {
         let world = world(SHOP);
         let settings = Settings { trust_domain: "cluster.local".to_owned(), sampling_percent: 1.0 };
         let key = ResourceKey { kind, name };
-        compile(&world, &settings, &key, &Trust::default());
+        compile(&world, &settings, &key, &Trust::default(), "");
     }
 
     /// Whatever is set and removed in whatever order, the world is the one built from what is left.

@@ -3,7 +3,7 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use prost::Message;
 use weft_api::proto::resource::Body;
-use weft_api::proto::{Absent, Backend, Resource, ResourceKey, ResourceKind, fallback};
+use weft_api::proto::{Absent, Backend, Resource, ResourceKey, ResourceKind, fallback, filter};
 
 use crate::model::Name;
 
@@ -78,11 +78,22 @@ impl Compiled {
 
     /// Every backend of a destination.
     fn backends(&self) -> impl Iterator<Item = &Backend> {
-        let routes = match &self.resource.body {
-            Some(Body::Destination(destination)) => destination.routes.as_slice(),
-            _ => &[],
+        let (routes, opaque) = match &self.resource.body {
+            Some(Body::Destination(destination)) => {
+                (&destination.routes[..], &destination.opaque[..])
+            }
+            _ => (&[][..], &[][..]),
         };
-        routes.iter().flat_map(|route| {
+        let opaque = opaque.iter().filter_map(|opaque| opaque.route.as_ref());
+        routes.iter().chain(opaque).flat_map(|route| {
+            let filters = route
+                .filters
+                .iter()
+                .chain(route.backends.iter().flat_map(|weighted| &weighted.filters));
+            let mirrors = filters.filter_map(|given| match &given.filter {
+                Some(filter::Filter::Mirror(mirror)) => mirror.backend.as_ref(),
+                _ => None,
+            });
             let fallback = route
                 .policy
                 .as_ref()
@@ -96,6 +107,7 @@ impl Compiled {
                 .iter()
                 .filter_map(|weighted| weighted.backend.as_ref())
                 .chain(fallback)
+                .chain(mirrors)
         })
     }
 }

@@ -5,6 +5,7 @@
 //! needs; [`World::apply`] takes one change and says what it may have changed for proxies.
 
 mod index;
+mod route;
 mod validate;
 mod world;
 
@@ -15,6 +16,11 @@ use std::net::IpAddr;
 use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
 use weft_api::proto::{Health, Protocol};
 
+pub use route::{
+    BackendRef, Cors, Filter, HeaderEdits, Mirror, ParentRef, PathEdit, PathMatch, Redirect,
+    Refused, RefusedReason, Rewrite, Route, RouteKind, RouteMatch, RouteRetry, Rule, TextMatch,
+    ValueMatch,
+};
 pub use validate::{Invalid, validate};
 pub(crate) use world::in_namespace;
 pub use world::{Dirty, World};
@@ -57,6 +63,10 @@ pub enum Kind {
     TrafficPolicy,
     PeerAuthentication,
     Telemetry,
+    HTTPRoute,
+    GRPCRoute,
+    TLSRoute,
+    TCPRoute,
 }
 
 /// Which object: unique among all that a source reports.
@@ -78,6 +88,10 @@ impl ObjectRef {
             "trafficpolicy" | "trafficpolicies" => Kind::TrafficPolicy,
             "peerauthentication" | "peerauthentications" => Kind::PeerAuthentication,
             "telemetry" | "telemetries" => Kind::Telemetry,
+            "httproute" | "httproutes" => Kind::HTTPRoute,
+            "grpcroute" | "grpcroutes" => Kind::GRPCRoute,
+            "tlsroute" | "tlsroutes" => Kind::TLSRoute,
+            "tcproute" | "tcproutes" => Kind::TCPRoute,
             _ => return None,
         };
         (!name.is_empty() && !name.contains('/')).then(|| Self {
@@ -103,6 +117,7 @@ pub enum Object {
     TrafficPolicy(Box<Policy<TrafficPolicySpec>>),
     PeerAuthentication(Policy<PeerAuthenticationSpec>),
     Telemetry(Policy<TelemetrySpec>),
+    Route(Box<Route>),
 }
 
 impl Object {
@@ -115,6 +130,7 @@ impl Object {
             Self::TrafficPolicy(policy) => (Kind::TrafficPolicy, &policy.name),
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
             Self::Telemetry(policy) => (Kind::Telemetry, &policy.name),
+            Self::Route(route) => (route.kind.kind(), &route.name),
         };
         ObjectRef {
             kind,

@@ -89,7 +89,8 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
                 );
             }
         }
-        Object::EndpointSlice(_) | Object::Node(_) => {}
+        // What a rule of a route says wrong is said by the route's conditions.
+        Object::EndpointSlice(_) | Object::Node(_) | Object::Route(_) => {}
     }
     findings.0
 }

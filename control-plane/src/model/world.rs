@@ -9,7 +9,7 @@ use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec}
 
 use super::index::Index;
 use super::{
-    Change, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Service, Workload,
+    Change, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Route, Service, Workload,
 };
 
 /// Everything the sources have reported, indexed for the compiler: a change costs what it touches,
@@ -23,6 +23,9 @@ pub struct World {
     pub(crate) traffic: BTreeMap<Name, Policy<TrafficPolicySpec>>,
     pub(crate) peer_authentication: BTreeMap<Name, Policy<PeerAuthenticationSpec>>,
     pub(crate) telemetry: BTreeMap<Name, Policy<TelemetrySpec>>,
+    pub(crate) routes: BTreeMap<ObjectRef, Route>,
+    /// Routes by a Service that they name as their parent or a backend.
+    routes_of: BTreeMap<Name, BTreeSet<ObjectRef>>,
     /// `metadata.generation` of objects whose source tells it.
     generations: HashMap<ObjectRef, i64>,
     /// Services by virtual address.
@@ -92,6 +95,7 @@ impl World {
                     Object::Workload(new) => self.set_workload(name, Some(new), dirty),
                     Object::Node(new) => self.set_node(name, Some(new), dirty),
                     Object::TrafficPolicy(new) => self.set_traffic(name, Some(*new), dirty),
+                    Object::Route(new) => self.set_route(new.reference(), Some(*new), dirty),
                     Object::PeerAuthentication(new) => {
                         if put(&mut self.peer_authentication, name.clone(), Some(new)) {
                             dirty.policy(name.namespace);
@@ -121,6 +125,9 @@ impl World {
             Kind::Workload => self.set_workload(name, None, dirty),
             Kind::Node => self.set_node(name, None, dirty),
             Kind::TrafficPolicy => self.set_traffic(name, None, dirty),
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
+                self.set_route(ObjectRef { kind, name }, None, dirty);
+            }
             Kind::PeerAuthentication => {
                 if put(&mut self.peer_authentication, name.clone(), None) {
                     dirty.policy(name.namespace);
@@ -147,6 +154,9 @@ impl World {
                 Object::PeerAuthentication(self.peer_authentication.get(name)?.clone())
             }
             Kind::Telemetry => Object::Telemetry(self.telemetry.get(name)?.clone()),
+            Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
+                Object::Route(Box::new(self.routes.get(of)?.clone()))
+            }
         })
     }
 
@@ -169,7 +179,9 @@ impl World {
             .keys()
             .map(of(Kind::PeerAuthentication));
         let telemetry = self.telemetry.keys().map(of(Kind::Telemetry));
-        traffic.chain(security).chain(telemetry).collect()
+        let routes = self.routes.keys().cloned();
+        let policies = traffic.chain(security).chain(telemetry);
+        policies.chain(routes).collect()
     }
 
     /// How many objects there are, by kind.
@@ -188,6 +200,14 @@ impl World {
         namespace: &str,
     ) -> impl Iterator<Item = &'a Service> + use<'a> {
         in_namespace(&self.services, namespace)
+    }
+
+    /// How many workloads have a proxy.
+    pub fn sidecars(&self) -> usize {
+        self.workloads
+            .values()
+            .filter(|workload| workload.sidecar)
+            .count()
     }
 
     /// Workloads of a namespace, by name.
@@ -257,6 +277,45 @@ impl World {
             .collect()
     }
 
+    /// Routes that name a Service as their parent.
+    pub fn routes_of(&self, service: &Name) -> impl Iterator<Item = &Route> {
+        self.routes_of
+            .get(service)
+            .into_iter()
+            .flatten()
+            .filter_map(|route| self.routes.get(route))
+            .filter(|route| route.services().contains(service))
+    }
+
+    /// Every route.
+    pub fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.routes.values()
+    }
+
+    fn set_route(&mut self, reference: ObjectRef, new: Option<Route>, dirty: &mut Dirty) {
+        let old = self.routes.remove(&reference);
+        if old != new {
+            for route in old.iter().chain(&new) {
+                dirty.services.extend(route.services());
+            }
+            for service in old.iter().flat_map(Route::mentions) {
+                if let Some(routes) = self.routes_of.get_mut(&service) {
+                    routes.remove(&reference);
+                    if routes.is_empty() {
+                        self.routes_of.remove(&service);
+                    }
+                }
+            }
+            for service in new.iter().flat_map(Route::mentions) {
+                let routes = self.routes_of.entry(service).or_default();
+                routes.insert(reference.clone());
+            }
+        }
+        if let Some(new) = new {
+            self.routes.insert(reference, new);
+        }
+    }
+
     fn set_service(&mut self, name: Name, new: Option<Service>, dirty: &mut Dirty) {
         let old = self.services.remove(&name);
         if old == new {
@@ -318,6 +377,11 @@ impl World {
             dirty.addresses.extend(self.addresses_behind(&name));
         }
         dirty.services.insert(name.clone());
+        // A backend that a route names may be there now, or no longer.
+        let mentioned = self.routes_of.get(&name).into_iter().flatten();
+        for route in mentioned.filter_map(|route| self.routes.get(route)) {
+            dirty.services.extend(route.services());
+        }
         put(&mut self.services, name, new);
     }
 

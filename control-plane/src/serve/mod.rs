@@ -4,7 +4,7 @@
 //! - [`authenticate`]: who a workload is, before it has a certificate.
 //! - [`ca`]: the certificate authority behind it; [`certificates`] keeps it going.
 //! - [`standing`]: alone, or one of several replicas, which tell each other by [`replicas`]; the
-//!   leader publishes [`roots`].
+//!   leader publishes [`roots`] and writes what became of routes ([`route_status`]).
 //! - [`admin`]: health, metrics, status on another port.
 //! - [`webhook`]: puts sidecars into pods; on Kubernetes, on a port of its own.
 //!
@@ -20,6 +20,7 @@ pub mod listener;
 pub mod metrics;
 pub mod replicas;
 mod roots;
+mod route_status;
 mod services;
 mod standing;
 pub mod tls;
@@ -244,6 +245,10 @@ impl Server {
             tokio::spawn(admin::serve(admin_listener, admin.clone())).abort_handle(),
         ]);
         let (sink, mut updates) = mpsc::channel(UPDATES);
+        let cluster = match &source {
+            Source::Kubernetes(cluster) => Some(cluster.client()),
+            Source::Folder(_) => None,
+        };
         let mut source = tokio::spawn(source.run(sink));
         // Nothing is served before everything is known: a proxy that comes back after a restart
         // must not be told that what it uses is gone.
@@ -284,6 +289,10 @@ impl Server {
                     }
                 }
             }));
+        let _statuses = cluster.map(|client| {
+            let keep = route_status::keep(client, hub.clone(), standing.leadership.clone());
+            Tasks(vec![tokio::spawn(keep).abort_handle()])
+        });
         let _webhook = match webhook {
             None => None,
             Some(webhook) => Some(Tasks(webhook.start(&standing, metrics.clone())?)),

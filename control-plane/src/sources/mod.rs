@@ -3,8 +3,10 @@
 //!
 //! - [`folder`]: a folder of manifests.
 //! - [`kubernetes`]: a cluster.
+//! - [`gateway`]: routes of the Gateway API, read the same from both.
 
 pub mod folder;
+pub mod gateway;
 pub mod kubernetes;
 
 use std::path::PathBuf;

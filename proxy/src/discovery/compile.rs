@@ -12,11 +12,14 @@ use http::{HeaderName, HeaderValue, Method};
 use weft_api::identity::SpiffeId;
 use weft_api::proto;
 
+use super::filters::{self, PlanDraft};
+use super::matches::route_match;
 use crate::balance::SharedLimits;
+use crate::http::route::Index;
 use crate::tables::{
-    Backend, BackendPolicy, Check, Destination, EndpointInfo, EndpointSet, EndpointsCell, Fallback,
-    HashKey, OutlierDetection, PathMatch, Probe, RetryPolicy, Route, RouteMatch, RoutePolicy,
-    Workload, WorkloadPort, fresh_id,
+    Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
+    Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryPolicy, Route,
+    RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
 };
 
 /// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
@@ -49,10 +52,11 @@ const DEFAULT_MAX_EJECTION: Duration = Duration::from_secs(300);
 pub struct Invalid(pub String);
 
 macro_rules! refuse {
-    ($($text:tt)*) => { return Err(Invalid(format!($($text)*))) };
+    ($($text:tt)*) => { return Err($crate::discovery::compile::Invalid(format!($($text)*))) };
 }
+pub(super) use refuse;
 
-type Result<T> = std::result::Result<T, Invalid>;
+pub(super) type Result<T> = std::result::Result<T, Invalid>;
 
 /// What tells one backend from another across recompilations.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -90,15 +94,34 @@ pub fn destination(given: &proto::Destination, links: &mut dyn Links) -> Result<
             .map_err(|Invalid(why)| Invalid(format!("route {index} ('{}'): {why}", route.name)))?;
         drafts.push(draft);
     }
+    let mut opaque = Vec::with_capacity(given.opaque.len());
+    for (index, given) in given.opaque.iter().enumerate() {
+        let within = |why: Invalid| Invalid(format!("opaque route {index}: {why}"));
+        let Some(route) = &given.route else {
+            refuse!("opaque route {index} is empty");
+        };
+        let names = given.server_names.iter();
+        let names: Vec<Box<str>> = names.map(|name| name.to_ascii_lowercase().into()).collect();
+        opaque.push((names, draft_route(route).map_err(within)?));
+    }
     let mut backends = Backends {
         links,
         built: Vec::new(),
     };
-    let routes = drafts
+    let routes: Vec<Arc<Route>> = drafts
         .into_iter()
         .map(|draft| Arc::new(draft.build(&mut backends)))
         .collect();
+    let opaque = opaque
+        .into_iter()
+        .map(|(server_names, draft)| OpaqueRoute {
+            server_names,
+            route: Arc::new(draft.build(&mut backends)),
+        })
+        .collect();
     Ok(Destination {
+        index: Index::new(&routes),
+        opaque,
         id: fresh_id(),
         namespace: given.namespace.as_str().into(),
         service: given.service.as_str().into(),
@@ -111,19 +134,8 @@ pub fn destination(given: &proto::Destination, links: &mut dyn Links) -> Result<
 /// Names of the Endpoints that a compiled destination reads, each once.
 pub fn endpoint_names(destination: &Destination) -> Vec<Arc<str>> {
     let mut names: Vec<Arc<str>> = destination
-        .routes
-        .iter()
-        .flat_map(|route| {
-            let fallback = match route.policy.fallback.as_deref() {
-                Some(Fallback::Backend(backend)) => Some(backend),
-                _ => None,
-            };
-            route
-                .backends
-                .iter()
-                .map(|(_, backend)| backend)
-                .chain(fallback)
-        })
+        .all_routes()
+        .flat_map(|route| route.all_backends())
         .map(|backend| backend.endpoints.name.clone())
         .collect();
     names.sort();
@@ -135,13 +147,22 @@ pub fn endpoint_names(destination: &Destination) -> Vec<Arc<str>> {
 struct RouteDraft<'a> {
     given: &'a proto::Route,
     matches: Vec<RouteMatch>,
-    backends: Vec<(u32, BackendDraft<'a>)>,
+    backends: Vec<ShareDraft<'a>>,
     total_weight: u32,
     policy: RoutePolicy,
     fallback: Option<FallbackDraft<'a>>,
+    redirect: Option<Box<Redirect>>,
+    cors: Option<Box<Cors>>,
 }
 
-struct BackendDraft<'a> {
+struct ShareDraft<'a> {
+    weight: u32,
+    /// Or why there is none.
+    backend: std::result::Result<BackendDraft<'a>, Box<str>>,
+    plan: Option<PlanDraft<'a>>,
+}
+
+pub(super) struct BackendDraft<'a> {
     given: &'a proto::Backend,
     port: u16,
     policy: BackendPolicy,
@@ -153,13 +174,13 @@ enum FallbackDraft<'a> {
 }
 
 /// Backends of one destination: routes that name the same one share it, and what is learnt of it.
-struct Backends<'a, 'l> {
+pub(super) struct Backends<'a, 'l> {
     links: &'l mut dyn Links,
     built: Vec<(&'a proto::Backend, Arc<Backend>)>,
 }
 
 impl<'a> Backends<'a, '_> {
-    fn get(&mut self, draft: BackendDraft<'a>) -> Arc<Backend> {
+    pub(super) fn get(&mut self, draft: BackendDraft<'a>) -> Arc<Backend> {
         if let Some((_, backend)) = self.built.iter().find(|(given, _)| *given == draft.given) {
             return backend.clone();
         }
@@ -199,13 +220,20 @@ impl<'a> RouteDraft<'a> {
             backends: self
                 .backends
                 .into_iter()
-                .map(|(weight, draft)| (weight, backends.get(draft)))
+                .map(|draft| Share {
+                    weight: draft.weight,
+                    backend: draft.backend.map(|backend| backends.get(backend)),
+                    plan: draft.plan.map(|plan| Arc::new(plan.build(backends))),
+                })
                 .collect(),
             total_weight: self.total_weight,
             policy: RoutePolicy {
                 fallback,
                 ..self.policy
             },
+            refused: (!self.given.refused.is_empty()).then(|| self.given.refused.as_str().into()),
+            redirect: self.redirect,
+            cors: self.cors,
         }
     }
 }
@@ -224,13 +252,19 @@ fn draft_route(given: &proto::Route) -> Result<RouteDraft<'_>> {
         .collect::<Result<_>>()?;
     let mut backends = Vec::with_capacity(given.backends.len());
     for weighted in &given.backends {
-        let Some(inner) = &weighted.backend else {
-            refuse!("a weighted backend names no backend");
+        let backend = match (&weighted.backend, weighted.refused.as_str()) {
+            (_, why) if !why.is_empty() => Err(why.into()),
+            (Some(inner), _) => Ok(draft_backend(inner)?),
+            (None, _) => refuse!("a weighted backend names no backend"),
         };
-        backends.push((weight(weighted.weight)?, draft_backend(inner)?));
+        backends.push(ShareDraft {
+            weight: weight(weighted.weight)?,
+            backend,
+            plan: filters::plan(&given.filters, &weighted.filters)?,
+        });
     }
     // At most MAX_BACKENDS * MAX_WEIGHT: fits.
-    let total_weight = backends.iter().map(|(weight, _)| weight).sum();
+    let total_weight = backends.iter().map(|share| share.weight).sum();
     let (policy, fallback) = match &given.policy {
         None => (RoutePolicy::default(), None),
         Some(policy) => route_policy(policy)?,
@@ -242,6 +276,8 @@ fn draft_route(given: &proto::Route) -> Result<RouteDraft<'_>> {
         total_weight,
         policy,
         fallback,
+        redirect: filters::redirect(&given.filters)?,
+        cors: filters::cors(&given.filters)?,
     })
 }
 
@@ -261,35 +297,7 @@ fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<Fallb
     Ok((policy, fallback))
 }
 
-fn route_match(given: &proto::RouteMatch) -> Result<RouteMatch> {
-    use proto::route_match::Path;
-    let method = match given.method.as_str() {
-        "" => None,
-        name => Some(method(name)?),
-    };
-    let path = match &given.path {
-        None => None,
-        Some(Path::PathExact(path)) => Some(PathMatch::Exact(absolute(path)?.into())),
-        Some(Path::PathPrefix(path)) => {
-            let trimmed = absolute(path)?.trim_end_matches('/');
-            let prefix = if trimmed.is_empty() { "/" } else { trimmed };
-            Some(PathMatch::Prefix(prefix.into()))
-        }
-    };
-    let mut headers = given
-        .headers
-        .iter()
-        .map(|(name, value)| Ok((header_name(name)?, header_value(name, value)?)))
-        .collect::<Result<Vec<_>>>()?;
-    headers.sort();
-    Ok(RouteMatch {
-        method,
-        path,
-        headers,
-    })
-}
-
-fn draft_backend(given: &proto::Backend) -> Result<BackendDraft<'_>> {
+pub(super) fn draft_backend(given: &proto::Backend) -> Result<BackendDraft<'_>> {
     if given.endpoints.is_empty() {
         refuse!(
             "backend {}/{} names no endpoints",
@@ -638,7 +646,7 @@ impl Interned {
 
 /// A value of an enumeration this proxy knows. A newer control plane may know more: taking such a
 /// value for the default would change traffic silently.
-fn known<E: TryFrom<i32>>(value: i32, what: &str) -> Result<E> {
+pub(super) fn known<E: TryFrom<i32>>(value: i32, what: &str) -> Result<E> {
     E::try_from(value).map_err(|_| {
         Invalid(format!(
             "{what} {value} is not known to this version of the proxy"
@@ -674,28 +682,28 @@ fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
     Ok((ms != 0).then(|| Duration::from_millis(ms)))
 }
 
-fn method(name: &str) -> Result<Box<str>> {
+pub(super) fn method(name: &str) -> Result<Box<str>> {
     match Method::from_bytes(name.as_bytes()) {
         Ok(_) => Ok(name.into()),
         Err(_) => refuse!("'{name}' is not a method"),
     }
 }
 
-fn absolute(path: &str) -> Result<&str> {
+pub(super) fn absolute(path: &str) -> Result<&str> {
     if !path.starts_with('/') || path.contains(['?', '#']) || !path.is_ascii() {
         refuse!("'{path}' is not a path to match (ASCII, begins with /, no query)");
     }
     Ok(path)
 }
 
-fn header_name(name: &str) -> Result<Box<str>> {
+pub(super) fn header_name(name: &str) -> Result<Box<str>> {
     match HeaderName::from_bytes(name.as_bytes()) {
         Ok(name) => Ok(name.as_str().into()),
         Err(_) => refuse!("'{name}' is not a header's name"),
     }
 }
 
-fn header_value(name: &str, value: &str) -> Result<Box<str>> {
+pub(super) fn header_value(name: &str, value: &str) -> Result<Box<str>> {
     match HeaderValue::from_str(value) {
         Ok(_) => Ok(value.into()),
         Err(_) => refuse!("the value of header '{name}' holds what a header cannot"),

@@ -13,6 +13,8 @@ mod client;
 pub mod compile;
 pub mod dial;
 mod directory;
+mod filters;
+mod matches;
 mod status;
 mod store;
 #[cfg(test)]

@@ -5,12 +5,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::filter::{Answer, Fields};
 use super::retry::{self, Failure};
 use super::{ErrorCode, ProxyError, RequestView, route};
 use crate::balance::{
     Balancer, LimitReached, Outcome, Picked, RequestPermit, RetryBudget, Unavailable, hash_bytes,
 };
-use crate::tables::{Backend, Destination, Fallback, HashKey, Route};
+use crate::tables::{Backend, Destination, Fallback, HashKey, Plan, Route, Share};
 use crate::telemetry::Counter;
 use crate::worker::{Pools, Worker};
 
@@ -22,6 +23,12 @@ pub struct Call {
     pub started: Instant,
     /// The request timeout, if there is one.
     pub deadline: Option<Instant>,
+    /// What is changed on the way there and back.
+    pub plan: Option<Arc<Plan>>,
+    /// Bytes of the path that the route's prefix matched.
+    pub prefix: usize,
+    /// What is added to the response for the browser of a cross-origin request.
+    pub cors: Fields,
     /// Tries so far.
     pub tries: u32,
     tried: Vec<SocketAddr>,
@@ -37,6 +44,8 @@ pub enum Refusal {
     Error(ProxyError),
     /// The policy's fallback response answers; the error says why.
     Fallback(Arc<Fallback>, ProxyError),
+    /// The route answers itself.
+    Answer(Box<Answer>),
 }
 
 impl From<ProxyError> for Refusal {
@@ -54,7 +63,7 @@ impl Call {
         peer: SocketAddr,
         now: Instant,
     ) -> Result<Self, Refusal> {
-        let route = route::select(destination, request).ok_or_else(|| {
+        let selected = route::select(destination, request).ok_or_else(|| {
             ProxyError::new(
                 ErrorCode::NoRoute,
                 format!(
@@ -67,13 +76,34 @@ impl Call {
                 ),
             )
         })?;
-        let backend = choose_backend(worker, route)?;
+        let route::Selected { route, prefix } = selected;
+        let cors = match &route.cors {
+            None => Fields::new(),
+            Some(cors) => {
+                if let Some(answer) = cors.preflight(request) {
+                    return Err(Refusal::Answer(Box::new(answer)));
+                }
+                cors.response_fields(request)
+            }
+        };
+        if let Some(why) = &route.refused {
+            let text = format!("route {}: {why}", route.name);
+            return Err(ProxyError::new(ErrorCode::InvalidRoute, text).into());
+        }
+        if let Some(redirect) = &route.redirect {
+            let answer = redirect.answer(request, prefix, destination.port);
+            return Err(Refusal::Answer(Box::new(answer)));
+        }
+        let (share, backend) = choose_backend(worker, route)?;
         let balancer = worker.balancer(backend);
         let retry = route.policy.retry.as_ref();
         let mut call = Self {
             route: route.clone(),
             started: now,
             deadline: route.policy.request_timeout.map(|t| now + t),
+            plan: share.plan.clone(),
+            prefix,
+            cors,
             tries: 0,
             tried: Vec::new(),
             key: hash_key(backend, request, peer),
@@ -245,19 +275,26 @@ impl Call {
 pub fn choose_backend<'r>(
     worker: &Worker,
     route: &'r Arc<Route>,
-) -> Result<&'r Arc<Backend>, ProxyError> {
-    if let [(weight, only)] = &route.backends[..]
-        && *weight > 0
+) -> Result<(&'r Share, &'r Arc<Backend>), ProxyError> {
+    let usable = |share: &'r Share| match &share.backend {
+        Ok(backend) => Ok((share, backend)),
+        Err(why) => Err(ProxyError::new(
+            ErrorCode::InvalidRoute,
+            format!("route {}: {why}", route.name),
+        )),
+    };
+    if let [only] = &route.backends[..]
+        && only.weight > 0
     {
-        return Ok(only);
+        return usable(only);
     }
     if route.total_weight > 0 {
         let mut at = (worker.random() * f64::from(route.total_weight)) as u32;
-        for (weight, backend) in &route.backends {
-            if at < *weight {
-                return Ok(backend);
+        for share in &route.backends {
+            if at < share.weight {
+                return usable(share);
             }
-            at -= weight;
+            at -= share.weight;
         }
     }
     Err(ProxyError::new(

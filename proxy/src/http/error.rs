@@ -10,6 +10,8 @@ use std::fmt;
 pub enum ErrorCode {
     /// No route of the destination matches the request.
     NoRoute,
+    /// The route, or the backend that was drawn, cannot be used as it is configured.
+    InvalidRoute,
     /// The backend has no endpoint that may be used.
     NoEndpoint,
     ConnectionRefused,
@@ -45,6 +47,7 @@ impl ErrorCode {
     pub fn status(self) -> u16 {
         match self {
             Self::NoRoute => 404,
+            Self::InvalidRoute => 500,
             Self::BadRequest => 400,
             Self::PlaintextRefused => 403,
             Self::HeadTooLarge => 431,
@@ -77,6 +80,7 @@ impl ErrorCode {
     pub fn name(self) -> &'static str {
         match self {
             Self::NoRoute => "destination_not_found",
+            Self::InvalidRoute => "proxy_configuration_error",
             Self::NoEndpoint => "destination_unavailable",
             Self::ConnectionRefused => "connection_refused",
             Self::ConnectionTimeout => "connection_timeout",

@@ -7,7 +7,9 @@
 
 pub mod call;
 pub mod error;
+pub mod filter;
 pub mod flow;
+pub mod mirror;
 pub mod observe;
 pub mod retry;
 pub mod route;

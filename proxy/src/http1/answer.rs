@@ -52,6 +52,28 @@ pub(super) async fn answer(
     write_all(client, text.as_bytes()).await
 }
 
+/// An answer of our own that is no error, without a body.
+pub(super) async fn answer_plainly(
+    client: &mut Conn,
+    status: u16,
+    fields: &[(&'static str, String)],
+    keep: bool,
+) -> std::io::Result<()> {
+    let mut text = format!("HTTP/1.1 {status} {}\r\n", reason(status));
+    for (name, value) in fields {
+        text.push_str(&format!("{name}: {value}\r\n"));
+    }
+    // 204 has no body by itself (RFC 9110 section 8.6).
+    if status != 204 {
+        text.push_str("content-length: 0\r\n");
+    }
+    if !keep {
+        text.push_str("connection: close\r\n");
+    }
+    text.push_str("\r\n");
+    write_all(client, text.as_bytes()).await
+}
+
 /// Ends our direction and waits a little for the client's, so that what was written arrives.
 pub(super) async fn linger(mut client: Conn) {
     if poll_fn(|cx| client.poll_shutdown(cx)).await.is_err() {

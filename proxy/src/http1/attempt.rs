@@ -17,8 +17,10 @@ use super::request::{Exchange, Verdict};
 use super::serve::Scratch;
 use crate::balance::{Outcome, Picked};
 use crate::http::call::{self, Call};
+use crate::http::filter::fields;
 use crate::http::retry::Failure;
 use crate::http::{ErrorCode, ProxyError};
+use crate::outbound::connect;
 use crate::transport::Io;
 use crate::worker::Pools;
 
@@ -150,9 +152,12 @@ impl Failed {
 }
 
 /// Whether a proxy that ended the connection in order had not taken the request: it said nothing,
-/// or that the connection had ended before.
+/// that the connection had ended before, or that its application takes none.
 pub(super) fn not_processed(said: &[u8]) -> bool {
-    matches!(said, [] | [kept::CLOSED | kept::CLOSED_BY_RESET])
+    matches!(
+        said,
+        [] | [kept::CLOSED | kept::CLOSED_BY_RESET | kept::UNREACHABLE]
+    )
 }
 
 /// How long the rest of a request may take after its response has ended, without progress.
@@ -182,6 +187,7 @@ impl Exchange<'_> {
         let mut body = self.body;
         let mut duplex = Duplex::new(client, server, out, to_client, &mut body, *replay);
         duplex.ready = self.ready;
+        duplex.tees = self.tees.clone();
         let deadline = call.try_deadline(Instant::now());
         let idle = call.route.policy.idle_timeout;
         let mut passed = false;
@@ -190,7 +196,8 @@ impl Exchange<'_> {
             let driven = drive(&mut duplex, response, &self.method, timer, deadline, idle).await;
             let untouched = duplex.sent == 0 && duplex.body_sent == 0;
             let replayable = !passed && (duplex.replay.is_some() || untouched);
-            let heard = duplex.heard || duplex.server.buf[..] == [kept::UNANSWERED];
+            let unreachable = mesh && duplex.server.buf[..] == [kept::UNREACHABLE];
+            let heard = duplex.heard || unreachable || duplex.server.buf[..] == [kept::UNANSWERED];
             let failed = match driven {
                 Driven::Event(Event::Head) => {
                     match self.on_head(&mut duplex, response, call, picked, replayable, &mut passed)
@@ -258,6 +265,7 @@ impl Exchange<'_> {
                 picked.observe(
                     match failure {
                         Failure::Timeout => Outcome::Timeout,
+                        _ if unreachable => Outcome::ConnectFailure,
                         _ => Outcome::Reset,
                     },
                     Instant::now(),
@@ -265,7 +273,7 @@ impl Exchange<'_> {
             }
             let cut = match &duplex.server.buf[..] {
                 [] if !failed.gracefully => Cut::Reset,
-                [kept::CLOSED..=kept::UNANSWERED] if mesh && !failed.gracefully => Cut::Reset,
+                [kept::CLOSED..=kept::UNREACHABLE] if mesh && !failed.gracefully => Cut::Reset,
                 _ if !failed.gracefully => Cut::ResetWithinHead,
                 [] => Cut::Unanswered,
                 [kept::UNANSWERED] if mesh => Cut::Unanswered,
@@ -284,6 +292,10 @@ impl Exchange<'_> {
                         call.started.elapsed().as_millis()
                     );
                     let error = ProxyError::new(ErrorCode::ResponseTimeout, text);
+                    self.answer_or_cut(error, passed)
+                }
+                Verdict::Over if unreachable => {
+                    let error = connect::unreachable(picked.endpoint.info.address, &call.place());
                     self.answer_or_cut(error, passed)
                 }
                 Verdict::Over if failure == Failure::NeverProcessed && mesh => {
@@ -437,6 +449,14 @@ impl Exchange<'_> {
         let mut edits = Vec::new();
         if response.framing.strip {
             framing::hop_by_hop(&duplex.server.buf, response, &mut edits);
+        }
+        if let Some(plan) = &call.plan {
+            fields::of_head(&plan.response, response, &duplex.server.buf, &mut edits);
+            fields::sort(&mut edits);
+        }
+        if !call.cors.is_empty() {
+            fields::add_to_head(&call.cors, response, &duplex.server.buf, &mut edits);
+            fields::sort(&mut edits);
         }
         let draining = self.worker.drain.is_draining() && !self.flow.from_mesh && !tunnel;
         if draining && !response.framing.close && self.persistent {

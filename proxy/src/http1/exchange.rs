@@ -11,6 +11,7 @@
 //! ```
 
 use std::io;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
@@ -19,6 +20,7 @@ use super::conn::Conn;
 use super::framing::{BodyReader, FramingError};
 use super::head::{self, Head, HeadError, MAX_HEAD, Parsed};
 use super::kept;
+use crate::http::mirror::Tees;
 use crate::transport::Io;
 
 /// Bytes of pipelined requests that are read ahead while an exchange runs.
@@ -72,6 +74,8 @@ pub struct Duplex<'a> {
     /// all that was sent.
     pub out: &'a mut Vec<u8>,
     pub sent: usize,
+    /// Where the request's body goes beside its way.
+    pub tees: Option<Rc<Tees>>,
     /// Keep what is sent, up to this many bytes; `None`: it is not kept (any more).
     pub replay: Option<usize>,
     pub request: &'a mut BodyReader,
@@ -112,6 +116,7 @@ impl<'a> Duplex<'a> {
             server,
             out,
             sent: 0,
+            tees: None,
             replay,
             request,
             ready: 0,
@@ -169,6 +174,9 @@ impl<'a> Duplex<'a> {
             if self.ready > 0 {
                 let bytes = &self.client.buf[..self.ready];
                 let n = ready!(self.server.poll_write(cx, bytes))?;
+                if let Some(tees) = &self.tees {
+                    tees.push(&self.client.buf[..n]);
+                }
                 self.keep(n);
                 self.client.buf.advance(n);
                 self.ready -= n;
@@ -184,6 +192,9 @@ impl<'a> Duplex<'a> {
                 }
                 if self.upload == Upload::Open {
                     self.upload = Upload::Finished;
+                    if let Some(tees) = self.tees.take() {
+                        tees.end();
+                    }
                 }
                 return self.poll_client_end(cx);
             }
@@ -367,7 +378,7 @@ impl<'a> Duplex<'a> {
 
     /// A proxy says something about the connection, not about the request.
     fn is_word(&self) -> bool {
-        matches!(self.server.buf[..], [kept::CLOSED..=kept::UNANSWERED])
+        matches!(self.server.buf[..], [kept::CLOSED..=kept::UNREACHABLE])
             && !matches!(self.server.io, Io::Plain(_))
     }
 

@@ -7,18 +7,24 @@ use std::time::{Duration, Instant};
 
 use bytes::Buf;
 
-use super::answer::{LINGER, answer, context_headers, finish, trace_edit, write_all};
+use super::answer::{
+    LINGER, answer, answer_plainly, context_headers, finish, trace_edit, write_all,
+};
 use super::attempt::{Cut, Tried};
 use super::conn::Conn;
 use super::framing::{self, BodyReader};
 use super::head::RequestHead;
 use super::kept::{self, Kept};
+use super::mirror;
 use super::pool::{self, APP_IDLE, MESH_IDLE};
 use super::serve::{After, Scratch};
 use crate::balance::{ConnectionPermit, LimitReached, Outcome, Picked};
+use crate::http::RequestView;
 use crate::http::call::{Call, Refusal};
 use crate::http::error::reason;
+use crate::http::filter::fields;
 use crate::http::flow::Flow;
+use crate::http::mirror::Tees;
 use crate::http::observe::{Ending, Observation};
 use crate::http::retry::{DEFAULT_REPLAY_BYTES, Failure};
 use crate::http::{ErrorCode, ProxyError};
@@ -42,6 +48,8 @@ pub(super) struct Exchange<'w> {
     pub(super) persistent: bool,
     pub(super) ending: Ending<'static>,
     pub(super) observation: Option<Observation>,
+    /// Where the request's body goes beside its way.
+    pub(super) tees: Option<Rc<Tees>>,
 }
 
 /// What a failed try leads to.
@@ -94,6 +102,18 @@ pub(super) async fn request(
     if framing.strip {
         framing::hop_by_hop(&client.buf, &scratch.head, &mut scratch.edits);
     }
+    if let Ok(call) = &begun
+        && let Some(plan) = &call.plan
+    {
+        let path = plan
+            .path
+            .as_ref()
+            .map(|edit| edit.apply(view.path(), call.prefix));
+        let (head, buf, edits) = (&scratch.head, &client.buf, &mut scratch.edits);
+        fields::target(head, buf, path, plan.host.as_deref(), edits);
+        fields::of_head(&plan.request, head, buf, edits);
+        fields::sort(edits);
+    }
     if let Some(traceparent) = propagate {
         trace_edit(
             &scratch.head,
@@ -123,6 +143,7 @@ pub(super) async fn request(
         framing,
         ending: Ending::default(),
         observation: Some(observation),
+        tees: None,
     };
     let after = match exchange.body.advance(&client.buf) {
         Ok(n) => {
@@ -133,6 +154,14 @@ pub(super) async fn request(
             exchange.ending.bytes_in = copied as u64;
             match begun {
                 Ok(mut call) => {
+                    if let Some(plan) = &call.plan
+                        && !framing.upgrade
+                        && &*exchange.method != b"CONNECT"
+                    {
+                        let (method, out) = (&exchange.method, &scratch.out);
+                        let more = !exchange.body.is_done() || exchange.ready > 0;
+                        exchange.tees = mirror::start(worker, plan, method, out, more);
+                    }
                     let after = exchange.tries(&mut call, client, scratch).await;
                     let route = call.route;
                     exchange.ending.tries = call.tries;
@@ -196,6 +225,15 @@ impl Exchange<'_> {
     pub(super) async fn refused(&mut self, refusal: Refusal, client: &mut Conn) -> After {
         match refusal {
             Refusal::Error(error) => self.fail(&error, client, true).await,
+            Refusal::Answer(given) => {
+                self.ending.status = given.status;
+                let keep = self.may_keep(true);
+                match answer_plainly(client, given.status, &given.fields, keep).await {
+                    Ok(()) if keep => After::KeepAlive,
+                    Ok(()) => After::Close,
+                    Err(_) => After::Abort,
+                }
+            }
             Refusal::Fallback(fallback, error) => match &*fallback {
                 Fallback::Response {
                     status,
@@ -275,6 +313,16 @@ impl Exchange<'_> {
                             drop(picked);
                             scratch.timer.sleep(pause).await;
                             continue;
+                        }
+                        // The other proxy knows what it means, and may know another endpoint.
+                        Verdict::Over if self.flow.from_mesh => {
+                            let error = connect::to_proxy_error(&error, &call.place());
+                            tracing::debug!(code = error.code.name(), "{error}");
+                            self.ending.error = Some(error.code);
+                            return match write_all(client, &[kept::UNREACHABLE]).await {
+                                Ok(()) => After::Close,
+                                Err(_) => After::Abort,
+                            };
                         }
                         Verdict::Over => {
                             let error = connect::to_proxy_error(&error, &call.place());

@@ -8,6 +8,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::http::ProxyError;
+use crate::http::filter::fields::add_to_map;
 
 /// What the answer is an answer to.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +39,19 @@ pub(super) fn error(respond: &mut SendResponse<Bytes>, asked: Asked, error: &Pro
     );
     headers.insert("proxy-status", proxy_status);
     send(respond, asked, error.code.status(), headers, body);
+}
+
+/// An answer that is no error, without a body.
+pub(super) fn plain(
+    respond: &mut SendResponse<Bytes>,
+    status: u16,
+    fields: &[(&'static str, String)],
+) {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+    add_to_map(fields, response.headers_mut());
+    // The client may be gone: then there is nobody to tell.
+    let _ = respond.send_response(response, true);
 }
 
 /// The response of a fallback policy; `error` says why it answers.

@@ -1,10 +1,13 @@
 //! DATA and trailers of one direction of a stream.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
+
+use crate::http::mirror::Tees;
 
 /// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
@@ -25,6 +28,8 @@ pub(super) struct Pump {
     room: Option<usize>,
     /// END_STREAM has been given to the sink.
     done: bool,
+    /// Where it goes beside its way.
+    pub tees: Option<Rc<Tees>>,
     /// Bytes received.
     pub bytes: u64,
     /// Grows with everything that moves, for the idle timeout.
@@ -62,6 +67,7 @@ impl Pump {
             again: 0,
             room: keep,
             done,
+            tees: None,
             bytes: 0,
             progress: 0,
             grpc_status: None,
@@ -155,6 +161,9 @@ impl Pump {
                     Some(Err(error)) => return Poll::Ready(Err(Stop::Source(error))),
                     None => {
                         let trailers = ready!(self.recv.poll_trailers(cx)).map_err(Stop::Source)?;
+                        if let Some(tees) = self.tees.take() {
+                            tees.end();
+                        }
                         self.source = trailers.map_or(Source::Ended, Source::Trailers);
                     }
                 },
@@ -180,8 +189,16 @@ impl Pump {
     /// DATA has come. END_STREAM stays with it; empty frames say nothing else and are left out.
     fn received(&mut self, data: Bytes) {
         self.progress += 1;
+        if let Some(tees) = &self.tees
+            && !data.is_empty()
+        {
+            tees.push_bytes(&data);
+        }
         if self.recv.is_end_stream() {
             self.source = Source::Ended;
+            if let Some(tees) = self.tees.take() {
+                tees.end();
+            }
         }
         if data.is_empty() {
             return;

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use h2::ext::Protocol;
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_TYPE, HOST};
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Version};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, Uri, Version};
 
 use crate::http::RequestView;
+use crate::http::filter::fields;
+use crate::tables::Plan;
 use crate::telemetry::trace::context::ContextHeaders;
 
 /// A request's head as routing and policy see it.
@@ -75,6 +78,35 @@ pub(super) fn context_headers(headers: &HeaderMap) -> ContextHeaders<'_> {
         context.take(name.as_str().as_bytes(), value.as_bytes());
     }
     context
+}
+
+/// Applies a route's filters to a request.
+pub(super) fn edit(head: &mut Parts, plan: &Plan, prefix: usize) {
+    if plan.path.is_some() || plan.host.is_some() {
+        let mut uri = head.uri.clone().into_parts();
+        if let Some(edit) = &plan.path {
+            let target = uri.path_and_query.as_ref();
+            let target = target.map_or(&b"/"[..], |target| target.as_str().as_bytes());
+            // Of two valid paths; should it not be one, the request goes on as it came.
+            if let Ok(path) = PathAndQuery::try_from(edit.apply(target, prefix)) {
+                uri.path_and_query = Some(path);
+            }
+        }
+        if let Some(host) = &plan.host {
+            if uri.authority.is_some() {
+                uri.authority = host.parse().ok().or(uri.authority);
+            }
+            if let Ok(host) = HeaderValue::from_str(host)
+                && let Some(field) = head.headers.get_mut(HOST)
+            {
+                *field = host;
+            }
+        }
+        if let Ok(uri) = Uri::from_parts(uri) {
+            head.uri = uri;
+        }
+    }
+    fields::of_map(&plan.request, &mut head.headers);
 }
 
 /// The request's head for one try. It is kept as long as there may be another.

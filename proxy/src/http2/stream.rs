@@ -22,9 +22,11 @@ use super::body::{Pump, grpc_status};
 use super::drive::{Event, Interrupted, Passed, Try, patiently};
 use super::failure::{self, Fault};
 use super::head;
+use super::mirror;
 use super::pool::{Lease, Unleased};
 use crate::balance::{Outcome, Picked};
 use crate::http::call::{self, Call, Refusal};
+use crate::http::filter::fields;
 use crate::http::flow::Flow;
 use crate::http::observe::{Ending, Observation};
 use crate::http::retry::{DEFAULT_REPLAY_BYTES, Failure, is_idempotent};
@@ -70,6 +72,11 @@ pub(super) async fn serve(
         Call::begin(&worker, &destination, &view, flow.peer, started).await
     };
     let begun = patiently(&mut respond, &mut timer, None, begin).await;
+    if let Ok(Ok(call)) = &begun
+        && let Some(plan) = &call.plan
+    {
+        head::edit(&mut parts, plan, call.prefix);
+    }
     if let Some(traceparent) = propagate
         && let Ok(value) = HeaderValue::from_bytes(&traceparent.to_bytes())
     {
@@ -99,6 +106,12 @@ pub(super) async fn serve(
     };
     if let Some(limit) = limit {
         call.deadline = Some(call.deadline.map_or(limit, |deadline| deadline.min(limit)));
+    }
+    if let Some(plan) = &call.plan
+        && exchange.head.method != Method::CONNECT
+    {
+        let end = exchange.upload.is_empty();
+        exchange.upload.tees = mirror::start(&worker, plan, &exchange.head, end);
     }
     exchange.tries(&mut call).await;
     exchange.ending.tries = call.tries;
@@ -160,6 +173,10 @@ impl Exchange<'_> {
     fn refused(&mut self, refusal: &Refusal) {
         match refusal {
             Refusal::Error(error) => self.fail(error),
+            Refusal::Answer(given) => {
+                self.ending.status = given.status;
+                answer::plain(&mut self.respond, given.status, &given.fields);
+            }
             Refusal::Fallback(fallback, error) => match &**fallback {
                 Fallback::Response {
                     status,
@@ -215,6 +232,13 @@ impl Exchange<'_> {
                     }
                     match self.verdict(call, &picked, Failure::Connect, true, None) {
                         Some(pause) => Tried::Again(pause),
+                        // The other proxy knows what it means, and may know another endpoint.
+                        None if self.flow.from_mesh && self.head.method != Method::CONNECT => {
+                            let error = connect::to_proxy_error(&error, &call.place());
+                            tracing::debug!(code = error.code.name(), "{error}");
+                            self.ending.error = Some(error.code);
+                            Tried::Reset(Reason::from(failure::UNREACHABLE))
+                        }
                         None => Tried::Answer(connect::to_proxy_error(&error, &call.place())),
                     }
                 }
@@ -400,7 +424,7 @@ impl Exchange<'_> {
         // Only a request that may be repeated takes the chance.
         let dead = fault == Fault::Lost && one.lease.is_reused();
         let failure = match fault {
-            Fault::NeverProcessed | Fault::Refused => Failure::NeverProcessed,
+            Fault::NeverProcessed | Fault::Refused | Fault::Unreachable => Failure::NeverProcessed,
             Fault::Lost if dead && idempotent => Failure::NeverProcessed,
             _ => Failure::Reset,
         };
@@ -408,6 +432,7 @@ impl Exchange<'_> {
             match fault {
                 Fault::NeverProcessed => Outcome::Neutral,
                 Fault::Malformed => Outcome::ServerError,
+                Fault::Unreachable => Outcome::ConnectFailure,
                 _ if dead => Outcome::Neutral,
                 _ => Outcome::Reset,
             },
@@ -429,6 +454,7 @@ impl Exchange<'_> {
             Fault::NeverProcessed if self.flow.from_mesh => {
                 return Tried::Reset(Reason::REFUSED_STREAM);
             }
+            Fault::Unreachable => connect::unreachable(address, &place),
             Fault::NeverProcessed => ProxyError::new(
                 ErrorCode::ConnectionTerminated,
                 format!("{place}: the server at {address} went away before it took the request"),
@@ -450,7 +476,7 @@ impl Exchange<'_> {
         &mut self,
         call: &mut Call,
         picked: &mut Picked<Pools>,
-        head: http::response::Parts,
+        mut head: http::response::Parts,
         download: &mut Pump,
         replayable: bool,
     ) -> Result<SendStream<Bytes>, Tried> {
@@ -497,6 +523,10 @@ impl Exchange<'_> {
         self.ending.grpc_status = code;
         self.upload.forget();
         self.observation.head(now);
+        if let Some(plan) = &call.plan {
+            fields::of_map(&plan.response, &mut head.headers);
+        }
+        fields::add_to_map(&call.cors, &mut head.headers);
         let response = Response::from_parts(head, ());
         // An error says that the client is gone.
         self.respond

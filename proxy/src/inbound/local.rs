@@ -50,19 +50,11 @@ pub fn destination(workload: &Workload, to: SocketAddr) -> Arc<Destination> {
         },
         limits: Arc::default(),
     });
-    Arc::new(Destination {
-        id: fresh_id(),
-        namespace: workload.namespace.clone(),
-        service: display,
-        port: to.port(),
-        protocol: Protocol::Auto,
-        routes: vec![Arc::new(Route {
-            id: fresh_id(),
-            name: "local".into(),
-            matches: Vec::new(),
-            backends: vec![(1, backend)],
-            total_weight: 1,
-            policy: RoutePolicy::default(),
-        })],
-    })
+    Arc::new(Destination::simple(
+        workload.namespace.clone(),
+        display,
+        to.port(),
+        Protocol::Auto,
+        Route::simple("local", backend, RoutePolicy::default()),
+    ))
 }

@@ -60,12 +60,13 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
     );
 
     let timings = match destination.protocol {
-        Protocol::Tcp | Protocol::Tls => {
+        // Where the server's name decides, the ClientHello has to be read first.
+        Protocol::Tcp | Protocol::Tls if !destination.needs_server_name() => {
             let protocol = match destination.protocol {
                 Protocol::Tls => FlowProtocol::Tls,
                 _ => FlowProtocol::Tcp,
             };
-            let opened = Upstream::open(&worker, &flow, &destination).await;
+            let opened = Upstream::open(&worker, &flow, &destination, None).await;
             return copy(&worker, &flow, client.into(), opened, protocol).await;
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => Timings {
@@ -73,9 +74,9 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             undecided: http1::HEAD_TIMEOUT,
             ..Timings::default()
         },
-        Protocol::Auto => Timings::default(),
+        Protocol::Auto | Protocol::Tcp | Protocol::Tls => Timings::default(),
     };
-    let open = || Upstream::open(&worker, &flow, &destination);
+    let open = || Upstream::open(&worker, &flow, &destination, None);
     let detected = Box::pin(detect::detect(&mut client, BytesMut::new(), &timings, open)).await;
     let io = Io::Plain(client);
     match detected {
@@ -90,7 +91,8 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         Ok(Detected::Tls { buf, hello }) => {
             tracing::debug!(sni = hello.sni.as_deref(), %to, "application's own TLS");
             let prefix = buf.freeze();
-            let opened = Upstream::open(&worker, &flow, &destination).await;
+            let name = hello.sni.as_deref();
+            let opened = Upstream::open(&worker, &flow, &destination, name).await;
             copy(
                 &worker,
                 &flow,
@@ -103,7 +105,7 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         Ok(Detected::Opaque { buf, upstream }) => {
             let prefix = buf.freeze();
             let opened =
-                tcp::opened_or(upstream, Upstream::open(&worker, &flow, &destination)).await;
+                tcp::opened_or(upstream, Upstream::open(&worker, &flow, &destination, None)).await;
             copy(
                 &worker,
                 &flow,
@@ -115,7 +117,7 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         }
         Ok(Detected::Reset { buf, upstream }) => {
             drop(io);
-            let open = Upstream::open(&worker, &flow, &destination);
+            let open = Upstream::open(&worker, &flow, &destination, None);
             tcp::pass_early_reset(buf, upstream, open).await;
         }
         Err(error) => refuse(&worker, &flow, io, &error),

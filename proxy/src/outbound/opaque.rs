@@ -62,15 +62,26 @@ impl Unopened {
 }
 
 impl Upstream {
-    /// Chooses an endpoint of the destination's first route and connects to it; another one if
-    /// that fails.
+    /// Chooses an endpoint of the route that the connection takes (`server_name` is its SNI) and
+    /// connects to it; another one if that fails.
     pub async fn open(
         worker: &Worker,
         flow: &Flow,
         destination: &Destination,
+        server_name: Option<&str>,
     ) -> Result<Self, Unopened> {
-        let route = destination.routes.first().ok_or(Unopened::NoRoute)?;
-        let backend =
+        let route = match &destination.opaque[..] {
+            [] => destination.routes.first(),
+            opaque => opaque
+                .iter()
+                .find(|opaque| opaque.takes(server_name))
+                .map(|opaque| &opaque.route),
+        };
+        let route = route.ok_or(Unopened::NoRoute)?;
+        if route.refused.is_some() {
+            return Err(Unopened::NoRoute);
+        }
+        let (_, backend) =
             crate::http::call::choose_backend(worker, route).map_err(|_| Unopened::NoRoute)?;
         let opened = Self::open_backend(worker, flow, backend, route.policy.idle_timeout).await;
         match (opened, route.policy.fallback.as_deref()) {

@@ -10,6 +10,7 @@ mod http1;
 mod http2;
 mod policy;
 mod resilience;
+mod routes;
 mod seeing;
 mod tcp;
 mod tls;
@@ -69,11 +70,25 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::a_request_timeout_is_504,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
+    resilience::an_application_that_stops_listening_costs_no_request,
     resilience::an_endpoint_that_fails_is_ejected_and_comes_back,
     resilience::a_polite_restart_of_the_servers_proxy_loses_no_request,
     resilience::a_polite_restart_of_the_clients_proxy_loses_no_request,
     resilience::a_killed_proxy_comes_back,
     resilience::roots_are_rotated_under_load,
+    routes::requests_are_split_by_weight,
+    routes::matches_win_in_the_specified_order,
+    routes::query_parameters_choose_and_what_matches_nothing_is_404,
+    routes::redirects_say_where,
+    routes::urls_are_rewritten,
+    routes::request_headers_are_changed_and_nothing_else,
+    routes::response_headers_are_changed,
+    routes::a_backend_that_is_not_there_is_500_for_its_share,
+    routes::rules_have_timeouts_and_retries,
+    routes::a_consumer_route_is_for_its_own_namespace,
+    routes::ports_and_pod_addresses_are_told_apart,
+    routes::cross_origin_requests,
+    routes::a_changed_route_takes_effect,
     seeing::traces_are_begun_and_carried_on,
     seeing::nothing_is_added_to_requests_that_are_not_traced,
     seeing::requests_are_counted_on_both_sides,

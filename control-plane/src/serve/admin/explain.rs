@@ -7,7 +7,8 @@ use weft_api::proto::load_balancer::HashKey;
 use weft_api::proto::resource::Body;
 use weft_api::proto::{
     Algorithm, Backend, BackendPolicy, Destination, Endpoint, Health, MtlsMode, Protocol,
-    ResourceKey, ResourceKind, RetryPolicy, Route, RoutePolicy, fallback, route_match,
+    ResourceKey, ResourceKind, RetryPolicy, Route, RoutePolicy, ValueMatch, fallback, route_match,
+    value_match,
 };
 
 use crate::model::{Kind, ObjectRef};
@@ -16,9 +17,9 @@ use crate::serve::discovery::Hub;
 /// Endpoints of which the policies are looked up that decide about mutual TLS.
 const WITH_POLICIES: usize = 16;
 
-/// What a proxy that asked for this destination would be told.
-pub(super) fn explain(hub: &Hub, name: &str) -> Value {
-    let compiled = hub.look_up(&key(ResourceKind::Destination, name));
+/// What a proxy of a namespace that asked for this destination would be told.
+pub(super) fn explain(hub: &Hub, name: &str, client: &str) -> Value {
+    let compiled = hub.look_up(&key(ResourceKind::Destination, name), client);
     let Some(Body::Destination(destination)) = &compiled.resource.body else {
         return json!({
             "destination": name,
@@ -65,26 +66,34 @@ fn route(hub: &Hub, route: &Route) -> Value {
         .matches
         .iter()
         .map(|matched| {
-            let (exact, prefix) = match &matched.path {
-                Some(route_match::Path::PathExact(path)) => (Some(path), None),
-                Some(route_match::Path::PathPrefix(path)) => (None, Some(path)),
-                None => (None, None),
+            let (exact, prefix, regex) = match &matched.path {
+                Some(route_match::Path::PathExact(path)) => (Some(path), None, None),
+                Some(route_match::Path::PathPrefix(path)) => (None, Some(path), None),
+                Some(route_match::Path::PathRegex(pattern)) => (None, None, Some(pattern)),
+                None => (None, None, None),
             };
             json!({
                 "method": matched.method,
                 "pathExact": exact,
                 "pathPrefix": prefix,
+                "pathRegex": regex,
                 "headers": matched.headers,
+                "headerPatterns": matched.header_patterns.iter().map(value_match).collect::<Vec<_>>(),
+                "query": matched.query.iter().map(value_match).collect::<Vec<_>>(),
+                "order": matched.order,
             })
         })
         .collect();
     let backends: Vec<Value> = route
         .backends
         .iter()
-        .filter_map(|weighted| {
-            let mut value = backend(hub, weighted.backend.as_ref()?);
+        .map(|weighted| {
+            let mut value = match &weighted.backend {
+                Some(given) => backend(hub, given),
+                None => json!({ "refused": weighted.refused }),
+            };
             value["weight"] = weighted.weight.into();
-            Some(value)
+            value
         })
         .collect();
     json!({
@@ -92,7 +101,16 @@ fn route(hub: &Hub, route: &Route) -> Value {
         "matches": matches,
         "policy": route.policy.as_ref().map(|policy| route_policy(hub, policy)),
         "backends": backends,
+        "refused": route.refused,
     })
+}
+
+fn value_match(given: &ValueMatch) -> Value {
+    match &given.value {
+        Some(value_match::Value::Exact(value)) => json!({ "name": given.name, "exact": value }),
+        Some(value_match::Value::Regex(value)) => json!({ "name": given.name, "regex": value }),
+        None => json!({ "name": given.name }),
+    }
 }
 
 fn route_policy(hub: &Hub, policy: &RoutePolicy) -> Value {
@@ -141,7 +159,7 @@ fn retry(retry: &RetryPolicy) -> Value {
 }
 
 fn backend(hub: &Hub, backend: &Backend) -> Value {
-    let compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints));
+    let compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints), "");
     let endpoints = match &compiled.resource.body {
         Some(Body::Endpoints(endpoints)) => {
             let shown = endpoints
@@ -212,7 +230,7 @@ fn names(objects: Vec<ObjectRef>) -> Vec<String> {
 /// it is no workload that is known.
 fn inbound(hub: &Hub, nth: usize, endpoint: &Endpoint) -> Value {
     let own = key(ResourceKind::Workload, &endpoint.workload);
-    let Some(Body::Workload(workload)) = hub.look_up(&own).resource.body else {
+    let Some(Body::Workload(workload)) = hub.look_up(&own, "").resource.body else {
         return Value::Null;
     };
     let number = endpoint.address.rsplit_once(':');

@@ -10,7 +10,7 @@
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | connected proxies and what they acknowledged, certificates, findings; JSON |
 //! | `GET /arrival?object=trafficpolicy/cart&namespace=shop` | which tables come from that object, and which proxies have them; JSON |
-//! | `GET /explain?destination=10.96.0.15:80` | that destination's table, and what is known of who is behind it; JSON |
+//! | `GET /explain?destination=10.96.0.15:80` | that destination's table (`&namespace=` for clients of a namespace), and what is known of who is behind it; JSON |
 //! | `POST /rotate-root` | begins a root rotation; `?finish` ends it now |
 
 mod explain;
@@ -238,8 +238,9 @@ impl Admin {
     }
 
     fn explain(&self, query: &str) -> Answer {
+        let client = parameter(query, "namespace").unwrap_or_default();
         match parameter(query, "destination") {
-            Some(destination) => json(&explain::explain(&self.hub, &destination)),
+            Some(destination) => json(&explain::explain(&self.hub, &destination, &client)),
             None => text(
                 StatusCode::BAD_REQUEST,
                 "write /explain?destination=10.96.0.15:80 or /explain?destination=cart.shop:80\n",

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustls_pki_types::CertificateDer;
 use serde::Serialize;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 use tracing::{info, warn};
@@ -22,7 +22,9 @@ use weft_api::proto::{DiscoveryResponse, Held, Hello, ResourceKey, Trust};
 
 use super::stream::{Proxy, Stream};
 use super::{Key, Kind};
-use crate::compile::{Compiled, Problem, Settings, compile, problems};
+use crate::compile::{
+    Compiled, Problem, RouteStatus, Settings, compile, problems, special_clients, status,
+};
 use crate::model::{Change, Dirty, Name, World};
 use crate::serve::ca::{Signer, unix};
 use crate::serve::metrics::Metrics;
@@ -38,6 +40,8 @@ pub struct Hub {
     settings: Settings,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
+    /// Grows when what is to be said of routes may have changed.
+    routes: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -53,8 +57,44 @@ struct State {
 }
 
 struct Entry {
-    compiled: Arc<Compiled>,
+    variants: Variants,
     subscribers: BTreeSet<u64>,
+}
+
+/// A resource as proxies see it: nearly always one thing for all.
+#[derive(Clone, PartialEq)]
+struct Variants {
+    common: Arc<Compiled>,
+    /// What proxies of these namespaces see instead.
+    special: BTreeMap<String, Arc<Compiled>>,
+}
+
+impl Variants {
+    fn compile(world: &World, settings: &Settings, key: &Key, trust: &Trust) -> Self {
+        let key = key.to_proto();
+        let one = |client: &str| Arc::new(compile(world, settings, &key, trust, client));
+        Self {
+            common: one(""),
+            special: special_clients(world, &key)
+                .into_iter()
+                .map(|namespace| {
+                    let compiled = one(&namespace);
+                    (namespace, compiled)
+                })
+                .collect(),
+        }
+    }
+
+    /// What proxies of a namespace see.
+    fn of(&self, namespace: &str) -> &Arc<Compiled> {
+        self.special.get(namespace).unwrap_or(&self.common)
+    }
+
+    /// Services that any of them is or leads to.
+    fn services(&self) -> BTreeSet<Name> {
+        let all = std::iter::once(&self.common).chain(self.special.values());
+        all.flat_map(|compiled| compiled.services()).collect()
+    }
 }
 
 /// A connected proxy as `/status` shows it.
@@ -112,6 +152,7 @@ impl Hub {
                 trust,
                 ..State::default()
             }),
+            routes: watch::Sender::new(0),
         }
     }
 
@@ -130,6 +171,9 @@ impl Hub {
             state.world.apply(change, &mut dirty);
         }
         let keys = state.touched(&dirty);
+        if !dirty.services.is_empty() {
+            self.routes.send_modify(|changes| *changes += 1);
+        }
         for key in keys {
             state.recompile(&self.settings, &key, seen);
         }
@@ -191,12 +235,6 @@ impl Hub {
         }
     }
 
-    /// Whether every connected proxy has acknowledged the roots of now.
-    pub fn all_trust(&self) -> bool {
-        let trust = self.trust();
-        trust.trusting == trust.connected
-    }
-
     /// The connected proxies, how many of them have acknowledged the roots of now, and who signed
     /// their certificates.
     pub fn trust(&self) -> Trusting {
@@ -205,12 +243,23 @@ impl Hub {
         let newest = state
             .resources
             .get(&key)
-            .map(|entry| entry.compiled.version());
+            .map(|entry| entry.variants.common.version());
         let trusts = |stream: &&Stream| {
             let sent = stream.sent.get(&key);
             newest.is_some() && sent.map(|sent| sent.acknowledged) == newest
         };
+        let workloads: BTreeSet<&Name> = state
+            .streams
+            .values()
+            .map(|stream| &stream.proxy.workload)
+            .filter(|name| {
+                let known = state.world.workload(name);
+                known.is_some_and(|workload| workload.sidecar)
+            })
+            .collect();
         Trusting {
+            workloads: workloads.len() as u64,
+            sidecars: state.world.sidecars() as u64,
             connected: state.streams.len() as u64,
             trusting: state.streams.values().filter(trusts).count() as u64,
             signers: state
@@ -252,15 +301,27 @@ impl Hub {
         self.state().world.counts()
     }
 
+    /// Becomes changed when what is to be said of routes may have changed.
+    pub fn routes_changed(&self) -> watch::Receiver<u64> {
+        self.routes.subscribe()
+    }
+
+    /// What is to be said of every route now.
+    pub fn route_statuses(&self) -> Vec<RouteStatus> {
+        let state = self.state();
+        let routes = state.world.routes();
+        routes.map(|route| status(&state.world, route)).collect()
+    }
+
     /// What is wrong between the objects.
     pub fn problems(&self) -> Vec<Problem> {
         problems(&self.state().world)
     }
 
     /// A resource as a proxy that asks now would get it.
-    pub fn look_up(&self, key: &ResourceKey) -> Compiled {
+    pub fn look_up(&self, key: &ResourceKey, client: &str) -> Compiled {
         let state = self.state();
-        compile(&state.world, &self.settings, key, &state.trust)
+        compile(&state.world, &self.settings, key, &state.trust, client)
     }
 
     /// Every connected proxy, by workload.
@@ -281,6 +342,9 @@ impl Hub {
 #[derive(Clone, Debug, Default)]
 pub struct Trusting {
     pub connected: u64,
+    /// Workloads that are known to have a proxy; and those of them that are connected here.
+    pub sidecars: u64,
+    pub workloads: u64,
     /// Of these, those that have acknowledged the roots of now.
     pub trusting: u64,
     /// For each, who signed the certificate it uses.
@@ -365,16 +429,16 @@ impl State {
         let Some(entry) = self.resources.get_mut(key) else {
             return;
         };
-        let compiled = compile(&self.world, settings, &key.to_proto(), &self.trust);
-        if compiled.version() == entry.compiled.version() {
+        let variants = Variants::compile(&self.world, settings, key, &self.trust);
+        if variants == entry.variants {
             return;
         }
-        let compiled = Arc::new(compiled);
-        let before = std::mem::replace(&mut entry.compiled, compiled.clone());
+        let before = std::mem::replace(&mut entry.variants, variants.clone());
         let subscribers: Vec<u64> = entry.subscribers.iter().copied().collect();
         self.unindex(key, &before);
-        self.index(key, &compiled);
+        self.index(key, &variants);
         for id in subscribers {
+            let compiled = variants.of(self.namespace_of(id)).clone();
             self.follow(settings, id, key, &compiled, Some(seen));
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.offer(key, &compiled, Some(seen));
@@ -385,17 +449,31 @@ impl State {
     /// The compiled resource, kept from now on for this subscriber, and the key that all its
     /// subscribers share.
     fn subscribe(&mut self, settings: &Settings, id: u64, key: &Key) -> (Key, Arc<Compiled>) {
-        let known = self.resources.get(key).map(|entry| entry.compiled.clone());
-        let compiled = known.unwrap_or_else(|| {
-            let compiled = compile(&self.world, settings, &key.to_proto(), &self.trust);
-            self.index(key, &compiled);
-            Arc::new(compiled)
-        });
-        let entry = self.resources.entry(key.clone()).or_insert_with(|| Entry {
-            compiled: compiled.clone(),
-            subscribers: BTreeSet::new(),
-        });
-        entry.subscribers.insert(id);
+        if !self.resources.contains_key(key) {
+            let variants = Variants::compile(&self.world, settings, key, &self.trust);
+            self.index(key, &variants);
+            let entry = Entry {
+                variants,
+                subscribers: BTreeSet::new(),
+            };
+            self.resources.insert(key.clone(), entry);
+        }
+        let client = self.streams.get(&id);
+        let client = client.map_or("", |stream| &stream.proxy.workload.namespace);
+        let compiled = match self.resources.get_mut(key) {
+            Some(entry) => {
+                entry.subscribers.insert(id);
+                entry.variants.of(client).clone()
+            }
+            // Not reached: it has just been put there.
+            None => Arc::new(compile(
+                &self.world,
+                settings,
+                &key.to_proto(),
+                &self.trust,
+                client,
+            )),
+        };
         let shared = self.resources.get_key_value(key).map(|(key, _)| key);
         (shared.unwrap_or(key).clone(), compiled)
     }
@@ -406,13 +484,19 @@ impl State {
             if entry.subscribers.is_empty()
                 && let Some(entry) = self.resources.remove(key)
             {
-                self.unindex(key, &entry.compiled);
+                self.unindex(key, &entry.variants);
             }
         }
     }
 
-    fn index(&mut self, key: &Key, compiled: &Compiled) {
-        for service in compiled.services() {
+    /// The namespace of a connected proxy.
+    fn namespace_of(&self, id: u64) -> &str {
+        let stream = self.streams.get(&id);
+        stream.map_or("", |stream| &stream.proxy.workload.namespace)
+    }
+
+    fn index(&mut self, key: &Key, variants: &Variants) {
+        for service in variants.services() {
             self.by_service
                 .entry(service)
                 .or_default()
@@ -420,8 +504,8 @@ impl State {
         }
     }
 
-    fn unindex(&mut self, key: &Key, compiled: &Compiled) {
-        for service in compiled.services() {
+    fn unindex(&mut self, key: &Key, variants: &Variants) {
+        for service in variants.services() {
             if let Some(keys) = self.by_service.get_mut(&service) {
                 keys.remove(key);
                 if keys.is_empty() {
@@ -519,10 +603,11 @@ impl State {
             )
             .map(|key| {
                 let sent = stream.sent.get(key).cloned().unwrap_or_default();
+                let client = &stream.proxy.workload.namespace;
                 let newest = self
                     .resources
                     .get(key)
-                    .map_or(0, |entry| entry.compiled.version());
+                    .map_or(0, |entry| entry.variants.of(client).version());
                 ResourceStatus {
                     kind: key.kind_name(),
                     name: key.name.to_string(),

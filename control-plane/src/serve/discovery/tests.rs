@@ -206,7 +206,7 @@ proptest! {
             }
             for (kind, name) in KEYS {
                 let key = Key::new(kind, name).unwrap().to_proto();
-                let now = hub.look_up(&key).version();
+                let now = hub.look_up(&key, "").version();
                 prop_assert_eq!(has.get(&format!("{:?}", Some(&key))), Some(&now), "{}", name);
             }
         }

@@ -11,7 +11,10 @@ use weft_api::policy::{
 use super::kubernetes;
 use super::yaml;
 use crate::finding::{Finding, Severity};
-use crate::model::{self, Object, Policy, WorkloadPort, is_known_protocol, protocol, validate};
+use crate::model::{
+    self, Object, Policy, RouteKind, WorkloadPort, is_known_protocol, protocol, validate,
+};
+use crate::sources::gateway;
 
 /// An object and where it begins.
 #[derive(Clone, Debug, PartialEq)]
@@ -64,7 +67,8 @@ struct Context<'a> {
 }
 
 const KINDS: &str = "Workload, TrafficPolicy, PeerAuthentication and Telemetry of \
-     policy.weft.dev/v1alpha1, Service of v1 and EndpointSlice of discovery.k8s.io/v1";
+     policy.weft.dev/v1alpha1, Service of v1, EndpointSlice of discovery.k8s.io/v1, and HTTPRoute, \
+     GRPCRoute, TLSRoute and TCPRoute of gateway.networking.k8s.io";
 
 impl Context<'_> {
     fn report(
@@ -124,6 +128,18 @@ impl Context<'_> {
                 let given: Telemetry = self.typed()?;
                 Object::Telemetry(policy(given.metadata, given.spec))
             }
+            (version, "HTTPRoute") if gateway::is_version(version) => {
+                self.typed::<gateway::HttpRoute>()?.into_model()
+            }
+            (version, "GRPCRoute") if gateway::is_version(version) => {
+                self.typed::<gateway::GrpcRoute>()?.into_model()
+            }
+            (version, "TLSRoute") if gateway::is_version(version) => self
+                .typed::<gateway::TlsRoute>()?
+                .into_stream_model(RouteKind::Tls),
+            (version, "TCPRoute") if gateway::is_version(version) => self
+                .typed::<gateway::TcpRoute>()?
+                .into_stream_model(RouteKind::Tcp),
             ("", _) | (_, "") => {
                 self.report(
                     Severity::Error,
@@ -145,6 +161,10 @@ impl Context<'_> {
                             | "TrafficPolicy"
                             | "PeerAuthentication"
                             | "Telemetry"
+                            | "HTTPRoute"
+                            | "GRPCRoute"
+                            | "TLSRoute"
+                            | "TCPRoute"
                     );
                 let severity = if ours {
                     Severity::Error

@@ -1,7 +1,7 @@
 //! Kubernetes, watched.
 //!
 //! One watch per kind ([`watch`]), over our own structs that hold only the fields that are used
-//! ([`objects`], [`pod`], [`policies`]); an object becomes its model object at once and is dropped.
+//! ([`objects`], [`pod`], [`policies`], [`routes`]); an object becomes its model object at once and is dropped.
 //! What stays here of all of them is their names, to see after a new list which are gone.
 //!
 //! Endpoints are those of EndpointSlices; who an endpoint is (identity, sidecar, weight) is the
@@ -18,6 +18,7 @@ mod meta;
 mod objects;
 mod pod;
 mod policies;
+mod routes;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,6 +123,10 @@ impl Kubernetes {
         watches.start::<policies::TrafficPolicy>();
         watches.start::<policies::PeerAuthentication>();
         watches.start::<policies::Telemetry>();
+        watches.start::<routes::HTTPRoute>();
+        watches.start::<routes::GRPCRoute>();
+        watches.start::<routes::TLSRoute>();
+        watches.start::<routes::TCPRoute>();
         let Watches {
             reports,
             kinds,

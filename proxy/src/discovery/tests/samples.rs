@@ -41,10 +41,12 @@ pub(super) fn route() -> Route {
             method: "GET".into(),
             path: Some(route_match::Path::PathPrefix("/api/".into())),
             headers: [("X-Version".to_owned(), "2".to_owned())].into(),
+            ..Default::default()
         }],
         backends: vec![WeightedBackend {
             weight: 3,
             backend: Some(backend()),
+            ..Default::default()
         }],
         policy: Some(RoutePolicy {
             request_timeout_ms: 1500,
@@ -56,6 +58,7 @@ pub(super) fn route() -> Route {
             }),
             ..Default::default()
         }),
+        ..Default::default()
     }
 }
 
@@ -67,6 +70,7 @@ pub(super) fn destination() -> Destination {
         port_name: "http".into(),
         protocol: Protocol::Http.into(),
         routes: vec![route()],
+        ..Default::default()
     }
 }
 

@@ -88,7 +88,13 @@ async fn a_refused_version_leaves_the_good_one_and_its_neighbours() {
     // We go on following the endpoints of the table we use.
     assert_eq!(reply.subscribe[0].key.as_ref().unwrap().name, ENDPOINTS);
     assert!(Arc::ptr_eq(&good, &world.table()));
-    let set = good.routes[0].backends[0].1.endpoints.current.load_full();
+    let set = good.routes[0].backends[0]
+        .backend
+        .as_ref()
+        .unwrap()
+        .endpoints
+        .current
+        .load_full();
     assert_eq!(set.endpoints.len(), 2);
 
     // The version told at the next stream is the good one.
@@ -123,7 +129,7 @@ async fn what_was_learnt_outlives_an_update() {
         of_endpoints(2, &["10.1.0.1:80", "10.1.0.2:80"]),
     ]);
     let before = world.table();
-    let old = &before.routes[0].backends[0].1;
+    let old = before.routes[0].backends[0].backend.as_ref().unwrap();
     let old_set = old.endpoints.current.load_full();
 
     let mut changed = destination();
@@ -140,7 +146,7 @@ async fn what_was_learnt_outlives_an_update() {
         ),
     ]);
     let after = world.table();
-    let new = &after.routes[0].backends[0].1;
+    let new = after.routes[0].backends[0].backend.as_ref().unwrap();
     assert_ne!(before.id, after.id);
     assert!(Arc::ptr_eq(&old.limits, &new.limits));
     assert!(Arc::ptr_eq(&old.endpoints, &new.endpoints));
@@ -205,7 +211,13 @@ async fn absent_endpoints_are_none() {
         .store
         .apply(vec![absent(ResourceKind::Endpoints, ENDPOINTS, 3)]);
     let table = world.table();
-    let set = table.routes[0].backends[0].1.endpoints.current.load_full();
+    let set = table.routes[0].backends[0]
+        .backend
+        .as_ref()
+        .unwrap()
+        .endpoints
+        .current
+        .load_full();
     assert!(set.endpoints.is_empty());
 }
 
@@ -280,7 +292,12 @@ async fn endpoints_are_kept_while_any_destination_reads_them() {
     let Known::Present(table) = held.known() else {
         panic!("gone")
     };
-    let cell = table.routes[0].backends[0].1.endpoints.clone();
+    let cell = table.routes[0].backends[0]
+        .backend
+        .as_ref()
+        .unwrap()
+        .endpoints
+        .clone();
     world
         .store
         .apply(vec![of_endpoints(3, &["10.1.0.1:80", "10.1.0.2:80"])]);

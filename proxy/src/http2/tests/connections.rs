@@ -188,17 +188,13 @@ async fn a_lost_connection_ends_its_streams_alone() {
             let one = to(address);
             let route = &one.routes[0];
             let matches = path.map(|path| crate::tables::RouteMatch {
-                method: None,
                 path: Some(crate::tables::PathMatch::Exact(path.into())),
-                headers: Vec::new(),
+                ..crate::tables::RouteMatch::default()
             });
+            let backend = route.backends[0].backend.clone().unwrap();
             std::sync::Arc::new(crate::tables::Route {
-                id: route.id,
-                name: route.name.clone(),
                 matches: matches.into_iter().collect(),
-                backends: route.backends.clone(),
-                total_weight: 1,
-                policy: RoutePolicy::default(),
+                ..crate::tables::Route::simple("cart", backend, RoutePolicy::default())
             })
         };
         let routes = vec![route(dying, Some("/dying")), route(well, None)];
@@ -208,7 +204,9 @@ async fn a_lost_connection_ends_its_streams_alone() {
             service: "cart".into(),
             port: 80,
             protocol: crate::tables::Protocol::Auto,
+            index: crate::http::route::Index::new(&routes),
             routes,
+            opaque: Vec::new(),
         });
         let mut client = client(destination).await;
         let (dying, _) = client.send_request(get("/dying"), true).unwrap();

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use weft_api::proto::ResourceKey;
 
-use super::{Hub, State, hex};
+use super::{Hub, State, Variants, hex};
 use crate::compile::{Settings, compile};
 use crate::model::{Change, Dirty, Object, ObjectRef};
 use crate::serve::discovery::Key;
@@ -63,11 +63,11 @@ impl Hub {
     ) -> Vec<ObjectRef> {
         let mut state = self.state();
         let State { world, trust, .. } = &mut *state;
-        let now = compile(world, &self.settings, key, trust).version();
+        let now = compile(world, &self.settings, key, trust, "").version();
         let mut found = Vec::new();
         for policy in world.policies().into_iter().filter(may) {
             let without = state.without(&policy, |state, _| {
-                compile(&state.world, &self.settings, key, &state.trust).version()
+                compile(&state.world, &self.settings, key, &state.trust, "").version()
             });
             if without.is_some_and(|version| version != now) {
                 found.push(policy);
@@ -105,9 +105,9 @@ impl State {
         self.without(object, |state, dirty| {
             let mut keys = state.touched(dirty);
             keys.retain(|key| {
-                let without = compile(&state.world, settings, &key.to_proto(), &state.trust);
+                let without = Variants::compile(&state.world, settings, key, &state.trust);
                 let now = state.resources.get(key);
-                now.is_some_and(|entry| entry.compiled.version() != without.version())
+                now.is_some_and(|entry| entry.variants != without)
             });
             keys
         })
@@ -119,13 +119,14 @@ impl State {
             let Some(entry) = self.resources.get(key) else {
                 continue;
             };
-            let newest = entry.compiled.version();
             for stream in entry
                 .subscribers
                 .iter()
                 .filter_map(|id| self.streams.get(id))
             {
                 let sent = stream.sent.get(key).cloned().unwrap_or_default();
+                let namespace = &stream.proxy.workload.namespace;
+                let newest = entry.variants.of(namespace).version();
                 tables.push(Carried {
                     workload: stream.proxy.workload.to_string(),
                     kind: key.kind_name(),

@@ -21,7 +21,7 @@ fn body(world: &World, kind: ResourceKind, name: &str) -> Option<Body> {
         kind: kind.into(),
         name: name.to_owned(),
     };
-    compile(world, &settings, &key, &Trust::default())
+    compile(world, &settings, &key, &Trust::default(), "")
         .resource
         .body
 }
