@@ -7,9 +7,14 @@ use std::path::Path;
 
 use weft_control_plane::check::check_folder;
 
-/// The page, and its YAML blocks with the lines they begin at.
+/// A page, and its YAML blocks with the lines they begin at.
 fn examples() -> (String, Vec<(usize, String)>) {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/policies.md");
+    examples_of("policies.md")
+}
+
+fn examples_of(page: &str) -> (String, Vec<(usize, String)>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference");
+    let page = folder.join(page);
     let text = std::fs::read_to_string(page).unwrap();
     let mut blocks = Vec::new();
     let mut block: Option<(usize, String)> = None;
@@ -41,6 +46,52 @@ fn every_example_is_right() {
             report.findings.is_empty(),
             "example at line {line}: {report}"
         );
+    }
+}
+
+/// Every example of a route is used for its parent, and leads somewhere.
+#[test]
+fn every_route_is_accepted() {
+    let (_, blocks) = examples_of("routes.md");
+    assert_eq!(blocks.len(), 5);
+    let services: String = ["echo", "echo-v1", "echo-v2"]
+        .iter()
+        .enumerate()
+        .map(|(index, name)| {
+            let ports: String = [80, 443, 7070, 8080, 9090]
+                .iter()
+                .map(|port| format!("  - {{name: p{port}, port: {port}}}\n"))
+                .collect();
+            format!(
+                "apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  clusterIP: 10.96.0.{}
+  ports:
+{ports}---
+",
+                index + 1
+            )
+        })
+        .collect();
+    for (line, block) in blocks {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("services.yaml"), &services).unwrap();
+        std::fs::write(dir.path().join("example.yaml"), block).unwrap();
+        let report = check_folder(dir.path()).unwrap();
+        assert_eq!(report.objects, 4, "example at line {line}: {report}");
+        let of_routes = report
+            .findings
+            .iter()
+            .filter(|finding| {
+                finding
+                    .object
+                    .as_deref()
+                    .is_none_or(|o| o.contains("Route"))
+            })
+            .count();
+        assert_eq!(of_routes, 0, "example at line {line}: {report}");
     }
 }
 

@@ -18,7 +18,7 @@ pub struct Code {
 }
 
 /// Every code there is.
-pub const CODES: [Code; 13] = [
+pub const CODES: [Code; 14] = [
     Code {
         name: "destination_not_found",
         statuses: &[404],
@@ -26,6 +26,15 @@ pub const CODES: [Code; 13] = [
         help: &[
             "See which routes there are, and why they do not match: weft routes deploy/CALLER DEST --request 'METHOD PATH'.",
             "Add a rule without matches to the HTTPRoute or GRPCRoute if everything else is to go somewhere.",
+        ],
+    },
+    Code {
+        name: "proxy_configuration_error",
+        statuses: &[500],
+        meaning: "The route, or the backend that was drawn, cannot be used as it is configured: it names a Service or port that does not exist, or another namespace's without a ReferenceGrant.",
+        help: &[
+            "The details say which and why; so do the route's status conditions: kubectl describe httproute.",
+            "weft check lists everything in routes and policies that cannot work.",
         ],
     },
     Code {
