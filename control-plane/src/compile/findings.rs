@@ -64,7 +64,6 @@ pub fn problems(world: &World) -> Vec<Problem> {
 
 fn services(world: &World, found: &mut Problems) {
     for (name, service) in &world.services {
-        // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
         let at = (Kind::Service, name);
         if service.node_local {
             found.add(
@@ -75,6 +74,7 @@ fn services(world: &World, found: &mut Problems) {
                 "leave its ports out of capture in the clients' pods, or set internalTrafficPolicy to Cluster",
             );
         }
+        // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
         if service.sliced {
             continue;
         }
