@@ -84,7 +84,12 @@ spec:
         let of_routes = report
             .findings
             .iter()
-            .filter(|finding| finding.object.as_deref().is_none_or(|o| o.contains("Route")))
+            .filter(|finding| {
+                finding
+                    .object
+                    .as_deref()
+                    .is_none_or(|o| o.contains("Route"))
+            })
             .count();
         assert_eq!(of_routes, 0, "example at line {line}: {report}");
     }
