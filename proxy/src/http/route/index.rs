@@ -56,9 +56,9 @@ struct Node {
 struct Bucket {
     least: u32,
     /// By the value of a header, for each name.
-    headers: Vec<(Box<str>, HashMap<Box<[u8]>, Vec<u32>>)>,
+    headers: Named<ByValue>,
     /// By the value of a query parameter, for each name.
-    query: Vec<(Box<str>, HashMap<Box<[u8]>, Vec<u32>>)>,
+    query: Named<ByValue>,
     methods: HashMap<Box<[u8]>, Vec<u32>>,
     rest: Vec<u32>,
 }
@@ -310,6 +310,7 @@ impl Bucket {
 }
 
 type Named<V> = Vec<(Box<str>, V)>;
+type ByValue = HashMap<Box<[u8]>, Vec<u32>>;
 
 /// The value under a name, made when it is not there.
 fn under<'v, V: Default>(named: &'v mut Named<V>, name: &str) -> &'v mut V {
