@@ -135,6 +135,13 @@ struct Route {
     idle_timeout_ms: Option<u64>,
     retry: Option<Retry>,
     fallback: Option<serde_json::Value>,
+    /// Why its requests are answered 500.
+    #[serde(default)]
+    refused: Option<String>,
+    #[serde(default)]
+    redirect: Option<serde_json::Value>,
+    #[serde(default)]
+    refused_backends: Vec<serde_json::Value>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -142,6 +149,55 @@ struct Match {
     method: Option<String>,
     path: Option<Path>,
     headers: Vec<Header>,
+    #[serde(default)]
+    header_patterns: Vec<Condition>,
+    #[serde(default)]
+    query: Vec<Condition>,
+    /// Of all matches that hold the lowest wins.
+    #[serde(default)]
+    order: u32,
+    /// Only gRPC calls, or everything but them.
+    #[serde(default)]
+    grpc: Option<bool>,
+}
+
+/// What a field or a query parameter has to be.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Condition {
+    name: String,
+    #[serde(flatten)]
+    value: Text,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Text {
+    Exact(String),
+    Regex(String),
+}
+
+impl Condition {
+    fn holds(&self, value: Option<&str>) -> bool {
+        value.is_some_and(|value| match &self.value {
+            Text::Exact(exact) => exact == value,
+            Text::Regex(pattern) => matches_whole(pattern, value),
+        })
+    }
+
+    fn describe(&self, what: &str) -> String {
+        match &self.value {
+            Text::Exact(value) => format!("{what} {}={value}", self.name),
+            Text::Regex(pattern) => format!("{what} {} like {pattern}", self.name),
+        }
+    }
+}
+
+/// As the proxy matches: the whole text, without Unicode classes.
+fn matches_whole(pattern: &str, text: &str) -> bool {
+    regex::bytes::RegexBuilder::new(&format!("^(?:{pattern})$"))
+        .unicode(false)
+        .build()
+        .is_ok_and(|regex| regex.is_match(text.as_bytes()))
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -149,6 +205,7 @@ struct Match {
 enum Path {
     Exact(String),
     Prefix(String),
+    Regex(String),
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -214,7 +271,8 @@ impl Route {
         if self.matches.is_empty() {
             return Some(None);
         }
-        self.matches.iter().find(|m| m.holds(request)).map(Some)
+        let holding = self.matches.iter().filter(|m| m.holds(request));
+        holding.min_by_key(|m| m.order).map(Some)
     }
 }
 
@@ -226,10 +284,28 @@ impl Match {
             Some(Path::Exact(exact)) => path == exact,
             Some(Path::Prefix(prefix)) => {
                 let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-                path.strip_prefix(prefix)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                prefix.is_empty()
+                    || path
+                        .strip_prefix(prefix)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
+            Some(Path::Regex(pattern)) => matches_whole(pattern, path),
         };
+        let header = |name: &str| {
+            let found = request.headers.iter().find(|(known, _)| known == name);
+            found.map(|(_, value)| value.as_str())
+        };
+        let query = |name: &str| {
+            let (_, query) = request.path.split_once('?')?;
+            let pairs = query
+                .split('&')
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+            pairs
+                .into_iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, value)| value)
+        };
+        let grpc = header("content-type").is_some_and(|kind| kind.starts_with("application/grpc"));
         let has = |h: &Header| {
             let found = request.headers.iter().find(|(name, _)| *name == h.name);
             found.is_some_and(|(_, value)| *value == h.value)
@@ -237,6 +313,12 @@ impl Match {
         self.method.as_ref().is_none_or(|m| *m == request.method)
             && path_holds
             && self.headers.iter().all(has)
+            && self
+                .header_patterns
+                .iter()
+                .all(|c| c.holds(header(&c.name)))
+            && self.query.iter().all(|c| c.holds(query(&c.name)))
+            && self.grpc.is_none_or(|wanted| wanted == grpc)
     }
 
     fn describe(&self) -> String {
@@ -247,11 +329,15 @@ impl Match {
         match &self.path {
             Some(Path::Exact(path)) => parts.push(format!("path {path}")),
             Some(Path::Prefix(path)) => parts.push(format!("path under {path}")),
+            Some(Path::Regex(pattern)) => parts.push(format!("path like {pattern}")),
             None => {}
         }
         for Header { name, value } in &self.headers {
             parts.push(format!("{name}: {value}"));
         }
+        let patterns = self.header_patterns.iter();
+        parts.extend(patterns.map(|c| c.describe("header")));
+        parts.extend(self.query.iter().map(|c| c.describe("query")));
         parts.join(" and ")
     }
 }
@@ -313,7 +399,8 @@ fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verd
         Some(request) => destination
             .routes
             .iter()
-            .find_map(|route| route.takes(request).map(|m| (route, m))),
+            .filter_map(|route| route.takes(request).map(|m| (route, m)))
+            .min_by_key(|(_, m)| m.map_or(0, |m| m.order)),
         // An opaque connection takes the first.
         None => destination.routes.first().map(|route| (route, None)),
     };
@@ -328,6 +415,22 @@ fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verd
             route: None,
         };
     };
+    let answered = match (&route.refused, &route.redirect) {
+        (Some(why), _) => Some((false, format!("It is answered 500: {why}"))),
+        (None, Some(redirect)) => Some((
+            true,
+            format!("It is redirected with {}", redirect["status"]),
+        )),
+        (None, None) => None,
+    };
+    if let Some((served, why)) = answered {
+        return Verdict {
+            served,
+            why,
+            destination: Some(destination),
+            route: Some(route),
+        };
+    }
     let (mut well, mut all) = (0, 0);
     for backend in route.backends.iter().filter(|b| b.weight > 0) {
         all += backend.endpoints.len();
@@ -507,7 +610,17 @@ fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     if let Some(fallback) = &route.fallback {
         let _ = writeln!(out, "fallback  {fallback}");
     }
+    for refused in &route.refused_backends {
+        let why = refused["why"].as_str().unwrap_or_default();
+        let _ = writeln!(out, "500       weight {}: {why}", refused["weight"]);
+    }
+    let refused: u64 = route
+        .refused_backends
+        .iter()
+        .filter_map(|refused| refused["weight"].as_u64())
+        .sum();
     let total: u32 = route.backends.iter().map(|b| b.weight).sum();
+    let total = total + u32::try_from(refused).unwrap_or(0);
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
     }
