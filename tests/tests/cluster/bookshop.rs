@@ -200,6 +200,9 @@ spec:
         "--set",
         "tracing.otlp.endpoint=http://jaeger.weft-system:4317",
     ]);
+    // Where spans go is told to sidecars when they are put in.
+    kube::kubectl(&["rollout", "restart", "-n", BOOKSHOP, "deployment"]);
+    all_rolled_out();
     apply("policies/4-telemetry.yaml");
     let path = "/api/v1/namespaces/weft-system/pods/jaeger:16686/proxy/api/traces\
                 ?service=front&limit=20&lookback=1m";
