@@ -160,13 +160,12 @@ spec:
         (0.02..0.25).contains(&share)
     });
     println!("split 90 to 10: {split}");
-
-    traces();
     drop(namespace);
 }
 
 /// Spans of a visit: who is whose parent, by service.
-fn traces() {
+pub fn a_visit_is_one_trace_in_jaeger() {
+    let _namespace = Namespace::create(BOOKSHOP, true);
     kube::apply(
         install::NAMESPACE,
         "
@@ -200,8 +199,20 @@ spec:
         "--set",
         "tracing.otlp.endpoint=http://jaeger.weft-system:4317",
     ]);
-    // Where spans go is told to sidecars when they are put in.
-    kube::kubectl(&["rollout", "restart", "-n", BOOKSHOP, "deployment"]);
+    // Where spans go is told to sidecars when they are put in; a replica of before the upgrade, on its
+    // way out, still says what it knew.
+    kube::kubectl(&[
+        "wait",
+        "-n",
+        install::NAMESPACE,
+        "pod",
+        "-l",
+        "app.kubernetes.io/component=control-plane",
+        "--for=condition=Ready",
+        "--timeout=60s",
+    ]);
+    std::thread::sleep(Duration::from_secs(10));
+    apply("bookshop.yaml");
     all_rolled_out();
     apply("policies/4-telemetry.yaml");
     let path = "/api/v1/namespaces/weft-system/pods/jaeger:16686/proxy/api/traces\

@@ -48,6 +48,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     identity::certificates_are_renewed_under_load,
     identity::roots_are_rotated_under_load,
     bookshop::a_newcomers_tour,
+    bookshop::a_visit_is_one_trace_in_jaeger,
     install::an_upgrade_keeps_certificates,
     install::nothing_stays_behind,
 ];
