@@ -29,6 +29,7 @@ A proxy knows what its application has called. Of several pods the first that kn
 is asked. The exit code is 1 when the request would fail: no route matches, or no endpoint is well.")]
 pub struct Routes {
     /// Whose connection (deploy/NAME, sts/NAME, pod/NAME…; not with --proxy), and where to:
+    #[allow(rustdoc::broken_intra_doc_links)] // As it is shown by --help.
     /// SERVICE[.NAMESPACE][:PORT] or ADDRESS:PORT, as the application connects to it
     #[arg(value_name = "[WORKLOAD] [DESTINATION]", num_args = 0..=2)]
     what: Vec<String>,

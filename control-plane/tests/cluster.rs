@@ -1,5 +1,6 @@
-//! The control plane on a real cluster, when KUBECONFIG names one: who may create namespaces,
-//! Services, EndpointSlices and Pods there can run this.
+//! The control plane on a real cluster: that of KUBECONFIG, when WEFT_TEST_KUBECONFIG names the same
+//! (nobody's own cluster is meant by accident). Who may create namespaces, Services, EndpointSlices and
+//! Pods there can run this.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -30,8 +31,9 @@ struct Cluster {
 
 impl Cluster {
     async fn open(name: &str) -> Option<Self> {
-        if std::env::var_os("KUBECONFIG").is_none() {
-            println!("skipped: KUBECONFIG names no cluster");
+        let meant = std::env::var_os("WEFT_TEST_KUBECONFIG");
+        if meant.is_none() || meant != std::env::var_os("KUBECONFIG") {
+            println!("skipped: KUBECONFIG and WEFT_TEST_KUBECONFIG do not name the same cluster");
             return None;
         }
         let client = Client::try_default().await.unwrap();

@@ -2,6 +2,8 @@
 //! of proxies stand in docs/reference/metrics.md, which a test of the proxy holds against what it
 //! renders; those of the control plane are rendered here.
 
+#![allow(clippy::unwrap_used)] // The whole crate is a test.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_control_plane::serve::metrics::{Gauges, Metrics};
