@@ -90,13 +90,8 @@ fn message(bytes: &[u8]) -> Result<Option<&[u8]>, NotTls> {
 /// RFC 8446 section 4.1.2, and the older versions of the same.
 fn parse(body: &[u8]) -> Result<ClientHello, NotTls> {
     let mut rest = Reader(body);
-    let [major, _] = *rest.take(2)? else {
-        return Err(NotTls);
-    };
-    if major != 3 {
-        return Err(NotTls);
-    }
-    rest.take(32)?;
+    // Its version is the server's to judge; then the random.
+    rest.take(2 + 32)?;
     if rest.short()?.0.len() > 32 {
         return Err(NotTls);
     }

@@ -316,13 +316,16 @@ fn hellos_are_read_as_rustls_reads_them() {
 }
 
 #[test]
-fn the_version_of_a_record_says_nothing() {
+fn the_versions_of_a_hello_say_nothing() {
     let mut hello =
         include_bytes!("../../../fuzz/seeds/client_hello/record-version-of-no-use").to_vec();
     assert_eq!(hello[2], 0x21);
     let read = client_hello(&hello).unwrap().unwrap();
     assert_eq!(read.alpn, [Box::from(*b"weft/h2")]);
     hello[2] = 1;
+    assert_eq!(client_hello(&hello).as_ref(), Ok(&Some(read.clone())));
+    // Nor does the hello's own, to us.
+    hello[9] = 0x21;
     assert_eq!(client_hello(&hello), Ok(Some(read)));
 }
 
