@@ -34,3 +34,7 @@ image() {
 
 image weft-control-plane 65532
 image weft-proxy 1337
+# What runs in the pods of the tests.
+if [ -x "$programs/weft-probe" ]; then
+    image weft-probe 65532
+fi

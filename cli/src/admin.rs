@@ -26,10 +26,10 @@ pub enum Error {
     Url(String),
     #[error("nothing answers at {url}; is it running, and is that its admin port?")]
     Unreachable { url: String, source: std::io::Error },
-    #[error("cannot reach {port} through the apiserver: {source}")]
+    #[error("cannot reach {port} through the apiserver: {reason}")]
     Forward {
         port: String,
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     #[error("{0} did not answer within five seconds")]
     Deadline(String),
@@ -186,9 +186,9 @@ impl Admin {
                 speak(stream, authority, method, path, &url).await
             }
             Self::Pod(port) => {
-                let stream = port.open().await.map_err(|source| Error::Forward {
+                let stream = port.open().await.map_err(|reason| Error::Forward {
                     port: port.to_string(),
-                    source,
+                    reason,
                 })?;
                 // hyper wants a host; the admin ports do not look at it.
                 speak(stream, "localhost", method, path, &url).await

@@ -375,7 +375,7 @@ fn rotation(known: &Known, now: f64) -> String {
                 }
             };
             format!(
-                "The new root signs{proxies}. The old one is trusted for another {}, until the last certificate it has signed has expired.",
+                "The new root signs{proxies}. The old one is trusted for another {} at most, until all have moved or the last certificate it has signed has expired.",
                 span(left(expires, now).max(0.0))
             )
         }
@@ -485,6 +485,7 @@ mod tests {
             authority: status,
             proxies: Proxies {
                 connected: by_root.iter().map(|(_, number)| number).sum(),
+                workloads: 0,
                 trusting,
                 by_root: by_root
                     .iter()
@@ -552,7 +553,7 @@ REPLICA  VERSION          PROXIES  ROOTS                     CERTIFICATE
 a        0.1.0    leader  3        trusted by all            24 h 0 min
 b        0.1.0            2        1 have not heard of them  24 h 0 min
 
-The new root signs; 4 of 5 connected proxies have a certificate of it. The old one is trusted for another 1 h 0 min, until the last certificate it has signed has expired.
+The new root signs; 4 of 5 connected proxies have a certificate of it. The old one is trusted for another 1 h 0 min at most, until all have moved or the last certificate it has signed has expired.
 "
         );
     }

@@ -29,6 +29,7 @@ A proxy knows what its application has called. Of several pods the first that kn
 is asked. The exit code is 1 when the request would fail: no route matches, or no endpoint is well.")]
 pub struct Routes {
     /// Whose connection (deploy/NAME, sts/NAME, pod/NAME…; not with --proxy), and where to:
+    #[allow(rustdoc::broken_intra_doc_links)] // As it is shown by --help.
     /// SERVICE[.NAMESPACE][:PORT] or ADDRESS:PORT, as the application connects to it
     #[arg(value_name = "[WORKLOAD] [DESTINATION]", num_args = 0..=2)]
     what: Vec<String>,
@@ -123,6 +124,16 @@ struct Destination {
     port: u16,
     protocol: String,
     routes: Vec<Route>,
+    /// For connections that are not HTTP; empty: they take the first of `routes`.
+    #[serde(default)]
+    opaque: Vec<Opaque>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Opaque {
+    /// SNI; none: every connection.
+    server_names: Vec<String>,
+    route: Route,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -141,7 +152,13 @@ struct Route {
     #[serde(default)]
     redirect: Option<serde_json::Value>,
     #[serde(default)]
-    refused_backends: Vec<serde_json::Value>,
+    refused_backends: Vec<RefusedBackend>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct RefusedBackend {
+    weight: u32,
+    why: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -150,54 +167,31 @@ struct Match {
     path: Option<Path>,
     headers: Vec<Header>,
     #[serde(default)]
-    header_patterns: Vec<Condition>,
+    header_patterns: Vec<Pattern>,
     #[serde(default)]
-    query: Vec<Condition>,
-    /// Of all matches that hold the lowest wins.
+    query: Vec<Parameter>,
+    /// Which match comes first of those that hold; none: the order of the routes.
     #[serde(default)]
-    order: u32,
-    /// Only gRPC calls, or everything but them.
+    order: Option<u32>,
+    /// Only gRPC, or only what is none.
     #[serde(default)]
     grpc: Option<bool>,
 }
 
-/// What a field or a query parameter has to be.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Condition {
+struct Pattern {
     name: String,
-    #[serde(flatten)]
-    value: Text,
+    regex: String,
 }
 
+/// A condition on a query's parameter.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Text {
-    Exact(String),
-    Regex(String),
-}
-
-impl Condition {
-    fn holds(&self, value: Option<&str>) -> bool {
-        value.is_some_and(|value| match &self.value {
-            Text::Exact(exact) => exact == value,
-            Text::Regex(pattern) => matches_whole(pattern, value),
-        })
-    }
-
-    fn describe(&self, what: &str) -> String {
-        match &self.value {
-            Text::Exact(value) => format!("{what} {}={value}", self.name),
-            Text::Regex(pattern) => format!("{what} {} like {pattern}", self.name),
-        }
-    }
-}
-
-/// As the proxy matches: the whole text, without Unicode classes.
-fn matches_whole(pattern: &str, text: &str) -> bool {
-    regex::bytes::RegexBuilder::new(&format!("^(?:{pattern})$"))
-        .unicode(false)
-        .build()
-        .is_ok_and(|regex| regex.is_match(text.as_bytes()))
+struct Parameter {
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exact: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    regex: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -265,15 +259,50 @@ struct Endpoint {
     state: String,
 }
 
-impl Route {
-    /// The first match of this route that holds; `Some(None)` when it takes everything.
-    fn takes(&self, request: &Request) -> Option<Option<&Match>> {
-        if self.matches.is_empty() {
-            return Some(None);
+impl Destination {
+    /// The route that takes a request, with the match that did; `None` there: it takes everything.
+    fn route(&self, request: &Request) -> Option<(&Route, Option<&Match>)> {
+        let mut best: Option<(u64, &Route, Option<&Match>)> = None;
+        for (position, route) in (0u64..).zip(&self.routes) {
+            let all = route.matches.is_empty();
+            let holding = route.matches.iter().filter(|m| m.holds(request)).map(Some);
+            for matched in holding.chain(all.then_some(None)) {
+                let order = matched.and_then(|m| m.order).map(u64::from);
+                let order = order.unwrap_or(position);
+                if best.is_none_or(|(first, ..)| order < first) {
+                    best = Some((order, route, matched));
+                }
+            }
         }
-        let holding = self.matches.iter().filter(|m| m.holds(request));
-        holding.min_by_key(|m| m.order).map(Some)
+        best.map(|(_, route, matched)| (route, matched))
     }
+
+    /// The route that a connection takes which is no HTTP, or of which no request is known.
+    fn connection(&self) -> Option<&Route> {
+        let any = self.opaque.iter().find(|o| o.server_names.is_empty());
+        match any.or_else(|| self.opaque.first()) {
+            Some(opaque) => Some(&opaque.route),
+            None => self.routes.first(),
+        }
+    }
+}
+
+/// Whether a pattern is found anywhere in `text`; the control plane has anchored those that must
+/// match all of it.
+fn is_match(pattern: &str, text: &str) -> bool {
+    regex::Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(text))
+}
+
+/// The first value of a query's parameter.
+fn query_value<'r>(target: &'r str, name: &str) -> Option<&'r str> {
+    let (_, query) = target.split_once('?')?;
+    let pairs = query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs
+        .into_iter()
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| value)
 }
 
 impl Match {
@@ -284,40 +313,30 @@ impl Match {
             Some(Path::Exact(exact)) => path == exact,
             Some(Path::Prefix(prefix)) => {
                 let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-                prefix.is_empty()
-                    || path
-                        .strip_prefix(prefix)
-                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                path.strip_prefix(prefix)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
-            Some(Path::Regex(pattern)) => matches_whole(pattern, path),
+            Some(Path::Regex(pattern)) => is_match(pattern, path),
         };
         let header = |name: &str| {
             let found = request.headers.iter().find(|(known, _)| known == name);
             found.map(|(_, value)| value.as_str())
         };
-        let query = |name: &str| {
-            let (_, query) = request.path.split_once('?')?;
-            let pairs = query
-                .split('&')
-                .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-            pairs
-                .into_iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, value)| value)
+        let has = |h: &Header| header(&h.name) == Some(&h.value);
+        let has_pattern =
+            |p: &Pattern| header(&p.name).is_some_and(|value| is_match(&p.regex, value));
+        let has_parameter = |p: &Parameter| {
+            query_value(&request.path, &p.name).is_some_and(|value| {
+                p.exact.as_ref().is_none_or(|exact| exact == value)
+                    && p.regex.as_ref().is_none_or(|regex| is_match(regex, value))
+            })
         };
-        let grpc = header("content-type").is_some_and(|kind| kind.starts_with("application/grpc"));
-        let has = |h: &Header| {
-            let found = request.headers.iter().find(|(name, _)| *name == h.name);
-            found.is_some_and(|(_, value)| *value == h.value)
-        };
+        let grpc = header("content-type").is_some_and(|t| t.starts_with("application/grpc"));
         self.method.as_ref().is_none_or(|m| *m == request.method)
             && path_holds
             && self.headers.iter().all(has)
-            && self
-                .header_patterns
-                .iter()
-                .all(|c| c.holds(header(&c.name)))
-            && self.query.iter().all(|c| c.holds(query(&c.name)))
+            && self.header_patterns.iter().all(has_pattern)
+            && self.query.iter().all(has_parameter)
             && self.grpc.is_none_or(|wanted| wanted == grpc)
     }
 
@@ -329,15 +348,28 @@ impl Match {
         match &self.path {
             Some(Path::Exact(path)) => parts.push(format!("path {path}")),
             Some(Path::Prefix(path)) => parts.push(format!("path under {path}")),
-            Some(Path::Regex(pattern)) => parts.push(format!("path like {pattern}")),
+            Some(Path::Regex(path)) => parts.push(format!("path like {path}")),
             None => {}
         }
         for Header { name, value } in &self.headers {
             parts.push(format!("{name}: {value}"));
         }
-        let patterns = self.header_patterns.iter();
-        parts.extend(patterns.map(|c| c.describe("header")));
-        parts.extend(self.query.iter().map(|c| c.describe("query")));
+        for Pattern { name, regex } in &self.header_patterns {
+            parts.push(format!("{name}: like {regex}"));
+        }
+        for Parameter { name, exact, regex } in &self.query {
+            match (exact, regex) {
+                (Some(value), _) => parts.push(format!("?{name}={value}")),
+                (None, regex) => {
+                    parts.push(format!("?{name} like {}", regex.as_deref().unwrap_or(".*")));
+                }
+            }
+        }
+        match self.grpc {
+            Some(true) => parts.push("gRPC".to_owned()),
+            Some(false) => parts.push("no gRPC".to_owned()),
+            None => {}
+        }
         parts.join(" and ")
     }
 }
@@ -396,13 +428,8 @@ fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verd
         };
     };
     let taken = match request {
-        Some(request) => destination
-            .routes
-            .iter()
-            .filter_map(|route| route.takes(request).map(|m| (route, m)))
-            .min_by_key(|(_, m)| m.map_or(0, |m| m.order)),
-        // An opaque connection takes the first.
-        None => destination.routes.first().map(|route| (route, None)),
+        Some(request) => destination.route(request),
+        None => destination.connection().map(|route| (route, None)),
     };
     let Some((route, matched)) = taken else {
         return Verdict {
@@ -415,22 +442,6 @@ fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verd
             route: None,
         };
     };
-    let answered = match (&route.refused, &route.redirect) {
-        (Some(why), _) => Some((false, format!("It is answered 500: {why}"))),
-        (None, Some(redirect)) => Some((
-            true,
-            format!("It is redirected with {}", redirect["status"]),
-        )),
-        (None, None) => None,
-    };
-    if let Some((served, why)) = answered {
-        return Verdict {
-            served,
-            why,
-            destination: Some(destination),
-            route: Some(route),
-        };
-    }
     let (mut well, mut all) = (0, 0);
     for backend in route.backends.iter().filter(|b| b.weight > 0) {
         all += backend.endpoints.len();
@@ -445,6 +456,37 @@ fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verd
         (Some(_), None) => "the first route that takes everything".to_owned(),
         (Some(_), Some(m)) => format!("the first route whose match holds ({m})"),
     };
+    let verdict = |served, why| Verdict {
+        served,
+        why,
+        destination: Some(destination),
+        route: Some(route),
+    };
+    if let Some(why) = &route.refused {
+        return verdict(
+            false,
+            format!("It takes {because}, which cannot be used: 500 ({why})"),
+        );
+    }
+    if let Some(redirect) = &route.redirect {
+        return verdict(
+            true,
+            format!("It takes {because}, which redirects: {redirect}"),
+        );
+    }
+    let refused: Vec<&str> = (route.refused_backends.iter())
+        .filter(|backend| backend.weight > 0)
+        .map(|backend| backend.why.as_str())
+        .collect();
+    if !refused.is_empty() {
+        let why = refused.join("; ");
+        let how = if all == 0 {
+            "answered 500"
+        } else {
+            "in part answered 500"
+        };
+        return verdict(all > 0, format!("It takes {because}, and is {how}: {why}"));
+    }
     let why = match (well, all) {
         (0, 0) => format!("It takes {because}, which has no endpoint: 503"),
         (0, _) => format!(
@@ -453,12 +495,7 @@ fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verd
         ),
         _ => format!("It takes {because}; {well} of its {all} endpoints are well"),
     };
-    Verdict {
-        served: well > 0,
-        why,
-        destination: Some(destination),
-        route: Some(route),
-    }
+    verdict(well > 0, why)
 }
 
 /// Whose connection, and where to.
@@ -610,17 +647,7 @@ fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     if let Some(fallback) = &route.fallback {
         let _ = writeln!(out, "fallback  {fallback}");
     }
-    for refused in &route.refused_backends {
-        let why = refused["why"].as_str().unwrap_or_default();
-        let _ = writeln!(out, "500       weight {}: {why}", refused["weight"]);
-    }
-    let refused: u64 = route
-        .refused_backends
-        .iter()
-        .filter_map(|refused| refused["weight"].as_u64())
-        .sum();
     let total: u32 = route.backends.iter().map(|b| b.weight).sum();
-    let total = total + u32::try_from(refused).unwrap_or(0);
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
     }
@@ -865,6 +892,44 @@ mod tests {
         ] {
             assert_eq!(address(given), expected, "{given}");
         }
+    }
+
+    #[test]
+    fn matches_of_the_gateway_api_are_understood() {
+        let mut config = config();
+        let destination = &mut config.destinations[0];
+        let conditions = json!({
+            "method": null, "path": {"regex": "^(?:/v[0-9]+/.*)$"}, "headers": [],
+            "header_patterns": [{"name": "user", "regex": "^(?:a.*)$"}],
+            "query": [{"name": "q", "exact": "1"}, {"name": "r", "regex": "^(?:[xy])$"}],
+            "order": 0, "grpc": false,
+        });
+        let mut first = destination.routes[1].clone();
+        first.name = "HTTPRoute/shop/patterns/0".to_owned();
+        first.matches = vec![serde_json::from_value(conditions).unwrap()];
+        destination.routes.push(first);
+        destination.routes[0].matches[0].order = Some(1);
+        let taken = |request: &str| {
+            let request: Request = request.parse().unwrap();
+            let (route, _) = config.destinations[0].route(&request).unwrap();
+            route.name.clone()
+        };
+        assert_eq!(
+            taken("GET /v2/a?r=x&q=1 user: anna"),
+            "HTTPRoute/shop/patterns/0"
+        );
+        for other in [
+            "GET /va/a?r=x&q=1 user: anna",
+            "GET /v2/a?r=z&q=1 user: anna",
+            "GET /v2/a?r=x user: anna",
+            "GET /v2/a?r=x&q=1 user: bea",
+            "GET /v2/a?r=x&q=1 user: anna content-type: application/grpc",
+        ] {
+            assert_eq!(taken(other), "Service/shop/catalog", "{other}");
+        }
+        config.destinations[0].routes[1].refused = Some("no such Service".to_owned());
+        let verdict = judge(&config, "catalog:80", Some(&"GET /else".parse().unwrap()));
+        assert!(!verdict.served && verdict.why.contains("500 (no such Service)"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -166,16 +166,16 @@ pub async fn run(args: Tap) -> anyhow::Result<ExitCode> {
     let paint = Paint::stdout();
     loop {
         tokio::select! {
-            line = lines.recv() => match line {
-                Some((pod, line)) => print(&args, several.then_some(&*pod), &line, paint),
-                None => break,
-            },
-            ended = taps.join_next(), if !taps.is_empty() => {
-                if let Some(Ok((pod, ended))) = ended {
+            Some((pod, line)) = lines.recv() => {
+                print(&args, several.then_some(&*pod), &line, paint);
+            }
+            ended = taps.join_next() => {
+                let Some(ended) = ended else { break };
+                if let Ok((pod, ended)) = ended {
                     let of = || if pod.is_empty() { "the proxy".to_owned() } else { pod.clone() };
                     match ended {
-                        Err(error) if taps.is_empty() => return Err(error).context(of()),
-                        Err(error) => eprintln!("weft: {}: {error}", of()),
+                        Err(error) if taps.is_empty() => return Err(error.into()),
+                        Err(error) => eprintln!("weft: {error}"),
                         Ok(()) => eprintln!("weft: {} has ended", of()),
                     }
                 }

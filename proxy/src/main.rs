@@ -27,6 +27,9 @@ fn main() -> anyhow::Result<()> {
             let log = log::init(&config.log)?;
             run::run(*config, log)
         }
-        Command::Init(args) => capture::command::run(&args),
+        Command::Init(args) => {
+            log::init("info")?;
+            capture::command::run(&args)
+        }
     }
 }

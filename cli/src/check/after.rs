@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::items::Items;
 use super::{DAY, HOUR, life, webhook};
 use crate::kube::pods::{self, Meshed, ask_all};
-use crate::kube::{CONTROL_PLANE, Cluster, Error, Replica, SYSTEM};
+use crate::kube::{CONTROL_PLANE, Cluster, Error, Replica, SYSTEM, explain};
 use crate::output::span;
 use crate::status::Status;
 
@@ -67,7 +67,14 @@ pub async fn check(cluster: &Cluster, items: &mut Items) -> Result<(), Error> {
     let now = seconds();
     deployment(cluster, items).await?;
     leader(cluster, now, items).await;
-    let replicas = cluster.replicas().await?;
+    let replicas = match cluster.replicas().await {
+        Err(error @ Error::NoReplica) => {
+            let help = "proxies go on with what they know; bring the control plane back";
+            items.error("replicas", error.to_string(), help);
+            return Ok(());
+        }
+        replicas => replicas?,
+    };
     let answered = ask(&replicas, items).await;
     agree(&answered, items);
     authority(&answered, now, items);
@@ -114,7 +121,7 @@ async fn leader(cluster: &Cluster, now: i64, items: &mut Items) {
     let api: Api<Lease> = Api::namespaced(cluster.client.clone(), SYSTEM);
     let spec = match api.get_opt(CONTROL_PLANE).await {
         Ok(lease) => lease.and_then(|lease| lease.spec).unwrap_or_default(),
-        Err(error) => return items.unseen("leader", &error),
+        Err(error) => return items.unseen("leader", &explain(&error)),
     };
     let holder = spec.holder_identity.unwrap_or_default();
     let age = spec
@@ -396,7 +403,7 @@ async fn missing(cluster: &Cluster, all: &[Pod], items: &mut Items) {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
     let namespaces = match api.list(&ListParams::default()).await {
         Ok(namespaces) => namespaces.items,
-        Err(error) => return items.unseen(what, &error),
+        Err(error) => return items.unseen(what, &explain(&error)),
     };
     for namespace in &namespaces {
         for (message, help) in super::before::conflicts(namespace) {

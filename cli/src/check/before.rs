@@ -10,7 +10,7 @@ use kube::api::{Api, ListParams, PostParams};
 
 use super::items::Items;
 use crate::kube::pods::ask_all;
-use crate::kube::{CONTROL_PLANE, Cluster, Error, SYSTEM};
+use crate::kube::{CONTROL_PLANE, Cluster, Error, SYSTEM, explain};
 
 /// Oldest Kubernetes that has what the chart uses (admission match conditions, stable).
 const OLDEST: (u32, u32) = (1, 28);
@@ -142,7 +142,7 @@ async fn permissions(cluster: &Cluster, items: &mut Items) {
         match answer {
             Ok(true) => {}
             Ok(false) => missing.push(format!("{verb} {resource}")),
-            Err(error) => return items.unseen("permissions", &error),
+            Err(error) => return items.unseen("permissions", &explain(&error)),
         }
     }
     if missing.is_empty() {
@@ -160,7 +160,7 @@ async fn nodes(cluster: &Cluster, items: &mut Items) {
     let api: Api<Node> = Api::all(cluster.client.clone());
     let nodes = match api.list(&ListParams::default()).await {
         Ok(nodes) => nodes.items,
-        Err(error) => return items.unseen("kernel", &error),
+        Err(error) => return items.unseen("kernel", &explain(&error)),
     };
     let infos = nodes.iter().filter_map(|node| {
         let info = node.status.as_ref()?.node_info.as_ref()?;
@@ -215,7 +215,7 @@ async fn gateway_api(cluster: &Cluster, items: &mut Items) {
             "its resources (HTTPRoute, GRPCRoute…) are not there: traffic cannot be split or matched",
             "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/latest/download/standard-install.yaml; it can be done later",
         ),
-        Err(error) => items.unseen(what, &error),
+        Err(error) => items.unseen(what, &explain(&error)),
     }
 }
 
@@ -224,7 +224,7 @@ async fn other_meshes(cluster: &Cluster, items: &mut Items) {
     let api: Api<MutatingWebhookConfiguration> = Api::all(cluster.client.clone());
     let hooks = match api.list_metadata(&ListParams::default()).await {
         Ok(hooks) => hooks.items,
-        Err(error) => return items.unseen(what, &error),
+        Err(error) => return items.unseen(what, &explain(&error)),
     };
     let mut found = false;
     for hook in &hooks {
@@ -256,7 +256,7 @@ async fn namespaces(cluster: &Cluster, items: &mut Items) {
     let api: Api<Namespace> = Api::all(cluster.client.clone());
     let namespaces = match api.list(&ListParams::default()).await {
         Ok(namespaces) => namespaces.items,
-        Err(error) => return items.unseen(what, &error),
+        Err(error) => return items.unseen(what, &explain(&error)),
     };
     let mut bad = false;
     for namespace in &namespaces {

@@ -13,7 +13,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use super::items::Items;
 use super::{HOUR, life};
 use crate::kube::forward::PodPort;
-use crate::kube::{CONTROL_PLANE, Cluster, Replica, SYSTEM};
+use crate::kube::{CONTROL_PLANE, Cluster, Replica, SYSTEM, explain};
 
 /// Name of the MutatingWebhookConfiguration.
 const INJECTOR: &str = "weft-injector";
@@ -34,7 +34,7 @@ pub async fn check(cluster: &Cluster, replicas: &[Replica], now: i64, items: &mu
                 "install with injection.enabled=true, or inject by hand with weft inject",
             );
         }
-        Err(error) => return items.unseen(WHAT, &error),
+        Err(error) => return items.unseen(WHAT, &explain(&error)),
     };
     let hooks = configuration.webhooks.unwrap_or_default();
     let mut bundles: Vec<Vec<u8>> = hooks

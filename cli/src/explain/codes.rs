@@ -18,7 +18,7 @@ pub struct Code {
 }
 
 /// Every code there is.
-pub const CODES: [Code; 12] = [
+pub const CODES: [Code; 14] = [
     Code {
         name: "destination_not_found",
         statuses: &[404],
@@ -26,6 +26,15 @@ pub const CODES: [Code; 12] = [
         help: &[
             "See which routes there are, and why they do not match: weft routes deploy/CALLER DEST --request 'METHOD PATH'.",
             "Add a rule without matches to the HTTPRoute or GRPCRoute if everything else is to go somewhere.",
+        ],
+    },
+    Code {
+        name: "proxy_configuration_error",
+        statuses: &[500],
+        meaning: "The route, or the backend that was drawn, cannot be used as it is configured: it names a Service or port that does not exist, or another namespace's without a ReferenceGrant.",
+        help: &[
+            "The details say which and why; so do the route's status conditions: kubectl describe httproute.",
+            "weft check lists everything in routes and policies that cannot work.",
         ],
     },
     Code {
@@ -111,6 +120,15 @@ pub const CODES: [Code; 12] = [
         ],
     },
     Code {
+        name: "http_request_denied",
+        statuses: &[403],
+        meaning: "The request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes: it is not one of the probes.",
+        help: &[
+            "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
+            "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
+        ],
+    },
+    Code {
         name: "http_protocol_error",
         statuses: &[502],
         meaning: "The server's response is not valid HTTP, or could be read in two ways.",
@@ -183,7 +201,7 @@ mod tests {
     fn each_says_what_to_do() {
         for code in &CODES {
             assert!(code.meaning.ends_with('.'), "{}", code.name);
-            assert!(!code.help.is_empty() && code.help.iter().all(|h| h.ends_with('.')));
+            assert!(!code.help.is_empty() && code.help.iter().all(|h| h.ends_with(['.', '?'])));
             assert_eq!(find(code.name), Some(code));
         }
     }

@@ -37,6 +37,7 @@ pub struct Explain {
     /// A code of Proxy-Status (or 'codes'), or whose connection: deploy/NAME, pod/NAME…
     #[arg(value_name = "CODE|WORKLOAD")]
     what: String,
+    #[allow(rustdoc::broken_intra_doc_links)] // As it is shown by --help.
     /// Where to: SERVICE[.NAMESPACE][:PORT] or ADDRESS:PORT
     #[arg(value_name = "DESTINATION")]
     destination: Option<String>,

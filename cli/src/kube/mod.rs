@@ -52,15 +52,15 @@ pub struct KubeArgs {
 /// Why the cluster could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    // kube's errors say what is beneath them themselves, so they are no sources here.
     #[error("the kubeconfig cannot be used: {0}")]
-    Kubeconfig(#[from] kube::config::KubeconfigError),
+    Kubeconfig(Box<kube::config::KubeconfigError>),
     #[error("the cluster's own configuration cannot be used: {0}")]
-    InCluster(#[from] kube::config::InClusterError),
-    #[error("cannot {what}: {}", explain(.source))]
+    InCluster(Box<kube::config::InClusterError>),
+    #[error("cannot {what}: {}", explain(.error))]
     Api {
         what: String,
-        #[source]
-        source: Box<kube::Error>,
+        error: Box<kube::Error>,
     },
     #[error(
         "there is no control plane: Deployment {SYSTEM}/{CONTROL_PLANE} does not exist; \
@@ -75,21 +75,33 @@ impl Error {
     /// `what`: "list pods in shop".
     pub fn api(what: impl Into<String>) -> impl FnOnce(kube::Error) -> Self {
         let what = what.into();
-        |source| Self::Api {
+        |error| Self::Api {
             what,
-            source: Box::new(source),
+            error: Box::new(error),
         }
     }
 
     /// The apiserver said that the user may not.
     pub fn is_forbidden(&self) -> bool {
-        matches!(self, Self::Api { source, .. }
-            if matches!(&**source, kube::Error::Api(status) if status.code == 403))
+        matches!(self, Self::Api { error, .. }
+            if matches!(&**error, kube::Error::Api(status) if status.code == 403))
+    }
+}
+
+impl From<kube::config::KubeconfigError> for Error {
+    fn from(error: kube::config::KubeconfigError) -> Self {
+        Self::Kubeconfig(Box::new(error))
+    }
+}
+
+impl From<kube::config::InClusterError> for Error {
+    fn from(error: kube::config::InClusterError) -> Self {
+        Self::InCluster(Box::new(error))
     }
 }
 
 /// The apiserver's own sentence, where there is one.
-fn explain(error: &kube::Error) -> String {
+pub fn explain(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         kube::Error::Service(error) => {
@@ -227,3 +239,6 @@ pub struct Replica {
     pub name: String,
     pub admin: Admin,
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::Args;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -147,10 +148,12 @@ impl Source {
             Reach::Cluster(cluster) => {
                 // Who calls a Service may be anywhere; those whom the user may see are asked.
                 let wide = view.by == By::Service && args.kube.namespace.is_none();
-                let scope = if wide { None } else { cluster.scope() };
-                let scope = match (wide, cluster.pods(None).await) {
-                    (true, Err(error)) if error.is_forbidden() => cluster.scope(),
-                    _ => scope,
+                let scope = match wide {
+                    true => match cluster.pods(None).await {
+                        Err(error) if error.is_forbidden() => cluster.scope(),
+                        _ => None,
+                    },
+                    false => cluster.scope(),
                 };
                 let scope = scope.map(str::to_owned);
                 Self::Cluster(cluster, scope)
@@ -208,6 +211,9 @@ pub async fn run(args: Stat) -> anyhow::Result<ExitCode> {
     tokio::time::sleep(args.window).await;
     let now = source.read().await?;
     let (rows, silent) = rows(&view, &before, &now, |namespace| source.shows(namespace));
+    if let (Some(first), true) = (silent.first(), silent.len() == now.len()) {
+        bail!("none of {} proxies answers; {first}", now.len());
+    }
     match args.output {
         Format::Json => print_json(&serde_json::json!({ "rows": rows, "noAnswer": silent }))?,
         Format::Table => show(&render(&view, &rows, &silent, Paint::stdout())),
@@ -343,7 +349,7 @@ fn render(view: &View, rows: &[Row], silent: &[String], paint: Paint) -> String 
             cells.push(Cell::from(row.pods.to_string()));
         }
         let rate = |rate: f64| match rate {
-            rate if rate == 0.0 => Cell::new(Tone::Dim, "0"),
+            0.0 => Cell::new(Tone::Dim, "0"),
             rate if rate < 10.0 => Cell::from(format!("{rate:.1}")),
             rate => Cell::from(format!("{rate:.0}")),
         };

@@ -7,8 +7,9 @@ use weft_api::policy::traffic::Fallback;
 use super::endpoints::target_port;
 use super::policy::{Level, is_port, winner};
 use super::status::status;
+use super::workload::{display_name, is_strict};
 use crate::finding::Severity;
-use crate::model::{EndpointSlice, Kind, Name, ObjectRef, TargetPort, World};
+use crate::model::{Check, EndpointSlice, Kind, Name, ObjectRef, TargetPort, World};
 
 /// Something wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,17 +57,27 @@ pub fn problems(world: &World) -> Vec<Problem> {
     traffic(world, &mut found);
     selectors(world, &mut found);
     routes(world, &mut found);
+    probes(world, &mut found);
     found.0.sort();
     found.0
 }
 
 fn services(world: &World, found: &mut Problems) {
     for (name, service) in &world.services {
+        let at = (Kind::Service, name);
+        if service.node_local {
+            found.add(
+                at,
+                "spec.internalTrafficPolicy",
+                Severity::Warning,
+                format!("Service {name} is for clients on the same node, but proxies use its endpoints on every node"),
+                "leave its ports out of capture in the clients' pods, or set internalTrafficPolicy to Cluster",
+            );
+        }
         // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
         if service.sliced {
             continue;
         }
-        let at = (Kind::Service, name);
         let sliced = world.slices_of.get(name).next().is_some();
         if service.selector.is_empty() {
             if !sliced {
@@ -129,7 +140,7 @@ fn services(world: &World, found: &mut Problems) {
 fn addresses(world: &World, found: &mut Problems) {
     for (address, names) in world.vips.iter() {
         let mut first: BTreeMap<u16, &Name> = BTreeMap::new();
-        for service in names.iter().filter_map(|name| world.service(name)) {
+        for service in names.filter_map(|name| world.service(name)) {
             for port in &service.ports {
                 if let Some(winner) = first.get(&port.port) {
                     found.add(
@@ -145,8 +156,7 @@ fn addresses(world: &World, found: &mut Problems) {
             }
         }
     }
-    for (address, names) in world.addresses.iter() {
-        let mut names = names.iter();
+    for (address, mut names) in world.addresses.iter() {
         let Some(winner) = names.next() else { continue };
         for name in names {
             found.add(
@@ -339,6 +349,28 @@ fn routes(world: &World, found: &mut Problems) {
                     severity,
                     format!("{}: {}", condition.reason, condition.message),
                     help,
+                );
+            }
+        }
+    }
+}
+
+/// Probes that are refused where mutual TLS is required; of pods alike the first.
+fn probes(world: &World, found: &mut Problems) {
+    let mut said = BTreeSet::new();
+    for workload in world.workloads.values().filter(|workload| workload.sidecar) {
+        for probe in &workload.probes {
+            let (name, port) = (&workload.name, probe.port);
+            if probe.check == Check::Https
+                && is_strict(world, workload, port)
+                && said.insert((&name.namespace, display_name(workload), port))
+            {
+                found.add(
+                    (Kind::Workload, name),
+                    "spec.containers",
+                    Severity::Error,
+                    format!("an HTTPS probe of port {port} is refused, because the port takes mutual TLS only (STRICT) and what is inside TLS cannot be seen"),
+                    "make it an HTTP or exec probe, or set portLevelMtls of that port to PERMISSIVE",
                 );
             }
         }

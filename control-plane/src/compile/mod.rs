@@ -7,7 +7,7 @@
 //! - [`destination`]: what "10.96.0.15:80" or "cart.shop:80" is.
 //! - [`endpoints`]: where a Service port, or a workload addressed directly, is reached.
 //! - [`workload`]: what a proxy needs to know about the workload it stands beside.
-//! - [`routes`]: which routes of the Gateway API apply, in which order; [`status`]: what is said of
+//! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
 //! - [`policy`]: the most specific policy wins, field by field.
 //! - [`findings`]: what in the model cannot work, as sentences.

@@ -97,12 +97,12 @@ pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) ->
         }
     }
     if service.client_affinity {
-        // `sessionAffinity: ClientIP`, where no policy says how to balance.
-        merged.load_balancer.get_or_insert(LoadBalancer {
-            algorithm: Some(Algorithm::RingHash),
-            hash_key: Some(HashKey::SourceAddress(true)),
-            panic_threshold: None,
-        });
+        // `sessionAffinity: ClientIP`, where no policy says how to choose.
+        let balancer = merged.load_balancer.get_or_insert_default();
+        if balancer.algorithm.is_none() {
+            balancer.algorithm = Some(Algorithm::RingHash);
+            balancer.hash_key = Some(HashKey::SourceAddress(true));
+        }
     }
     let breaker = merged.circuit_breaker.clone().unwrap_or_default();
     let mut route = route(&merged);

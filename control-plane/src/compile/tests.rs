@@ -313,7 +313,7 @@ metadata: {name: cart-http, namespace: shop}
 spec:
   targetRefs: [{kind: Service, name: cart, sectionName: http}]
   timeouts: {request: 0s}
-  retries: {grpcCodes: [UNAVAILABLE], on: [Timeout]}
+  retries: {grpcCodes: [UNAVAILABLE], conditions: [Timeout]}
 ---
 apiVersion: policy.weft.dev/v1alpha1
 kind: TrafficPolicy

@@ -54,7 +54,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
             .collect(),
         telemetry: Some(telemetry(world, settings, workload)),
         display_name: display_name(workload),
-        probes: workload.probes.iter().map(probe).collect(),
+        probes: workload.probes.iter().filter_map(probe).collect(),
     })
 }
 
@@ -79,19 +79,26 @@ pub(super) fn protocol_of(world: &World, workload: &Workload, number: u16) -> Op
     })
 }
 
-fn probe(probe: &Probe) -> proto::Probe {
+fn probe(probe: &Probe) -> Option<proto::Probe> {
     use proto::probe::Check as Way;
-    proto::Probe {
+    Some(proto::Probe {
         port: u32::from(probe.port),
         check: Some(match &probe.check {
             Check::Http { path } => Way::HttpPath(path.clone()),
             Check::Tcp => Way::Tcp(true),
             Check::Grpc => Way::Grpc(true),
+            Check::Https => return None,
         }),
-    }
+    })
 }
 
-fn display_name(workload: &Workload) -> String {
+/// Whether a port of a workload takes mutual TLS only.
+pub(super) fn is_strict(world: &World, workload: &Workload, port: u16) -> bool {
+    let modes = modes(world, workload);
+    *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Strict
+}
+
+pub(super) fn display_name(workload: &Workload) -> String {
     ["app.kubernetes.io/name", "app"]
         .iter()
         .find_map(|label| workload.labels.get(*label))

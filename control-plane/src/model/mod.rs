@@ -168,6 +168,8 @@ pub struct Service {
     pub sliced: bool,
     /// Without a policy that says otherwise, a client always gets the same endpoint.
     pub client_affinity: bool,
+    /// Only endpoints on the client's own node were to be used, which is not done.
+    pub node_local: bool,
     /// TCP ports.
     pub ports: Vec<ServicePort>,
 }
@@ -271,6 +273,8 @@ pub enum Check {
     Tcp,
     /// `grpc.health.v1.Health/Check`.
     Grpc,
+    /// Inside TLS, where it cannot be told from anything else: not let in.
+    Https,
 }
 
 /// A machine of the cluster.

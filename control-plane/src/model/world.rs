@@ -202,6 +202,14 @@ impl World {
         in_namespace(&self.services, namespace)
     }
 
+    /// How many workloads have a proxy.
+    pub fn sidecars(&self) -> usize {
+        self.workloads
+            .values()
+            .filter(|workload| workload.sidecar)
+            .count()
+    }
+
     /// Workloads of a namespace, by name.
     pub fn workloads_in<'a>(
         &'a self,

@@ -12,8 +12,8 @@ use rustls::ServerConfig;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, error, warn};
 
-use super::ca::{self, Authority, CaError, ROOT_WARNING, unix};
-use super::discovery::Hub;
+use super::ca::{self, Authority, CaError, Moving, ROOT_WARNING, unix};
+use super::discovery::{Hub, Trusting};
 use super::replicas::{Proxies, Record, Replicas, Seen};
 use super::tls::{self, Own};
 use crate::cluster::{Cluster, Leadership};
@@ -95,6 +95,8 @@ pub struct Keeper {
     others: Option<(Replicas, Cluster)>,
     seen: Seen,
     looked: Option<Instant>,
+    /// Since when every workload with a proxy has a certificate of the newest root.
+    moved_since: Option<Instant>,
     warned: Option<(Vec<String>, Instant)>,
 }
 
@@ -122,6 +124,7 @@ impl Keeper {
             others: cluster.map(|cluster| (Replicas::new(cluster.clone()), cluster)),
             seen: Seen::default(),
             looked: None,
+            moved_since: None,
             warned: None,
             hub,
             authority,
@@ -163,7 +166,14 @@ impl Keeper {
     }
 
     async fn rotate(&mut self, now: SystemTime) {
-        let mut all_trust = self.hub.all_trust();
+        let trust = self.hub.trust();
+        let mut all_trust = trust.trusting == trust.connected;
+        let here = proxies(&self.authority, &trust);
+        let signing = |root: &&ca::RootStatus| root.signing;
+        let newest = self.told.roots.last().filter(signing);
+        let mut moved = newest
+            .filter(|newest| here.by_root.keys().all(|root| *root == newest.id))
+            .map(|_| here.workloads);
         if let Some((replicas, _)) = &self.others {
             let rotating = self.told.phase != "stable";
             let every = if rotating { LOOK_ROTATING } else { LOOK };
@@ -172,13 +182,29 @@ impl Keeper {
                     Ok(()) => self.looked = Some(Instant::now()),
                     Err(error) => {
                         debug!("{error}");
-                        all_trust = false;
+                        self.looked = None;
                     }
                 }
             }
-            all_trust &= self.seen.all_trust(&self.told, Instant::now());
+            let known = self.looked.is_some();
+            all_trust &= known && self.seen.all_trust(&self.told, Instant::now());
+            // This replica is among them.
+            let all = self.seen.moved(&self.told, Instant::now());
+            moved = moved.and(all).filter(|_| known);
         }
-        match self.authority.tick(all_trust, now).await {
+        // Whoever has a proxy and is connected nowhere may still have an old certificate. Where no
+        // workloads are known, nobody can say who is missing.
+        let all_moved = trust.sidecars > 0 && moved.is_some_and(|moved| moved >= trust.sidecars);
+        self.moved_since = match (all_moved, self.moved_since) {
+            (false, _) => None,
+            (true, None) => Some(Instant::now()),
+            (true, since) => since,
+        };
+        let moving = Moving {
+            all_trust,
+            all_moved_for: self.moved_since.map(|since| since.elapsed()),
+        };
+        match self.authority.tick(moving, now).await {
             Ok(()) => {}
             // It has just ended, or somebody was quicker; the next tick sees.
             Err(reason @ (CaError::NotLeader | CaError::Changed)) => debug!("{reason}"),
@@ -206,20 +232,11 @@ impl Keeper {
             return;
         };
         let trust = self.hub.trust();
-        let mut by_root = BTreeMap::<String, u64>::new();
-        for signer in &trust.signers {
-            let root = self.authority.root_of(signer).unwrap_or_default();
-            *by_root.entry(root).or_default() += 1;
-        }
         let record = Record {
             replica: cluster.replica.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             authority: self.told.clone(),
-            proxies: Proxies {
-                connected: trust.connected,
-                trusting: trust.trusting,
-                by_root,
-            },
+            proxies: proxies(&self.authority, &trust),
             certificate_expires: self.life.not_after(),
         };
         replicas.write(record).await;
@@ -239,6 +256,21 @@ impl Keeper {
             warn!("{warning}");
         }
         self.warned = Some((warnings, Instant::now()));
+    }
+}
+
+/// The proxies connected here, as others are told.
+fn proxies(authority: &Authority, trust: &Trusting) -> Proxies {
+    let mut by_root = BTreeMap::<String, u64>::new();
+    for signer in &trust.signers {
+        let root = authority.root_of(signer).unwrap_or_default();
+        *by_root.entry(root).or_default() += 1;
+    }
+    Proxies {
+        connected: trust.connected,
+        workloads: trust.workloads,
+        trusting: trust.trusting,
+        by_root,
     }
 }
 

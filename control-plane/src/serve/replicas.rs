@@ -45,9 +45,11 @@ pub struct Record {
 #[serde(rename_all = "camelCase")]
 pub struct Proxies {
     pub connected: u64,
-    /// Of these, those that have acknowledged the roots of the record.
+    /// Workloads that are known to have a proxy and are connected.
+    pub workloads: u64,
+    /// Of the proxies, those that have acknowledged the roots of the record.
     pub trusting: u64,
-    /// Of these, those whose certificate hangs on a root, by its id; "" for one that is not (any
+    /// Of the proxies, those whose certificate hangs on a root, by its id; "" for one that is not (any
     /// more) known.
     pub by_root: BTreeMap<String, u64>,
 }
@@ -110,10 +112,21 @@ impl Seen {
             .all(|record| record.is_some_and(|record| record.trusts(authority)))
     }
 
-    /// Whether every replica signs with the root that is to sign.
-    pub fn all_sign_with(&self, authority: &ca::Status, now: Instant) -> bool {
-        self.living(now)
-            .all(|record| record.is_some_and(|record| record.signs_with(authority)))
+    /// How many workloads are connected, to any replica, with a certificate of the newest of these
+    /// roots; none when one has another certificate, a replica does not sign with that root yet, or
+    /// what one says cannot be read.
+    pub fn moved(&self, authority: &ca::Status, now: Instant) -> Option<u64> {
+        let newest = authority.roots.last()?;
+        let mut moved = 0;
+        for record in self.living(now) {
+            let record = record.filter(|record| record.signs_with(authority))?;
+            let proxies = &record.proxies;
+            if proxies.by_root.keys().any(|root| *root != newest.id) {
+                return None;
+            }
+            moved += proxies.workloads;
+        }
+        Some(moved)
     }
 }
 
@@ -263,6 +276,7 @@ mod tests {
             authority: status(roots, roots[0]),
             proxies: Proxies {
                 connected,
+                workloads: connected,
                 trusting,
                 by_root: BTreeMap::new(),
             },
@@ -293,10 +307,38 @@ mod tests {
             assert_eq!(seen.all_trust(&both, now), expected, "{second:?}");
         }
         assert!(Seen::default().all_trust(&both, now));
-        let mut seen = Seen::default();
-        seen.note(vec![("a".to_owned(), "1".to_owned(), good())], now);
-        assert!(seen.all_sign_with(&both, now));
-        assert!(!seen.all_sign_with(&status(&["old", "new"], "new"), now));
+    }
+
+    #[test]
+    fn those_who_have_moved_are_counted_when_all_have() {
+        let now = Instant::now();
+        let after = status(&["old", "new"], "new");
+        let with = |authority: &ca::Status, by_root: &[(&str, u64)]| {
+            let connected = by_root.iter().map(|(_, number)| number).sum();
+            let mut record = record(&["old", "new"], connected, connected);
+            record.authority = authority.clone();
+            record.proxies.by_root = by_root
+                .iter()
+                .map(|(id, number)| ((*id).to_owned(), *number))
+                .collect();
+            Some(record)
+        };
+        for (second, moved) in [
+            (with(&after, &[("new", 2)]), Some(5)),
+            (with(&after, &[]), Some(3)),
+            (with(&after, &[("new", 2), ("old", 1)]), None),
+            // Of a root that is not known.
+            (with(&after, &[("", 1)]), None),
+            // It signs with the old one still.
+            (with(&status(&["old", "new"], "old"), &[]), None),
+            (None, None),
+        ] {
+            let mut seen = Seen::default();
+            let of = |name: &str, record| (name.to_owned(), "1".to_owned(), record);
+            let first = with(&after, &[("new", 3)]);
+            seen.note(vec![of("a", first), of("b", second)], now);
+            assert_eq!(seen.moved(&after, now), moved);
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A scripted Kubernetes apiserver: lists and watches over HTTP, with what goes wrong at will.
+//! A scripted Kubernetes apiserver: lists, watches and writes over HTTP, with what goes wrong at will.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +37,12 @@ struct State {
     missing: BTreeSet<String>,
     /// Plurals that may not be listed.
     forbidden: BTreeSet<String>,
+    /// Answers of token reviews, by token.
+    reviews: BTreeMap<String, Value>,
+    /// Everything is answered 503.
+    away: bool,
+    /// Writes that will be answered with a conflict, by plural.
+    conflicts: BTreeMap<String, usize>,
     /// Requests by plural and what was asked: "list", "watch" (from a version), "stream".
     asked: BTreeMap<(String, &'static str), usize>,
 }
@@ -91,9 +97,14 @@ impl ApiServer {
                 let _ = stream.set_nodelay(true);
                 let state = shared.clone();
                 tokio::spawn(async move {
-                    let answer = service_fn(move |request| {
-                        let response = answer(&state, &request);
-                        async move { Ok::<_, Infallible>(response) }
+                    let answer = service_fn(move |request: Request<Incoming>| {
+                        let state = state.clone();
+                        async move {
+                            let (head, body) = request.into_parts();
+                            let body = body.collect().await.unwrap().to_bytes();
+                            let request = Request::from_parts(head, ());
+                            Ok::<_, Infallible>(answer(&state, &request, &body))
+                        }
                     });
                     let _ = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(stream), answer)
@@ -110,6 +121,27 @@ impl ApiServer {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// What a review of this token says.
+    pub fn review(&self, token: &str, status: Value) {
+        self.state().reviews.insert(token.to_owned(), status);
+    }
+
+    /// Everything is answered 503, or no longer.
+    pub fn away(&self, away: bool) {
+        self.state().away = away;
+    }
+
+    /// The next writes of these objects are answered with a conflict.
+    pub fn conflict(&self, plural: &str, times: usize) {
+        self.state().conflicts.insert(plural.to_owned(), times);
+    }
+
+    /// An object as it is now.
+    pub fn get(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
+        let key = (namespace.to_owned(), name.to_owned());
+        self.state().objects.get(plural)?.get(&key).cloned()
     }
 
     /// A client of it.
@@ -218,6 +250,130 @@ impl State {
     }
 }
 
+/// Writes, and reads of one object; none for a list or a watch.
+fn one(state: &mut State, request: &Request<()>, body: &Bytes) -> Option<Answer> {
+    use http::Method;
+    if state.away {
+        let text = "the apiserver is away";
+        return Some(whole(503, &status(503, "ServiceUnavailable", text)));
+    }
+    let path: Vec<&str> = request.uri().path().split('/').skip(1).collect();
+    let rest = match path.first() {
+        Some(&"api") => path.get(2..)?,
+        _ => path.get(3..)?,
+    };
+    let (namespace, plural, name) = match rest {
+        ["namespaces", namespace, plural, more @ ..] => (*namespace, *plural, more.first()),
+        [plural, more @ ..] => ("", *plural, more.first()),
+        [] => return None,
+    };
+    let verb = match request.method().as_str() {
+        "GET" => "get",
+        "POST" => "create",
+        "PUT" => "update",
+        "PATCH" => "patch",
+        _ => "delete",
+    };
+    if verb == "get" && name.is_none() {
+        return None;
+    }
+    *state.asked.entry((plural.to_owned(), verb)).or_default() += 1;
+    let given: Value = serde_json::from_slice(body).unwrap_or_default();
+    if plural == "tokenreviews" {
+        let token = given["spec"]["token"].as_str().unwrap_or_default();
+        let mut review = given.clone();
+        review["metadata"] = json!({});
+        review["status"] = state.reviews.get(token).cloned().unwrap_or(json!({
+            "user": {}, "error": "[invalid bearer token]",
+        }));
+        return Some(whole(201, &review));
+    }
+    let name = match name {
+        Some(name) => (*name).to_owned(),
+        None => given["metadata"]["name"].as_str().unwrap().to_owned(),
+    };
+    let key = (namespace.to_owned(), name.clone());
+    let objects = state.objects.entry(plural.to_owned()).or_default();
+    let there = objects.get(&key).cloned();
+    let missing = || {
+        let text = format!("{plural} \"{name}\" not found");
+        whole(404, &status(404, "NotFound", &text))
+    };
+    let conflict = || {
+        let text = format!("the object {name} has been modified");
+        whole(409, &status(409, "Conflict", &text))
+    };
+    if verb != "get"
+        && let Some(left) = state.conflicts.get_mut(plural)
+        && *left > 0
+    {
+        *left -= 1;
+        return Some(conflict());
+    }
+    let wants = &given["metadata"]["resourceVersion"];
+    let stale = there
+        .as_ref()
+        .is_some_and(|there| !wants.is_null() && *wants != there["metadata"]["resourceVersion"]);
+    let applied = request
+        .headers()
+        .get("content-type")
+        .is_some_and(|of| of.to_str().unwrap().contains("apply-patch"));
+    let mut object = match (verb, there) {
+        ("get", there) => return Some(there.map_or_else(missing, |there| whole(200, &there))),
+        ("create", Some(_)) => {
+            let text = format!("{plural} \"{name}\" already exists");
+            return Some(whole(409, &status(409, "AlreadyExists", &text)));
+        }
+        ("create", None) => given,
+        ("patch", None) if applied => given,
+        (_, None) => return Some(missing()),
+        (_, Some(_)) if stale => return Some(conflict()),
+        ("delete", Some(there)) => {
+            objects.remove(&key);
+            state.version += 1;
+            state.tell(plural, line("DELETED", &there));
+            return Some(whole(200, &json!({"kind": "Status", "status": "Success"})));
+        }
+        ("update", Some(_)) => given,
+        (_, Some(mut there)) => {
+            merge(&mut there, &given);
+            there
+        }
+    };
+    let is_new = request.method() == Method::POST;
+    state.version += 1;
+    object["metadata"]["namespace"] = json!(namespace);
+    object["metadata"]["resourceVersion"] = json!(state.version.to_string());
+    let objects = state.objects.entry(plural.to_owned()).or_default();
+    let before = objects.insert(key, object.clone());
+    let kind = if before.is_some() {
+        "MODIFIED"
+    } else {
+        "ADDED"
+    };
+    state.tell(plural, line(kind, &object));
+    Some(whole(if is_new { 201 } else { 200 }, &object))
+}
+
+/// RFC 7396.
+fn merge(into: &mut Value, patch: &Value) {
+    let Value::Object(fields) = patch else {
+        *into = patch.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    let into = into.as_object_mut().unwrap();
+    for (name, value) in fields {
+        if value.is_null() {
+            into.remove(name);
+        } else {
+            merge(into.entry(name.clone()).or_insert(Value::Null), value);
+        }
+    }
+}
+
 type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 fn whole(code: u16, value: &Value) -> Answer {
@@ -229,7 +385,10 @@ fn whole(code: u16, value: &Value) -> Answer {
         .unwrap()
 }
 
-fn answer(state: &Mutex<State>, request: &Request<Incoming>) -> Answer {
+fn answer(state: &Mutex<State>, request: &Request<()>, body: &Bytes) -> Answer {
+    if let Some(answer) = one(&mut state.lock().unwrap(), request, body) {
+        return answer;
+    }
     let plural = request.uri().path().rsplit('/').next().unwrap().to_owned();
     let query: BTreeMap<String, String> = request
         .uri()

@@ -43,7 +43,8 @@ pub fn client_hello(bytes: &[u8]) -> Result<Option<ClientHello>, NotTls> {
         let fragment;
         let complete;
         match rest {
-            [HANDSHAKE, 3, minor, high, low, after @ ..] if *minor <= 4 => {
+            // The minor version is to be ignored (RFC 8446 section 5.1).
+            [HANDSHAKE, 3, _, high, low, after @ ..] => {
                 let length = usize::from(u16::from_be_bytes([*high, *low]));
                 if !(1..=MAX_RECORD).contains(&length) {
                     return Err(NotTls);
@@ -52,7 +53,7 @@ pub fn client_hello(bytes: &[u8]) -> Result<Option<ClientHello>, NotTls> {
                 (fragment, rest) = after.split_at(length.min(after.len()));
             }
             [] | [HANDSHAKE] | [HANDSHAKE, 3] => return Ok(None),
-            [HANDSHAKE, 3, minor, ..] if *minor <= 4 && rest.len() < 5 => return Ok(None),
+            [HANDSHAKE, 3, ..] if rest.len() < 5 => return Ok(None),
             _ => return Err(NotTls),
         }
         // Nearly always there is one record, and nothing to join.

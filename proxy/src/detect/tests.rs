@@ -316,6 +316,17 @@ fn hellos_are_read_as_rustls_reads_them() {
 }
 
 #[test]
+fn the_version_of_a_record_says_nothing() {
+    let mut hello =
+        include_bytes!("../../../fuzz/seeds/client_hello/record-version-of-no-use").to_vec();
+    assert_eq!(hello[2], 0x21);
+    let read = client_hello(&hello).unwrap().unwrap();
+    assert_eq!(read.alpn, [Box::from(*b"weft/h2")]);
+    hello[2] = 1;
+    assert_eq!(client_hello(&hello), Ok(Some(read)));
+}
+
+#[test]
 fn what_is_no_client_hello() {
     for not in [
         &b"GET / HTTP/1.1\r\n"[..],

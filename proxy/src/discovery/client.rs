@@ -35,6 +35,9 @@ const LAST_RETRY: Duration = Duration::from_secs(15);
 /// plane together do not come to the next one together. Whoever needs to know a new destination
 /// does not wait.
 const RECONNECT_SPREAD: Duration = Duration::from_secs(3);
+/// A stream that has lasted this long has worked, whether anything came on it or not: longer than
+/// opening one, and being refused, takes.
+const WORKED_AFTER: Duration = Duration::from_secs(5);
 /// The control plane takes the stream (answers its head) within this long.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// A failure that goes on is logged again after this long.
@@ -156,16 +159,19 @@ impl Client {
         loop {
             let credentials = self.credentials().await;
             let mut received = false;
+            let began = Instant::now();
             let end = self.stream(&credentials, &mut received).await;
-            if received {
+            // A stream that goes on where another ended may have nothing to say for long.
+            let worked = received || began.elapsed() >= WORKED_AFTER;
+            if worked {
                 backoff.reset();
                 logged = None;
             }
-            self.set_link(match received {
+            self.set_link(match worked {
                 true => LinkState::Connecting,
                 false => LinkState::Down,
             });
-            if received {
+            if worked {
                 // Not a failure yet: the first try to open another may well work.
                 tracing::info!("the stream to the control plane has ended: {end}; opening another");
                 self.last_error = Some(end.to_string());

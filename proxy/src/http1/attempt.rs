@@ -20,6 +20,7 @@ use crate::http::call::{self, Call};
 use crate::http::filter::fields;
 use crate::http::retry::Failure;
 use crate::http::{ErrorCode, ProxyError};
+use crate::outbound::connect;
 use crate::transport::Io;
 use crate::worker::Pools;
 
@@ -151,9 +152,12 @@ impl Failed {
 }
 
 /// Whether a proxy that ended the connection in order had not taken the request: it said nothing,
-/// or that the connection had ended before.
+/// that the connection had ended before, or that its application takes none.
 pub(super) fn not_processed(said: &[u8]) -> bool {
-    matches!(said, [] | [kept::CLOSED | kept::CLOSED_BY_RESET])
+    matches!(
+        said,
+        [] | [kept::CLOSED | kept::CLOSED_BY_RESET | kept::UNREACHABLE]
+    )
 }
 
 /// How long the rest of a request may take after its response has ended, without progress.
@@ -192,7 +196,8 @@ impl Exchange<'_> {
             let driven = drive(&mut duplex, response, &self.method, timer, deadline, idle).await;
             let untouched = duplex.sent == 0 && duplex.body_sent == 0;
             let replayable = !passed && (duplex.replay.is_some() || untouched);
-            let heard = duplex.heard || duplex.server.buf[..] == [kept::UNANSWERED];
+            let unreachable = mesh && duplex.server.buf[..] == [kept::UNREACHABLE];
+            let heard = duplex.heard || unreachable || duplex.server.buf[..] == [kept::UNANSWERED];
             let failed = match driven {
                 Driven::Event(Event::Head) => {
                     match self.on_head(&mut duplex, response, call, picked, replayable, &mut passed)
@@ -260,6 +265,7 @@ impl Exchange<'_> {
                 picked.observe(
                     match failure {
                         Failure::Timeout => Outcome::Timeout,
+                        _ if unreachable => Outcome::ConnectFailure,
                         _ => Outcome::Reset,
                     },
                     Instant::now(),
@@ -267,7 +273,7 @@ impl Exchange<'_> {
             }
             let cut = match &duplex.server.buf[..] {
                 [] if !failed.gracefully => Cut::Reset,
-                [kept::CLOSED..=kept::UNANSWERED] if mesh && !failed.gracefully => Cut::Reset,
+                [kept::CLOSED..=kept::UNREACHABLE] if mesh && !failed.gracefully => Cut::Reset,
                 _ if !failed.gracefully => Cut::ResetWithinHead,
                 [] => Cut::Unanswered,
                 [kept::UNANSWERED] if mesh => Cut::Unanswered,
@@ -286,6 +292,10 @@ impl Exchange<'_> {
                         call.started.elapsed().as_millis()
                     );
                     let error = ProxyError::new(ErrorCode::ResponseTimeout, text);
+                    self.answer_or_cut(error, passed)
+                }
+                Verdict::Over if unreachable => {
+                    let error = connect::unreachable(picked.endpoint.info.address, &call.place());
                     self.answer_or_cut(error, passed)
                 }
                 Verdict::Over if failure == Failure::NeverProcessed && mesh => {

@@ -378,7 +378,7 @@ impl<'a> Duplex<'a> {
 
     /// A proxy says something about the connection, not about the request.
     fn is_word(&self) -> bool {
-        matches!(self.server.buf[..], [kept::CLOSED..=kept::UNANSWERED])
+        matches!(self.server.buf[..], [kept::CLOSED..=kept::UNREACHABLE])
             && !matches!(self.server.io, Io::Plain(_))
     }
 

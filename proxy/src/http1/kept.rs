@@ -13,6 +13,7 @@
 //! | [`CLOSED`] | to the client | the application has closed the idle connection |
 //! | [`CLOSED_BY_RESET`] | to the client | the same, by a reset |
 //! | [`UNANSWERED`] | to the client | the application has closed it instead of answering |
+//! | [`UNREACHABLE`] | to the client | the application takes no connection: the request was not processed |
 //!
 //! An end without such a byte is the other proxy's own: what was sent was not processed.
 
@@ -38,6 +39,8 @@ pub const CLOSED: u8 = 1;
 pub const CLOSED_BY_RESET: u8 = 2;
 /// The application has closed the connection instead of answering.
 pub const UNANSWERED: u8 = 3;
+/// The application takes no connection: the request was not processed.
+pub const UNREACHABLE: u8 = 4;
 
 /// A connection to a server, idle, and its client's alone.
 #[derive(Debug)]

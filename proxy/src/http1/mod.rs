@@ -14,7 +14,7 @@
 //! in two ways. It outlives `Connection: close`, which is meant for the applications at its ends.
 //! And its orderly end (`close_notify`) before a response says that the request was not processed:
 //! a proxy that passed a request on says so ([`kept::UNANSWERED`]) when the application closes
-//! instead of answering, and ends without `close_notify` when it is reset, so that even a POST can
+//! instead of answering, that it takes no connection at all ([`kept::UNREACHABLE`]), and ends without `close_notify` when it is reset, so that even a POST can
 //! be sent again when the proxy behind goes away politely.
 
 mod answer;

@@ -314,6 +314,16 @@ impl Exchange<'_> {
                             scratch.timer.sleep(pause).await;
                             continue;
                         }
+                        // The other proxy knows what it means, and may know another endpoint.
+                        Verdict::Over if self.flow.from_mesh => {
+                            let error = connect::to_proxy_error(&error, &call.place());
+                            tracing::debug!(code = error.code.name(), "{error}");
+                            self.ending.error = Some(error.code);
+                            return match write_all(client, &[kept::UNREACHABLE]).await {
+                                Ok(()) => After::Close,
+                                Err(_) => After::Abort,
+                            };
+                        }
                         Verdict::Over => {
                             let error = connect::to_proxy_error(&error, &call.place());
                             return self.fail(&error, client, true).await;

@@ -13,11 +13,18 @@ pub(super) enum Fault {
     Reset(Reason),
     /// What the server sent is not valid HTTP/2.
     Malformed,
+    /// The application behind the other proxy takes no connection: it was not processed.
+    Unreachable,
     /// The connection was lost: this one, or the application's behind the other proxy.
     Lost,
 }
 
-/// Classifies the error of a stream. `mesh`: CONNECT_ERROR has the meaning that [`super`] gives it.
+/// Code of a reset between two proxies: the application takes no connection. Of those that RFC 9113
+/// leaves free; a proxy that does not know it takes it for any reset.
+pub(super) const UNREACHABLE: u32 = 0x5745_4654;
+
+/// Classifies the error of a stream. `mesh`: CONNECT_ERROR and [`UNREACHABLE`] have the meanings that
+/// [`super`] gives them.
 pub(super) fn fault(error: &Error, mesh: bool) -> Fault {
     let Some(reason) = error.reason() else {
         return Fault::Lost;
@@ -28,6 +35,7 @@ pub(super) fn fault(error: &Error, mesh: bool) -> Fault {
         _ if !error.is_remote() => Fault::Malformed,
         Reason::REFUSED_STREAM => Fault::Refused,
         Reason::CONNECT_ERROR if mesh => Fault::Lost,
+        reason if mesh && u32::from(reason) == UNREACHABLE => Fault::Unreachable,
         reason => Fault::Reset(reason),
     }
 }

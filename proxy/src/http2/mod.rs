@@ -17,9 +17,11 @@
 //! `SEND_BUFFER` each way. Resets, GOAWAY and informational responses pass on; a GOAWAY or
 //! REFUSED_STREAM that says "never processed" leads to another try.
 //!
-//! Between two proxies one code has a meaning of its own: a stream reset with CONNECT_ERROR says
+//! Between two proxies two codes have meanings of their own. A stream reset with CONNECT_ERROR says
 //! that the application behind the other proxy lost its connection before it answered. The proxy
-//! at the client's side may try again by policy, or answers 503 (UNAVAILABLE).
+//! at the client's side may try again by policy, or answers 503 (UNAVAILABLE). One reset with
+//! `failure::UNREACHABLE` says that the application takes no connection: nothing was processed, and
+//! another endpoint is tried.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

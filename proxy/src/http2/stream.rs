@@ -232,6 +232,13 @@ impl Exchange<'_> {
                     }
                     match self.verdict(call, &picked, Failure::Connect, true, None) {
                         Some(pause) => Tried::Again(pause),
+                        // The other proxy knows what it means, and may know another endpoint.
+                        None if self.flow.from_mesh && self.head.method != Method::CONNECT => {
+                            let error = connect::to_proxy_error(&error, &call.place());
+                            tracing::debug!(code = error.code.name(), "{error}");
+                            self.ending.error = Some(error.code);
+                            Tried::Reset(Reason::from(failure::UNREACHABLE))
+                        }
                         None => Tried::Answer(connect::to_proxy_error(&error, &call.place())),
                     }
                 }
@@ -417,7 +424,7 @@ impl Exchange<'_> {
         // Only a request that may be repeated takes the chance.
         let dead = fault == Fault::Lost && one.lease.is_reused();
         let failure = match fault {
-            Fault::NeverProcessed | Fault::Refused => Failure::NeverProcessed,
+            Fault::NeverProcessed | Fault::Refused | Fault::Unreachable => Failure::NeverProcessed,
             Fault::Lost if dead && idempotent => Failure::NeverProcessed,
             _ => Failure::Reset,
         };
@@ -425,6 +432,7 @@ impl Exchange<'_> {
             match fault {
                 Fault::NeverProcessed => Outcome::Neutral,
                 Fault::Malformed => Outcome::ServerError,
+                Fault::Unreachable => Outcome::ConnectFailure,
                 _ if dead => Outcome::Neutral,
                 _ => Outcome::Reset,
             },
@@ -446,6 +454,7 @@ impl Exchange<'_> {
             Fault::NeverProcessed if self.flow.from_mesh => {
                 return Tried::Reset(Reason::REFUSED_STREAM);
             }
+            Fault::Unreachable => connect::unreachable(address, &place),
             Fault::NeverProcessed => ProxyError::new(
                 ErrorCode::ConnectionTerminated,
                 format!("{place}: the server at {address} went away before it took the request"),

@@ -61,6 +61,13 @@ pub async fn connect(
     connected
 }
 
+/// The answer when the proxy at `address` says that its application takes no connection; `place`
+/// names route and backend.
+pub fn unreachable(address: std::net::SocketAddr, place: &str) -> ProxyError {
+    let text = format!("{place}: the application at {address} takes no connection");
+    ProxyError::new(ErrorCode::ConnectionRefused, text)
+}
+
 /// The answer for a connection that did not come about; `place` names route and backend.
 pub fn to_proxy_error(error: &ConnectError, place: &str) -> ProxyError {
     let code = match error {

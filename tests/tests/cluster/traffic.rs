@@ -123,7 +123,7 @@ spec:
       image: {image}
       imagePullPolicy: IfNotPresent
       args: [serve, --http, \"18080\", --greeting, \"17000\"]
-      securityContext: {{capabilities: {{add: [NET_RAW]}}}}
+      securityContext: {{runAsUser: 0, capabilities: {{add: [NET_RAW]}}}}
 "
         ),
     );
@@ -204,6 +204,7 @@ pub fn plain_pods_are_served_until_strict() {
 
 pub fn probes_go_on_under_strict() {
     let (inside, _) = mesh();
+    kube::apply(inside, STRICT);
     // Readiness is asked every second, liveness every two: three failures would show.
     std::thread::sleep(Duration::from_secs(10));
     for pod in kube::pods(inside, "app=server") {

@@ -75,6 +75,26 @@ pub fn a_killed_endpoint_costs_no_request() {
     assert!(failed <= 4, "{outcomes:?}");
 }
 
+pub fn an_application_that_stops_listening_costs_no_request() {
+    let (mesh, vip) = start(3, None);
+    let mut servers = serve(&mesh, 3);
+    let traffic = Traffic::start(mesh.host(0), vip, 4, Duration::from_millis(2));
+    traffic.wait_for(100);
+    // As in a rollout: the application has gone, its proxy is there, and the control plane has not
+    // heard of it. What its proxy could not hand over was not processed; another endpoint takes it.
+    drop(servers.remove(0));
+    traffic.wait_for(300);
+    for _ in 0..30 {
+        let mut client = mesh.sidecar(0).connect(vip);
+        client.send("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\norder");
+        assert_eq!(status(&client.read_answer().0), 200);
+    }
+    // Those in flight at that very moment are cut off with their connections.
+    let outcomes = traffic.finish();
+    let refused = outcomes.keys().any(|outcome| outcome.contains("503"));
+    assert!(!refused, "{outcomes:?}");
+}
+
 pub fn an_endpoint_that_fails_is_ejected_and_comes_back() {
     let (mesh, vip) = start(
         2,

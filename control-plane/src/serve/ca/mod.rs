@@ -34,7 +34,7 @@ use crate::cluster::ClusterError;
 
 pub use csr::InvalidCsr;
 pub use root::{Issued, Signer};
-pub use rotation::{Phase, Request};
+pub use rotation::{Moving, Phase, Request};
 pub use token::{Claims, InvalidToken};
 
 use folder::Folder;
@@ -420,14 +420,13 @@ impl Authority {
         self.take_up(request, None, now).await
     }
 
-    /// Moves a rotation on when its time has come. `all_trust`: every connected proxy has
-    /// acknowledged the roots of now. With replicas, the leader calls it.
+    /// Moves a rotation on when its time has come. With replicas, the leader calls it.
     ///
     /// # Errors
     /// The store cannot be written.
-    pub async fn tick(&self, all_trust: bool, now: SystemTime) -> Result<(), CaError> {
+    pub async fn tick(&self, proxies: Moving, now: SystemTime) -> Result<(), CaError> {
         let _writing = self.writing.lock().await;
-        let ticked = self.tick_once(all_trust, now).await;
+        let ticked = self.tick_once(proxies, now).await;
         if matches!(ticked, Err(CaError::Changed)) {
             // The next one begins from there.
             self.read_again().await?;
@@ -435,7 +434,7 @@ impl Authority {
         ticked
     }
 
-    async fn tick_once(&self, all_trust: bool, now: SystemTime) -> Result<(), CaError> {
+    async fn tick_once(&self, proxies: Moving, now: SystemTime) -> Result<(), CaError> {
         let Inner { state, asked, .. } = self.inner().clone();
         let left = self.store.take_request().await?;
         if let Some(request) = left.or_else(|| asked.open(&state.done)) {
@@ -449,11 +448,10 @@ impl Authority {
                 other => other,
             };
         }
-        let lifetime = self.options.lifetime.as_secs();
-        if lifetime > state.longest_lifetime_secs {
+        if self.options.lifetime.as_secs() != state.longest_lifetime_secs {
             // Leaves of ours become as long as we were told only when this is written.
             let mut next = self.inner().clone();
-            next.state.longest_lifetime_secs = lifetime;
+            next.state.set_lifetime(self.options.lifetime, now);
             return self.commit(next, Change::default()).await;
         }
         if let Some(material) = self.brought_and_new(&state) {
@@ -463,7 +461,7 @@ impl Authority {
             );
             return self.begin(&material, None, now).await;
         }
-        match state.next(all_trust, self.announce_at_least, now) {
+        match state.next(proxies, self.announce_at_least, now) {
             None => Ok(()),
             Some(rotation::Next::Sign) => {
                 let mut next = self.inner().clone();

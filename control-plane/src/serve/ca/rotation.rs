@@ -9,8 +9,9 @@
 //!     ^                the old signs                                    the new signs
 //!     |                                                                    |
 //!     +--------------------------------------------------------------------+
-//!          every certificate of the old root has been renewed or has
-//!          expired (or at once with --finish): the old root is dropped
+//!          every certificate of the old root has expired, or every workload
+//!          with a proxy is seen to have one of the new root (or at once with
+//!          --finish): the old root is dropped
 //! ```
 //!
 //! The control plane's own certificate is signed by the oldest trusted root throughout, so a proxy
@@ -27,11 +28,15 @@ pub(super) const STATE_FILE: &str = "state.json";
 pub const ANNOUNCE_AT_LEAST: Duration = Duration::from_secs(5);
 /// And with replicas: a proxy that is between two of them comes back within 15 s, the longest wait
 /// of its backoff.
-pub const ANNOUNCE_AT_LEAST_REPLICATED: Duration = Duration::from_secs(20);
+pub const ANNOUNCE_AT_LEAST_REPLICATED: Duration = Duration::from_secs(16);
 /// And at most this long, for proxies that never acknowledge.
 const ANNOUNCE_AT_MOST: Duration = Duration::from_secs(600);
-/// A certificate is taken for expired only this long after its end, for clocks that are behind.
-const SKEW_SECS: u64 = 60;
+/// A certificate is taken for expired only this long after its end: for clocks that are behind, and
+/// replicas that hear of the new root a little later than the leader.
+const SKEW_SECS: u64 = 30;
+/// All certificates have been seen to hang on the new root for this long before the old one is
+/// dropped: longer than it takes to notice that a connection is dead.
+const MOVED_FOR: Duration = Duration::from_secs(30);
 
 /// What the authority keeps about itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +52,10 @@ pub(super) struct State {
     /// Longest lifetime that leaves of today may have, seconds.
     #[serde(default)]
     pub(super) longest_lifetime_secs: u64,
+    /// When the last of the leaves has expired that were signed with a longer lifetime than that,
+    /// before it was shortened; seconds since the Unix epoch.
+    #[serde(default)]
+    pub(super) longer_leaves_expire: u64,
     /// Requests taken up already, as they were asked for.
     #[serde(default, skip_serializing_if = "Asked::is_empty")]
     pub(super) done: Asked,
@@ -112,6 +121,16 @@ pub enum Request {
     Finish,
 }
 
+/// How far the proxies are, as far as is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moving {
+    /// Every connected proxy has acknowledged the roots of now.
+    pub all_trust: bool,
+    /// Every workload that has a proxy is connected with a certificate of the newest root, and has
+    /// been for this long; none when one has not, or may not have.
+    pub all_moved_for: Option<Duration>,
+}
+
 /// What a rotation does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
@@ -152,6 +171,7 @@ impl State {
             signing: root.to_owned(),
             phase: Phase::Stable,
             longest_lifetime_secs: 0,
+            longer_leaves_expire: 0,
             done: Asked::default(),
         }
     }
@@ -191,8 +211,20 @@ impl State {
             self.signing.clone_from(newest);
         }
         self.phase = Phase::Draining {
-            old_leaves_expire: unix(now) + self.longest_lifetime_secs + SKEW_SECS,
+            old_leaves_expire: self.leaves_expire(now) + SKEW_SECS,
         };
+    }
+
+    /// When the last leaf signed until now has expired.
+    fn leaves_expire(&self, now: SystemTime) -> u64 {
+        self.longer_leaves_expire
+            .max(unix(now) + self.longest_lifetime_secs)
+    }
+
+    /// From now on leaves live this long.
+    pub(super) fn set_lifetime(&mut self, lifetime: Duration, now: SystemTime) {
+        self.longer_leaves_expire = self.leaves_expire(now);
+        self.longest_lifetime_secs = lifetime.as_secs();
     }
 
     /// Any -> Stable; returns the roots that are no longer trusted.
@@ -209,7 +241,7 @@ impl State {
     /// What is due.
     pub(super) fn next(
         &self,
-        all_trust: bool,
+        proxies: Moving,
         announce_at_least: Duration,
         now: SystemTime,
     ) -> Option<Next> {
@@ -218,11 +250,12 @@ impl State {
             Phase::Stable => None,
             Phase::Announcing { since } => {
                 let lasted = Duration::from_secs(now.saturating_sub(since));
-                let done = all_trust && lasted >= announce_at_least;
+                let done = proxies.all_trust && lasted >= announce_at_least;
                 (done || lasted >= ANNOUNCE_AT_MOST).then_some(Next::Sign)
             }
             Phase::Draining { old_leaves_expire } => {
-                (now >= old_leaves_expire).then_some(Next::Finish)
+                let moved = proxies.all_moved_for.is_some_and(|long| long >= MOVED_FOR);
+                (moved || now >= old_leaves_expire).then_some(Next::Finish)
             }
         }
     }

@@ -36,9 +36,9 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// What stands in the way at the start is said again after this long.
 const REPEAT_LOG: Duration = Duration::from_secs(30);
 /// Even without a word from the watch the Secret is read again after this long: well within the
-/// minute by which a rotation lets old certificates outlive their end, so no replica that can still
-/// review tokens signs with the old root for longer.
-const AT_LATEST: Duration = Duration::from_secs(30);
+/// half minute by which a rotation lets old certificates outlive their end, so no replica that can
+/// still review tokens signs with the old root for longer.
+const AT_LATEST: Duration = Duration::from_secs(10);
 
 /// The Secret.
 struct SecretStore {

@@ -10,6 +10,11 @@ use x509_parser::prelude::*;
 use super::*;
 use crate::serve::tls::peer;
 
+/// All proxies trust the roots; some may still have certificates of the old one.
+const TRUSTED: Moving = Moving {
+    all_trust: true,
+    all_moved_for: None,
+};
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn open(dir: &Path) -> Authority {
@@ -271,17 +276,17 @@ async fn a_rotation_goes_its_way_and_survives_restarts() {
     let authority = open(dir.path());
     assert_eq!(authority.roots(), both);
     authority
-        .tick(true, now + Duration::from_secs(1))
+        .tick(TRUSTED, now + Duration::from_secs(1))
         .await
         .unwrap();
     assert_eq!(authority.status().phase, "announcing", "too early");
     authority
-        .tick(false, now + Duration::from_secs(60))
+        .tick(Moving::default(), now + Duration::from_secs(60))
         .await
         .unwrap();
     assert_eq!(authority.status().phase, "announcing", "not all trust it");
     let later = now + Duration::from_secs(61);
-    authority.tick(true, later).await.unwrap();
+    authority.tick(TRUSTED, later).await.unwrap();
     assert_eq!(authority.status().phase, "draining");
     assert_eq!(signer(&authority, later), 1);
     // Its own certificate is still one that everybody trusts.
@@ -293,10 +298,10 @@ async fn a_rotation_goes_its_way_and_survives_restarts() {
     // Restarted while the old one drains.
     let authority = open(dir.path());
     assert_eq!(signer(&authority, later), 1);
-    authority.tick(true, later + 24 * HOUR).await.unwrap();
+    authority.tick(TRUSTED, later + 24 * HOUR).await.unwrap();
     assert_eq!(authority.status().phase, "draining", "clocks may be behind");
     authority
-        .tick(true, later + 24 * HOUR + Duration::from_secs(60))
+        .tick(TRUSTED, later + 24 * HOUR + Duration::from_secs(30))
         .await
         .unwrap();
     assert_eq!(authority.status().phase, "stable");
@@ -319,12 +324,12 @@ async fn proxies_that_never_acknowledge_do_not_stop_a_rotation() {
     let authority = open(dir.path());
     authority.step(Request::Rotate, now).await.unwrap();
     authority
-        .tick(false, now + Duration::from_secs(599))
+        .tick(Moving::default(), now + Duration::from_secs(599))
         .await
         .unwrap();
     assert_eq!(authority.status().phase, "announcing");
     authority
-        .tick(false, now + Duration::from_secs(600))
+        .tick(Moving::default(), now + Duration::from_secs(600))
         .await
         .unwrap();
     assert_eq!(authority.status().phase, "draining");
@@ -337,17 +342,66 @@ async fn a_rotation_can_be_asked_for_from_outside() {
     let running = open(dir.path());
     let mut changes = running.changes();
     request(dir.path(), Request::Rotate).unwrap();
-    running.tick(false, now).await.unwrap();
+    running.tick(Moving::default(), now).await.unwrap();
     assert_eq!(running.status().phase, "announcing");
     assert!(changes.has_changed().unwrap());
     changes.mark_unchanged();
-    running.tick(false, now).await.unwrap();
+    running.tick(Moving::default(), now).await.unwrap();
     assert!(!changes.has_changed().unwrap(), "asked for once, done once");
     assert!(matches!(
         request(dir.path(), Request::Rotate),
         Err(CaError::Rotating(_))
     ));
     request(dir.path(), Request::Finish).unwrap();
-    running.tick(false, now).await.unwrap();
+    running.tick(Moving::default(), now).await.unwrap();
     assert_eq!(running.status().phase, "stable");
+}
+
+#[tokio::test]
+async fn the_old_root_goes_when_all_are_seen_to_have_moved() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    let authority = open(dir.path());
+    authority.step(Request::Rotate, now).await.unwrap();
+    let later = now + Duration::from_secs(10);
+    let moved_for = |seconds| Moving {
+        all_trust: true,
+        all_moved_for: Some(Duration::from_secs(seconds)),
+    };
+    // Before the new one signs, it means nothing.
+    authority.tick(moved_for(100), later).await.unwrap();
+    assert_eq!(authority.status().phase, "draining");
+    authority.tick(moved_for(29), later).await.unwrap();
+    assert_eq!(authority.status().phase, "draining");
+    authority.tick(moved_for(30), later).await.unwrap();
+    assert_eq!(authority.status().phase, "stable");
+}
+
+#[tokio::test]
+async fn leaves_from_before_the_lifetime_was_shortened_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let now = SystemTime::now();
+    drop(open(dir.path()));
+    let options = Options {
+        lifetime: MIN_LIFETIME,
+        ..Options::default()
+    };
+    // Only reading it, as `weft-control-plane token` does, shortens nothing.
+    let authority = Authority::open(dir.path(), options.clone()).unwrap();
+    assert_eq!(authority.inner().state.longest_lifetime_secs, 24 * 3600);
+    authority.tick(TRUSTED, now).await.unwrap();
+    let authority = Authority::open(dir.path(), options).unwrap();
+    assert_eq!(authority.inner().state.longest_lifetime_secs, 60);
+    let hours = |n: u64| now + Duration::from_secs(n * 3600);
+    for (rotated, expire) in [
+        (hours(1), unix(hours(24)) + 30),
+        (hours(25), unix(hours(25)) + 90),
+    ] {
+        let mut state = authority.inner().state.clone();
+        state.sign_with_new(rotated);
+        let Phase::Draining { old_leaves_expire } = state.phase else {
+            panic!("{state:?}")
+        };
+        assert_eq!(old_leaves_expire, expire);
+    }
 }

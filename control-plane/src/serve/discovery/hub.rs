@@ -235,12 +235,6 @@ impl Hub {
         }
     }
 
-    /// Whether every connected proxy has acknowledged the roots of now.
-    pub fn all_trust(&self) -> bool {
-        let trust = self.trust();
-        trust.trusting == trust.connected
-    }
-
     /// The connected proxies, how many of them have acknowledged the roots of now, and who signed
     /// their certificates.
     pub fn trust(&self) -> Trusting {
@@ -254,7 +248,18 @@ impl Hub {
             let sent = stream.sent.get(&key);
             newest.is_some() && sent.map(|sent| sent.acknowledged) == newest
         };
+        let workloads: BTreeSet<&Name> = state
+            .streams
+            .values()
+            .map(|stream| &stream.proxy.workload)
+            .filter(|name| {
+                let known = state.world.workload(name);
+                known.is_some_and(|workload| workload.sidecar)
+            })
+            .collect();
         Trusting {
+            workloads: workloads.len() as u64,
+            sidecars: state.world.sidecars() as u64,
             connected: state.streams.len() as u64,
             trusting: state.streams.values().filter(trusts).count() as u64,
             signers: state
@@ -337,6 +342,9 @@ impl Hub {
 #[derive(Clone, Debug, Default)]
 pub struct Trusting {
     pub connected: u64,
+    /// Workloads that are known to have a proxy; and those of them that are connected here.
+    pub sidecars: u64,
+    pub workloads: u64,
     /// Of these, those that have acknowledged the roots of now.
     pub trusting: u64,
     /// For each, who signed the certificate it uses.

@@ -8,7 +8,9 @@ use futures_util::{Stream, stream};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Response, Status, Streaming};
+use weft_api::names::MOVE_METADATA;
 use weft_api::proto::discovery_request::Message;
 use weft_api::proto::discovery_server::Discovery;
 use weft_api::proto::{DiscoveryRequest, DiscoveryResponse};
@@ -131,9 +133,16 @@ async fn read(
     let life = Duration::from_secs(peer.not_after.saturating_sub(unix(SystemTime::now())));
     let end = tokio::select! {
         status = requests_until_end(&requests, &mut incoming) => status,
-        () = sleep(life) => Status::unauthenticated(
-            "the client certificate of this connection has expired; connect again with the new one",
-        ),
+        () = sleep(life) => {
+            let mut status = Status::unauthenticated(
+                "the client certificate of this connection has expired; connect again with the new one",
+            );
+            // At once: it has that one.
+            status
+                .metadata_mut()
+                .insert(MOVE_METADATA, MetadataValue::from_static("1"));
+            status
+        }
     };
     requests.end(end);
 }

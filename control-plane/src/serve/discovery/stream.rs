@@ -15,8 +15,9 @@ use crate::compile::Compiled;
 use crate::model::Name;
 use crate::serve::ca::Signer;
 
-/// A response is closed when it has this much, bytes; a client's usual limit is 4 MiB.
-const RESPONSE_BYTES: usize = 1 << 20;
+/// A response is closed when it has this much, bytes: it is encoded as a whole, for each stream, and
+/// what all of them need at once is what the process grows to.
+const RESPONSE_BYTES: usize = 64 << 10;
 
 /// Who opened a stream.
 #[derive(Clone, Debug)]

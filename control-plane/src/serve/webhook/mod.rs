@@ -51,8 +51,10 @@ use crate::inject::{Settings, Version};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Connections at once; others wait in the kernel's queue. The apiserver keeps a few open.
 const CONNECTIONS: usize = 256;
-/// A client that has not sent its request's head by then is given up; also between requests.
-const HEAD: Duration = Duration::from_secs(90);
+/// A client that has not sent its request's head by then is given up; also between requests. Longer
+/// than the apiserver leaves a connection idle (90 s), so that it closes first: a request on a
+/// connection that is being closed here would fail, and with it a pod.
+const HEAD: Duration = Duration::from_secs(300);
 /// A body that has not come by then is given up: the apiserver waits 10 s at most by our
 /// configuration.
 const BODY: Duration = Duration::from_secs(10);

@@ -135,6 +135,7 @@ impl Service {
             ports,
             sliced: false,
             client_affinity: false,
+            node_local: false,
         })
     }
 }

@@ -326,7 +326,7 @@ fn grpc_match(given: GrpcMatch, refusals: &mut Refusals) -> RouteMatch {
     }
 }
 
-/// A gRPC call's path is "/<service>/<method>".
+/// A gRPC call's path is `/<service>/<method>`.
 fn grpc_method(given: GrpcMethod, refusals: &mut Refusals) -> (PathMatch, (usize, usize)) {
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let (service, method) = (some(given.service), some(given.method));

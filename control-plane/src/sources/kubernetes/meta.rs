@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer};
 
 use crate::model::Name;
 
-/// Annotations that are ours.
-const PREFIX: &str = "weft.dev/";
+/// Annotations that are ours, and those by which a pod offers its metrics.
+const PREFIXES: [&str; 2] = ["weft.dev/", "prometheus.io/"];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -37,7 +37,7 @@ pub(super) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectM
         deletion_timestamp: used.deletion_timestamp,
         labels: used.labels,
         annotations: used.annotations.map(|mut annotations| {
-            annotations.retain(|key, _| key.starts_with(PREFIX));
+            annotations.retain(|key, _| PREFIXES.iter().any(|prefix| key.starts_with(prefix)));
             annotations
         }),
         ..ObjectMeta::default()

@@ -96,6 +96,7 @@ struct ServiceSpec {
     ports: Option<Vec<ServicePort>>,
     publish_not_ready_addresses: bool,
     session_affinity: Option<String>,
+    internal_traffic_policy: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -176,6 +177,7 @@ impl Watched for Service {
             vips,
             publish_not_ready: spec.publish_not_ready_addresses,
             sliced: true,
+            node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
             client_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
             ports: ports.collect(),
         })))

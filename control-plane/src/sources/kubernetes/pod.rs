@@ -142,15 +142,17 @@ impl Container {
 
     fn probe(&self, handler: &Handler) -> Option<Probe> {
         if let Some(http) = &handler.http_get {
-            // What is inside TLS cannot be seen, and a host is somebody else's address.
-            if !http.host.is_empty() || http.scheme.as_deref() == Some("HTTPS") {
+            // A host is somebody else's address.
+            if !http.host.is_empty() {
                 return None;
             }
             let slash = if http.path.starts_with('/') { "" } else { "/" };
+            let path = format!("{slash}{}", http.path);
             return Some(Probe {
                 port: self.port(&http.port)?,
-                check: Check::Http {
-                    path: format!("{slash}{}", http.path),
+                check: match http.scheme.as_deref() {
+                    Some("HTTPS") => Check::Https,
+                    _ => Check::Http { path },
                 },
             });
         }
@@ -259,6 +261,9 @@ impl Watched for Pod {
         probes.extend(scraped(annotation));
         probes.sort();
         probes.dedup();
+        // Kept for as long as the pod lives.
+        probes.shrink_to_fit();
+        ports.shrink_to_fit();
         let name = meta::name(&meta);
         let weight = annotation(WEIGHT_ANNOTATION).and_then(|weight| weight.parse::<u32>().ok());
         Ok(Some(Object::Workload(Workload {

@@ -315,9 +315,8 @@ fn the_probes_of_a_pod() {
             grpc
         ]
     );
-    // What cannot be seen, is not asked of this pod, or leads nowhere.
+    // What is not asked of this pod, or leads nowhere.
     let none = probes(json!([{"name": "a",
-        "livenessProbe": {"httpGet": {"path": "/", "port": 1, "scheme": "HTTPS"}},
         "readinessProbe": {"httpGet": {"path": "/", "port": 1, "host": "192.0.2.1"}},
         "startupProbe": {"httpGet": {"path": "/", "port": "unknown"}}}]));
     assert_eq!(none, []);

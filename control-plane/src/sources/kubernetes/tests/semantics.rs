@@ -7,7 +7,7 @@ use weft_api::proto::{Destination, Endpoint, Health, Protocol, ResourceKey, Reso
 
 use super::super::objects::{EndpointSlice, Node, Service};
 use super::super::pod::Pod;
-use super::super::policies::TrafficPolicy;
+use super::super::policies::{PeerAuthentication, TrafficPolicy};
 use super::{apply, endpoint, pod, service, slice};
 use crate::compile::{Settings, compile};
 use crate::model::{Change, Dirty, Kind, Name, ObjectRef, World};
@@ -318,6 +318,36 @@ fn a_pod_called_by_its_headless_name_has_that_services_policies() {
     apply::<Service>(&mut world, [headless("also", 5432)]);
     apply::<EndpointSlice>(&mut world, [of_db("also-1", "also")]);
     assert_eq!(policy_of(&world, "10.0.0.1:5432"), (0, 5_000));
+}
+
+#[test]
+fn what_cannot_be_honoured_is_said() {
+    let mut world = World::default();
+    let mut probed = pod("cart-1", "10.0.0.1");
+    probed["spec"]["containers"][0]["livenessProbe"] =
+        json!({"httpGet": {"path": "/", "port": 8443, "scheme": "HTTPS"}});
+    let mut twin = probed.clone();
+    twin["metadata"]["name"] = "cart-2".into();
+    twin["status"]["podIPs"] = json!([{"ip": "10.0.0.2"}]);
+    twin["status"]["podIP"] = "10.0.0.2".into();
+    apply::<Pod>(&mut world, [probed, twin]);
+    match body(&world, ResourceKind::Workload, "shop/cart-1") {
+        Some(Body::Workload(workload)) => assert_eq!(workload.probes, []),
+        other => panic!("{other:?}"),
+    }
+    let said = |world: &World| -> Vec<String> {
+        let problems = crate::compile::problems(world).into_iter();
+        problems.map(|problem| problem.object.to_string()).collect()
+    };
+    assert_eq!(said(&world), [""; 0], "PERMISSIVE lets it in");
+    let strict = json!({"metadata": {"name": "all", "namespace": "shop"},
+        "spec": {"mtls": {"mode": "STRICT"}}});
+    apply::<PeerAuthentication>(&mut world, [strict]);
+    assert_eq!(said(&world), ["Workload shop/cart-1"]);
+    let mut local = web();
+    local["spec"]["internalTrafficPolicy"] = "Local".into();
+    apply::<Service>(&mut world, [local]);
+    assert_eq!(said(&world), ["Service shop/web", "Workload shop/cart-1"]);
 }
 
 #[test]
