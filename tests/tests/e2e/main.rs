@@ -92,6 +92,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     routes::a_consumer_route_is_for_its_own_namespace,
     routes::ports_and_pod_addresses_are_told_apart,
     routes::cross_origin_requests,
+    routes::copies_go_their_own_way,
     routes::a_changed_route_takes_effect,
     seeing::traces_are_begun_and_carried_on,
     seeing::nothing_is_added_to_requests_that_are_not_traced,

@@ -626,3 +626,64 @@ pub fn a_changed_route_takes_effect() {
         shop.get("/", "").backend == "echo-v1"
     });
 }
+
+pub fn copies_go_their_own_way() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    mesh.workload(Workload::new("server").port(8080, None));
+    mesh.workload(Workload::new("copy").port(8080, None));
+    let vip = mesh.service("server", 8080, Some("http"));
+    mesh.service("copy", 8080, Some("http"));
+    mesh.manifest(
+        "route",
+        &route(
+            "server",
+            "  - filters:
+    - type: RequestMirror
+      requestMirror: {backendRef: {name: copy, port: 80}}
+    - type: RequestHeaderModifier
+      requestHeaderModifier: {set: [{name: X-Copied, value: 'yes'}]}
+    backendRefs: [{name: server, port: 80}]
+",
+        ),
+    );
+    mesh.start();
+    let _server = Server::answering(mesh.host(1), 8080, ok("well"));
+    let (seen, copies) = std::sync::mpsc::channel();
+    let seen = std::sync::Mutex::new(seen);
+    // Slow to answer, and with an error: nobody hears of it.
+    let _copy = Server::start(mesh.host(2), 8080, move |mut wire| {
+        let head = wire.read_head();
+        let length = header(&head, "content-length").map_or(0, |v| v.parse().unwrap());
+        let body = wire.read_exactly(length);
+        seen.lock().unwrap().send((head, body)).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        wire.send("HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n");
+    });
+    // More than is sent with the head: the rest goes to the copy as it comes.
+    let body = vec![b'x'; 300_000];
+    let mut client = mesh.sidecar(0).connect(vip);
+    let start = std::time::Instant::now();
+    client.send(format!(
+        "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    ));
+    client.send(&body);
+    let (head, answer) = client.read_answer();
+    assert_eq!((status(&head), &*answer), (200, &b"well"[..]));
+    client.send("GET /b HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(status(&client.read_answer().0), 200);
+    assert!(
+        start.elapsed() < Duration::from_millis(900),
+        "it waited for a copy"
+    );
+    let mut copied = BTreeMap::new();
+    for _ in 0..2 {
+        let (head, body) = copies.recv_timeout(PATIENCE).unwrap();
+        assert!(head.contains("X-Copied: yes\r\n"), "{head}");
+        let path = head.split(' ').nth(1).unwrap().to_owned();
+        copied.insert(path, body);
+    }
+    assert_eq!(copied["/a"], body);
+    assert_eq!(copied["/b"], b"");
+}
