@@ -37,10 +37,7 @@ engine_test!(a_reset_is_a_reset, async {
 
 engine_test!(a_refused_connection_is_a_503_that_says_why, async {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = Server {
-        address: listener.local_addr().unwrap(),
-        heard: Rc::default(),
-    };
+    let nobody = Server::at(listener.local_addr().unwrap());
     drop(listener);
     let mut client = client(&nobody).await;
     say(
@@ -122,17 +119,11 @@ engine_test!(
     what_a_server_says_before_it_closes_an_idle_connection_passes,
     async {
         let last = "HTTP/1.1 408 Request Timeout\r\nConnection: close\r\n\r\n";
-        let server = server(vec![vec![
-            Until("\r\n\r\n"),
-            Say(OK),
-            Pause,
-            Say(last),
-            Close,
-        ]])
-        .await;
+        let server = server(vec![vec![Until("\r\n\r\n"), Say(OK), Go, Say(last), Close]]).await;
         let mut client = client(&server).await;
         say(&mut client, GET).await;
         hear(&mut client, OK).await;
+        server.go.notify_one();
         assert_eq!(rest(&mut client).await.unwrap(), last);
     }
 );
@@ -176,21 +167,17 @@ engine_test!(
 );
 
 engine_test!(a_proxy_is_told_how_the_application_ended, async {
-    for (script, expected) in [
-        (vec![Until("\r\n\r\n"), Close], "\u{3}".to_owned()),
-        (
-            vec![Until("\r\n\r\n"), Say(OK), Close],
-            format!("{OK}\u{1}"),
-        ),
-        (
-            vec![Until("\r\n\r\n"), Say(OK), Pause, Reset],
-            format!("{OK}\u{2}"),
-        ),
+    for (script, answer, told) in [
+        (vec![Until("\r\n\r\n"), Close], "", "\u{3}"),
+        (vec![Until("\r\n\r\n"), Say(OK), Close], OK, "\u{1}"),
+        (vec![Until("\r\n\r\n"), Say(OK), Go, Reset], OK, "\u{2}"),
     ] {
         let server = server(vec![script]).await;
         let mut client = proxy(&server).await;
         say(&mut client, GET).await;
-        assert_eq!(rest(&mut client).await.unwrap(), expected);
+        hear(&mut client, answer).await;
+        server.go.notify_one();
+        assert_eq!(rest(&mut client).await.unwrap(), told);
     }
 });
 
@@ -217,7 +204,7 @@ engine_test!(
     a_reset_within_a_head_comes_after_what_there_is_of_it,
     async {
         let begun = "HTTP/1.1 200 OK\r\nContent-Le";
-        let script = vec![Until("\r\n\r\n"), Say(begun), Pause, Reset];
+        let script = vec![Until("\r\n\r\n"), Say(begun), Reset];
         let server = server(vec![script]).await;
         let mut client = client(&server).await;
         say(&mut client, GET).await;
@@ -232,10 +219,7 @@ engine_test!(a_server_that_cuts_its_response_off_sees_an_end, async {
         "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nshort",
     ] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Server {
-            address: listener.local_addr().unwrap(),
-            heard: Rc::default(),
-        };
+        let server = Server::at(listener.local_addr().unwrap());
         let mut client = client(&server).await;
         say(&mut client, GET).await;
         let (mut server, _) = listener.accept().await.unwrap();

@@ -125,13 +125,7 @@ engine_test!(
         )
         .await;
         say(&mut client, "0123456789").await;
-        tokio::time::timeout(Duration::from_secs(5), async {
-            while !server.heard.borrow()[0].ends_with("0123456789") {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-        .expect("the rest of the request arrives");
+        server.hears("0123456789").await;
     }
 );
 
@@ -167,7 +161,7 @@ engine_test!(folded_lines_of_requests_arrive_unfolded, async {
         let server = server(vec![vec![Until("\r\n\r\n"), Say(OK)]]).await;
         let mut client = client(&server).await;
         say(&mut client, &request[..cut]).await;
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        rounds().await;
         say(&mut client, &request[cut..]).await;
         hear(&mut client, OK).await;
         assert_eq!(*server.heard.borrow(), [unfolded]);

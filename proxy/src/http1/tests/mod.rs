@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::serve;
@@ -20,6 +21,11 @@ use crate::tables::{BackendPolicy, Destination, RoutePolicy};
 use crate::testing::{backend, destination, endpoint, inbound, outbound, worker};
 use crate::transport::Stream;
 use crate::transport::testing::tcp_pair;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// What takes longer does not come.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a server does on one connection, in order.
 #[derive(Clone)]
@@ -33,33 +39,64 @@ enum Do {
     Finish,
     /// Waits for the client's end.
     Gone,
-    /// Until the proxy has done what it can.
-    Pause,
+    /// Waits until the test says so ([`Server::go`]).
+    Go,
 }
 use Do::*;
 
 /// A server whose n-th connection follows the n-th script; what each read is kept.
+#[derive(Clone)]
 struct Server {
     address: std::net::SocketAddr,
     heard: Rc<RefCell<Vec<String>>>,
+    /// Whenever something was heard.
+    news: Rc<Notify>,
+    /// What [`Go`] waits for.
+    go: Rc<Notify>,
+}
+
+impl Server {
+    fn at(address: std::net::SocketAddr) -> Self {
+        Self {
+            address,
+            heard: Rc::default(),
+            news: Rc::default(),
+            go: Rc::default(),
+        }
+    }
+
+    /// Waits until what the first connection has heard ends so.
+    async fn hears(&self, end: &str) {
+        let heard = async {
+            while !(self.heard.borrow().first()).is_some_and(|heard| heard.ends_with(end)) {
+                self.news.notified().await;
+            }
+        };
+        let waited = tokio::time::timeout(PATIENCE, heard).await;
+        waited.unwrap_or_else(|_| panic!("{end:?} is not in {:?}", self.heard.borrow()));
+    }
 }
 
 async fn server(scripts: Vec<Vec<Do>>) -> Server {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let heard = Rc::new(RefCell::new(Vec::new()));
-    let all = heard.clone();
+    let server = Server::at(address);
+    let all = server.clone();
     spawn_local(async move {
         for (n, script) in scripts.into_iter().enumerate() {
             let (stream, _) = listener.accept().await.unwrap();
-            all.borrow_mut().push(String::new());
+            all.heard.borrow_mut().push(String::new());
             spawn_local(follow(stream, script, all.clone(), n));
         }
     });
-    Server { address, heard }
+    server
 }
 
-async fn follow(mut stream: TcpStream, script: Vec<Do>, heard: Rc<RefCell<Vec<String>>>, n: usize) {
+async fn follow(mut stream: TcpStream, script: Vec<Do>, server: Server, n: usize) {
+    let hear = |text: &str| {
+        server.heard.borrow_mut()[n].push_str(text);
+        server.news.notify_one();
+    };
     let mut since = String::new();
     let mut buf = [0; 4096];
     for step in script {
@@ -70,7 +107,7 @@ async fn follow(mut stream: TcpStream, script: Vec<Do>, heard: Rc<RefCell<Vec<St
                     assert!(got > 0, "the proxy closed early; heard {since:?}");
                     let text = std::str::from_utf8(&buf[..got]).unwrap();
                     since.push_str(text);
-                    heard.borrow_mut()[n].push_str(text);
+                    hear(text);
                 }
                 since.clear();
             }
@@ -84,9 +121,9 @@ async fn follow(mut stream: TcpStream, script: Vec<Do>, heard: Rc<RefCell<Vec<St
             }
             Gone => {
                 while stream.read(&mut buf).await.unwrap_or(0) > 0 {}
-                heard.borrow_mut()[n].push_str("<gone>");
+                hear("<gone>");
             }
-            Pause => tokio::time::sleep(Duration::from_millis(30)).await,
+            Go => server.go.notified().await,
             Finish => {
                 stream.shutdown().await.unwrap();
                 while stream.read(&mut buf).await.unwrap_or(0) > 0 {}
@@ -122,13 +159,7 @@ async fn connected(server: &Server, flow: fn(Arc<Destination>) -> Rc<Flow>) -> T
 
 /// Waits until the server's first connection has been ended by the proxy.
 async fn gone(server: &Server) {
-    tokio::time::timeout(Duration::from_secs(10), async {
-        while !server.heard.borrow()[0].ends_with("<gone>") {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await
-    .expect("the server's connection is still open");
+    server.hears("<gone>").await;
 }
 
 async fn say(client: &mut TcpStream, text: &str) {
@@ -137,7 +168,7 @@ async fn say(client: &mut TcpStream, text: &str) {
 
 async fn hear(client: &mut TcpStream, expected: &str) {
     let mut got = vec![0; expected.len()];
-    let read = tokio::time::timeout(Duration::from_secs(10), async {
+    let read = tokio::time::timeout(PATIENCE, async {
         let mut at = 0;
         while at < got.len() {
             match client.read(&mut got[at..]).await.unwrap() {
@@ -156,14 +187,19 @@ async fn hear(client: &mut TcpStream, expected: &str) {
 async fn rest(client: &mut TcpStream) -> std::io::Result<String> {
     let mut text = Vec::new();
     let read = client.read_to_end(&mut text);
-    tokio::time::timeout(Duration::from_secs(10), read)
+    tokio::time::timeout(PATIENCE, read)
         .await
         .expect("the connection does not end")?;
     Ok(String::from_utf8(text).unwrap())
 }
 
-const GET: &str = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// Lets the engine do what it can with what has been sent: between two rounds the runtime looks at the
+/// sockets.
+async fn rounds() {
+    for _ in 0..16 {
+        tokio::task::yield_now().await;
+    }
+}
 
 macro_rules! engine_test {
     ($(#[$doc:meta])* $name:ident, $body:expr) => {
