@@ -2,7 +2,7 @@
 //!
 //! - [`config`]: what the proxy says at /config that it knows
 //! - [`request`]: the request that is asked about
-//! - [`judge`]: the way of a connection or request through it, as the proxy's own way out goes
+//! - [`mod@judge`]: the way of a connection or request through it, as the proxy's own way out goes
 //!   (`proxy/src/outbound`, `proxy/src/http/route`)
 //! - [`text`]: what of it people read
 
