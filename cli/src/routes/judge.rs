@@ -1,5 +1,8 @@
 //! What becomes of a connection or a request: a walk through what the proxy knows.
 
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use super::config::{Config, Destination, Header, Match, Parameter, Path, Pattern, Route};
@@ -39,16 +42,21 @@ fn is_match(pattern: &str, text: &str) -> bool {
     regex::Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(text))
 }
 
-/// The first value of a query's parameter.
-fn query_value<'r>(target: &'r str, name: &str) -> Option<&'r str> {
+/// The first value of a query's parameter, percent-decoded.
+fn query_value<'r>(target: &'r str, name: &str) -> Option<Cow<'r, str>> {
     let (_, query) = target.split_once('?')?;
-    let pairs = query
+    let decoded = |text: &'r str| percent_decode_str(text).decode_utf8_lossy();
+    query
         .split('&')
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")));
-    pairs
-        .into_iter()
-        .find(|(key, _)| *key == name)
-        .map(|(_, value)| value)
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .find(|(key, _)| decoded(key) == name)
+        .map(|(_, value)| decoded(value))
+}
+
+/// `application/grpc`, also with a message format or parameters; gRPC-Web is something else.
+fn is_grpc(content_type: &str) -> bool {
+    let rest = content_type.strip_prefix("application/grpc");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
 }
 
 impl Match {
@@ -59,8 +67,11 @@ impl Match {
             Some(Path::Exact(exact)) => path == exact,
             Some(Path::Prefix(prefix)) => {
                 let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
-                path.strip_prefix(prefix)
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                // "/" takes every request, "*" too.
+                prefix.is_empty()
+                    || path
+                        .strip_prefix(prefix)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
             Some(Path::Regex(pattern)) => is_match(pattern, path),
         };
@@ -73,11 +84,11 @@ impl Match {
             |p: &Pattern| header(&p.name).is_some_and(|value| is_match(&p.regex, value));
         let has_parameter = |p: &Parameter| {
             query_value(&request.path, &p.name).is_some_and(|value| {
-                p.exact.as_ref().is_none_or(|exact| exact == value)
-                    && p.regex.as_ref().is_none_or(|regex| is_match(regex, value))
+                p.exact.as_ref().is_none_or(|exact| *exact == value)
+                    && p.regex.as_ref().is_none_or(|regex| is_match(regex, &value))
             })
         };
-        let grpc = header("content-type").is_some_and(|t| t.starts_with("application/grpc"));
+        let grpc = header("content-type").is_some_and(is_grpc);
         self.method.as_ref().is_none_or(|m| *m == request.method)
             && path_holds
             && self.headers.iter().all(has)

@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::config::Match;
 use super::*;
 
 fn config() -> Config {
@@ -129,9 +130,20 @@ fn matches_of_the_gateway_api_are_understood() {
         "GET /v2/a?r=x user: anna",
         "GET /v2/a?r=x&q=1 user: bea",
         "GET /v2/a?r=x&q=1 user: anna content-type: application/grpc",
+        "GET /v2/a?r=x&q=1 user: anna content-type: application/grpc+proto",
     ] {
         assert_eq!(taken(other), "Service/shop/catalog", "{other}");
     }
+    // As the proxy reads them: parameters are decoded, gRPC-Web is no gRPC.
+    for same in [
+        "GET /v2/a?%72=%78&q=%31 user: anna",
+        "GET /v2/a?r=x&q=1 user: anna content-type: application/grpc-web",
+    ] {
+        assert_eq!(taken(same), "HTTPRoute/shop/patterns/0", "{same}");
+    }
+    let everything = json!([{"method": null, "path": {"prefix": "/"}, "headers": []}]);
+    let everything: Vec<Match> = serde_json::from_value(everything).unwrap();
+    assert!(everything[0].holds(&"OPTIONS *".parse().unwrap()));
     config.destinations[0].routes[1].refused = Some("no such Service".to_owned());
     let verdict = judge(&config, "catalog:80", Some(&"GET /else".parse().unwrap()));
     assert!(!verdict.served && verdict.why.contains("500 (no such Service)"));
