@@ -241,7 +241,10 @@ async fn a_tap_outlives_other_connections() {
     }
     assert!(seen.contains("\"status\":503") && !seen.contains("\"status\":200"));
     drop(client);
+    let left = tokio::time::Instant::now();
     while taps.is_on() {
+        assert!(left.elapsed() < MAX_LIFETIME, "the tap outlives its client");
+        // Paused time: this lets the server see that nobody reads any more.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     server.abort();
