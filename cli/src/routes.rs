@@ -232,7 +232,20 @@ struct Backend {
     connect_timeout_ms: u64,
     limits: Limits,
     outlier_detection: Option<Outlier>,
+    /// How clients stay with their endpoints; none: they do not.
+    #[serde(default)]
+    session: Option<Session>,
     endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Session {
+    name: String,
+    /// "cookie" or "header".
+    #[serde(rename = "in")]
+    place: String,
+    absolute_timeout_ms: Option<u64>,
+    idle_timeout_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -725,6 +738,22 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         algorithm(&backend.algorithm),
         millis(backend.connect_timeout_ms)
     );
+    if let Some(session) = &backend.session {
+        let ends = [
+            ("idle", session.idle_timeout_ms),
+            ("in all", session.absolute_timeout_ms),
+        ];
+        let ends = ends.iter().filter_map(|(what, ms)| {
+            let ms = (*ms)?;
+            Some(format!(", {what} {}", millis(ms)))
+        });
+        let ends: String = ends.collect();
+        let _ = writeln!(
+            out,
+            "session   by the {} {}{ends}",
+            session.place, session.name
+        );
+    }
     let limits: Vec<String> = [
         (backend.limits.max_connections, "connections"),
         (backend.limits.max_requests, "requests at once"),
@@ -811,6 +840,10 @@ mod tests {
                     "weight": 1, "namespace": "shop", "service": "catalog", "port": 80,
                     "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000,
                     "limits": {"max_connections": 0, "max_requests": 100, "max_pending_requests": 0},
+                    "session": {
+                        "name": "stay", "in": "cookie", "permanent": false,
+                        "absolute_timeout_ms": null, "idle_timeout_ms": 600_000,
+                    },
                     "outlier_detection": {
                         "consecutive_gateway_errors": 3, "consecutive_5xx": 5,
                         "success_rate_threshold_percent": 0, "base_ejection_ms": 3000,
@@ -950,6 +983,7 @@ mod tests {
             "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
             "backend   shop/catalog:80 (100 %)\n",
             "balancer  PeakEWMA, connect timeout 1.0 s\n",
+            "session   by the cookie stay, idle 10 min\n",
             "limits    100 requests at once\n",
             "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
             "10.77.0.6:8080  shop/catalog-1  ejected  1       spiffe://cluster.local/ns/shop/sa/catalog\n",
