@@ -165,6 +165,7 @@ spec:
 
 /// Spans of a visit: who is whose parent, by service.
 pub fn a_visit_is_one_trace_in_jaeger() {
+    install::install(&[]);
     let _namespace = Namespace::create(BOOKSHOP, true);
     kube::apply(
         install::NAMESPACE,
@@ -201,17 +202,7 @@ spec:
     ]);
     // Where spans go is told to sidecars when they are put in; a replica of before the upgrade, on its
     // way out, still says what it knew.
-    kube::kubectl(&[
-        "wait",
-        "-n",
-        install::NAMESPACE,
-        "pod",
-        "-l",
-        "app.kubernetes.io/component=control-plane",
-        "--for=condition=Ready",
-        "--timeout=60s",
-    ]);
-    std::thread::sleep(Duration::from_secs(10));
+    install::old_replicas_gone();
     apply("bookshop.yaml");
     all_rolled_out();
     apply("policies/4-telemetry.yaml");
