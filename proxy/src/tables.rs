@@ -17,6 +17,7 @@ pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 
 use crate::balance::{EndpointHealth, SharedLimits};
 use crate::http::route::Index;
+use crate::http::session::ShareSession;
 
 /// A new process-wide number, never used twice.
 pub fn fresh_id() -> u64 {
@@ -118,6 +119,8 @@ pub struct Route {
     pub refused: Option<Box<str>>,
     pub redirect: Option<Box<Redirect>>,
     pub cors: Option<Box<Cors>>,
+    /// Clients of some of its backends stay with their endpoints.
+    pub sessions: bool,
 }
 
 impl Route {
@@ -131,12 +134,14 @@ impl Route {
                 weight: 1,
                 backend: Ok(backend),
                 plan: None,
+                session: None,
             }],
             total_weight: 1,
             policy,
             refused: None,
             redirect: None,
             cors: None,
+            sessions: false,
         }
     }
 
@@ -165,6 +170,8 @@ pub struct Share {
     pub backend: Result<Arc<Backend>, Box<str>>,
     /// What is changed on the way there and back; `None`: nothing.
     pub plan: Option<Arc<Plan>>,
+    /// Clients stay with the endpoint they have.
+    pub session: Option<ShareSession>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -208,6 +215,11 @@ pub struct Plan {
     pub host: Option<Box<str>>,
     pub path: Option<PathEdit>,
     pub mirrors: Vec<Mirror>,
+    /// Of the backend alone: its share is answered so. The route's are [`Route::redirect`] and
+    /// [`Route::cors`].
+    pub redirect: Option<Box<Redirect>>,
+    /// In place of the route's.
+    pub cors: Option<Box<Cors>>,
 }
 
 /// What becomes of the fields of one name.

@@ -130,7 +130,20 @@ pub struct Backend {
     pub connect_timeout_ms: u64,
     pub limits: Limits,
     pub outlier_detection: Option<Outlier>,
+    /// How clients stay with their endpoints; none: they do not.
+    #[serde(default)]
+    pub session: Option<Session>,
     pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Session {
+    pub name: String,
+    /// "cookie" or "header".
+    #[serde(rename = "in")]
+    pub place: String,
+    pub absolute_timeout_ms: Option<u64>,
+    pub idle_timeout_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

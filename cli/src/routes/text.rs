@@ -176,6 +176,22 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         algorithm(&backend.algorithm),
         millis(backend.connect_timeout_ms)
     );
+    if let Some(session) = &backend.session {
+        let ends = [
+            ("idle", session.idle_timeout_ms),
+            ("in all", session.absolute_timeout_ms),
+        ];
+        let ends = ends.iter().filter_map(|(what, ms)| {
+            let ms = (*ms)?;
+            Some(format!(", {what} {}", millis(ms)))
+        });
+        let ends: String = ends.collect();
+        let _ = writeln!(
+            out,
+            "session   by the {} {}{ends}",
+            session.place, session.name
+        );
+    }
     let limits: Vec<String> = [
         (backend.limits.max_connections, "connections"),
         (backend.limits.max_requests, "requests at once"),

@@ -9,6 +9,7 @@
 //! - [`workload`]: what a proxy needs to know about the workload it stands beside.
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
+//! - [`session`]: who stays with the endpoint it has.
 //! - [`policy`]: the most specific policy wins, field by field.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
@@ -17,6 +18,7 @@ mod endpoints;
 mod findings;
 mod policy;
 mod routes;
+mod session;
 mod status;
 mod version;
 mod workload;

@@ -8,6 +8,7 @@ use weft_api::policy::{Duration, Percent};
 use weft_api::proto;
 
 use super::destination::route_policy;
+use super::session;
 use crate::model::{Name, Policy, Rule, Service, ServicePort, World, in_namespace};
 
 /// Fewer well endpoints than this share: all are used. Percent.
@@ -180,6 +181,10 @@ pub(super) fn of_rule(
             retry.backoff_max_ms = retry.backoff_max_ms.max(retry.backoff_base_ms);
         }
     }
+    policy.session_persistence = rule
+        .session
+        .as_ref()
+        .map(|given| session::compile(given, true));
     policy
 }
 
@@ -219,6 +224,7 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
         idle_timeout_ms: millis(timeouts.idle),
         retry: spec.retries.as_ref().map(retry),
         fallback: None,
+        ..proto::RoutePolicy::default()
     }
 }
 
@@ -280,6 +286,7 @@ fn backend(spec: &TrafficPolicySpec) -> proto::BackendPolicy {
             .timeouts
             .and_then(|timeouts| timeouts.connect)
             .map_or(CONNECT_TIMEOUT_MS, Duration::as_millis),
+        ..proto::BackendPolicy::default()
     }
 }
 

@@ -14,8 +14,10 @@ use weft_api::proto;
 
 use super::filters::{self, PlanDraft};
 use super::matches::route_match;
+use super::sessions;
 use crate::balance::SharedLimits;
 use crate::http::route::Index;
+use crate::http::session::ShareSession;
 use crate::tables::{
     Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
     Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryPolicy, Route,
@@ -148,6 +150,7 @@ struct RouteDraft<'a> {
     given: &'a proto::Route,
     matches: Vec<RouteMatch>,
     backends: Vec<ShareDraft<'a>>,
+    sessions: Vec<Option<ShareSession>>,
     total_weight: u32,
     policy: RoutePolicy,
     fallback: Option<FallbackDraft<'a>>,
@@ -207,6 +210,7 @@ impl<'a> Backends<'a, '_> {
 
 impl<'a> RouteDraft<'a> {
     fn build(self, backends: &mut Backends<'a, '_>) -> Route {
+        let sessions = self.sessions.iter().any(Option::is_some);
         let fallback = self.fallback.map(|draft| {
             Arc::new(match draft {
                 FallbackDraft::Response(response) => response,
@@ -220,10 +224,12 @@ impl<'a> RouteDraft<'a> {
             backends: self
                 .backends
                 .into_iter()
-                .map(|draft| Share {
+                .zip(self.sessions)
+                .map(|(draft, session)| Share {
                     weight: draft.weight,
                     backend: draft.backend.map(|backend| backends.get(backend)),
                     plan: draft.plan.map(|plan| Arc::new(plan.build(backends))),
+                    session,
                 })
                 .collect(),
             total_weight: self.total_weight,
@@ -234,6 +240,7 @@ impl<'a> RouteDraft<'a> {
             refused: (!self.given.refused.is_empty()).then(|| self.given.refused.as_str().into()),
             redirect: self.redirect,
             cors: self.cors,
+            sessions,
         }
     }
 }
@@ -269,9 +276,11 @@ fn draft_route(given: &proto::Route) -> Result<RouteDraft<'_>> {
         None => (RoutePolicy::default(), None),
         Some(policy) => route_policy(policy)?,
     };
+    let sessions = sessions::of_shares(given)?;
     Ok(RouteDraft {
         given,
         matches,
+        sessions,
         backends,
         total_weight,
         policy,
@@ -675,13 +684,6 @@ fn percent(given: u32, what: &str) -> Result<u32> {
     Ok(given)
 }
 
-fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
-    if ms > MAX_MS {
-        refuse!("{what} of {ms} ms is above 31 days");
-    }
-    Ok((ms != 0).then(|| Duration::from_millis(ms)))
-}
-
 pub(super) fn method(name: &str) -> Result<Box<str>> {
     match Method::from_bytes(name.as_bytes()) {
         Ok(_) => Ok(name.into()),
@@ -701,6 +703,14 @@ pub(super) fn header_name(name: &str) -> Result<Box<str>> {
         Ok(name) => Ok(name.as_str().into()),
         Err(_) => refuse!("'{name}' is not a header's name"),
     }
+}
+
+/// A duration of a policy; none when it is 0.
+pub(super) fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
+    if ms > MAX_MS {
+        refuse!("{what} of {ms} ms is above 31 days");
+    }
+    Ok((ms != 0).then(|| Duration::from_millis(ms)))
 }
 
 pub(super) fn header_value(name: &str, value: &str) -> Result<Box<str>> {
