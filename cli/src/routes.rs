@@ -146,6 +146,8 @@ struct Route {
     idle_timeout_ms: Option<u64>,
     retry: Option<Retry>,
     fallback: Option<serde_json::Value>,
+    #[serde(default)]
+    fault: Option<Fault>,
     /// Why its requests are answered 500.
     #[serde(default)]
     refused: Option<String>,
@@ -220,6 +222,27 @@ struct Retry {
     methods: Vec<String>,
     budget_percent: u32,
     budget_min_per_second: u32,
+}
+
+/// Faults that are injected on purpose.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Fault {
+    headers: Vec<Header>,
+    delay: Option<Delay>,
+    abort: Option<Abort>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Delay {
+    percent: f64,
+    duration_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Abort {
+    percent: f64,
+    status: Option<u16>,
+    grpc_status: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -647,6 +670,13 @@ fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     if let Some(fallback) = &route.fallback {
         let _ = writeln!(out, "fallback  {fallback}");
     }
+    if let Some(fault) = &route.fault {
+        let _ = writeln!(
+            out,
+            "faults    {}",
+            paint.paint(Tone::Warning, &faults(fault))
+        );
+    }
     let total: u32 = route.backends.iter().map(|b| b.weight).sum();
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
@@ -703,6 +733,31 @@ fn retries(retry: Option<&Retry>) -> String {
         retry.budget_percent,
         retry.budget_min_per_second
     )
+}
+
+fn faults(fault: &Fault) -> String {
+    let mut parts = Vec::new();
+    if let Some(delay) = &fault.delay {
+        let (percent, how_long) = (delay.percent, millis(delay.duration_ms));
+        parts.push(format!("{percent} % wait {how_long}"));
+    }
+    if let Some(abort) = &fault.abort {
+        let grpc = format!("gRPC calls with code {}", abort.grpc_status);
+        let with = match abort.status {
+            Some(status) => format!("with {status}, {grpc}"),
+            None => grpc,
+        };
+        parts.push(format!("{} % fail, {with}", abort.percent));
+    }
+    let mut text = parts.join("; ");
+    if !fault.headers.is_empty() {
+        let headers = fault.headers.iter();
+        let headers: Vec<String> = headers
+            .map(|h| format!("{}: {}", h.name, h.value))
+            .collect();
+        text.push_str(&format!(" (of requests with {})", headers.join(", ")));
+    }
+    text
 }
 
 fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
@@ -825,6 +880,11 @@ mod tests {
                     "budget_percent": 20, "budget_min_per_second": 10,
                 },
                 "fallback": null,
+                "fault": {
+                    "headers": [{"name": "x-chaos", "value": "on"}],
+                    "delay": {"percent": 10.0, "duration_ms": 2000},
+                    "abort": {"percent": 2.0, "status": 503, "grpc_status": 14},
+                },
             })
         };
         let canary = json!([{
@@ -948,6 +1008,7 @@ mod tests {
             "10.96.0.20:80 is shop/catalog:80, protocol http\n",
             "timeouts  request 3.0 s\n",
             "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
+            "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
             "backend   shop/catalog:80 (100 %)\n",
             "balancer  PeakEWMA, connect timeout 1.0 s\n",
             "limits    100 requests at once\n",

@@ -324,6 +324,18 @@ fn show_route(route: &Route) -> Value {
             Fallback::Response { status, .. } => json!({ "response": { "status": status } }),
             Fallback::Backend(backend) => json!({ "backend": show_backend(backend) }),
         }),
+        "fault": policy.fault.as_deref().map(|fault| json!({
+            "headers": fault.headers.iter().map(|(n, v)| json!({ "name": n, "value": v })).collect::<Vec<_>>(),
+            "delay": fault.delay.map(|delay| json!({
+                "percent": delay.share * 100.0,
+                "duration_ms": millis(delay.duration),
+            })),
+            "abort": fault.abort.map(|abort| json!({
+                "percent": abort.share * 100.0,
+                "status": abort.status,
+                "grpc_status": abort.grpc_status,
+            })),
+        })),
     })
 }
 

@@ -285,6 +285,33 @@ pub struct RoutePolicy {
     /// `None`: only what was never processed is tried again.
     pub retry: Option<Arc<RetryPolicy>>,
     pub fallback: Option<Arc<Fallback>>,
+    pub fault: Option<Box<FaultInjection>>,
+}
+
+/// Faults that are made on purpose; the ways of it are in `http::fault`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FaultInjection {
+    /// Lower-case name and exact value; all of them.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    pub delay: Option<FaultDelay>,
+    pub abort: Option<FaultAbort>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FaultDelay {
+    /// 0 to 1.
+    pub share: f64,
+    pub duration: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FaultAbort {
+    /// 0 to 1.
+    pub share: f64,
+    /// HTTP status; `None`: only gRPC calls are aborted.
+    pub status: Option<u16>,
+    /// gRPC status code of calls.
+    pub grpc_status: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

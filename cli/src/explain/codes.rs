@@ -18,7 +18,7 @@ pub struct Code {
 }
 
 /// Every code there is.
-pub const CODES: [Code; 14] = [
+pub const CODES: [Code; 15] = [
     Code {
         name: "destination_not_found",
         statuses: &[404],
@@ -126,6 +126,15 @@ pub const CODES: [Code; 14] = [
         help: &[
             "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
             "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
+        ],
+    },
+    Code {
+        name: "proxy_internal_response",
+        statuses: &[503],
+        meaning: "A fault that a TrafficPolicy injects on purpose (faultInjection.abort); the status is the one that the policy says, 503 if it names none.",
+        help: &[
+            "See which requests it is for: weft routes deploy/CALLER DEST.",
+            "Take faultInjection out of the policy when the experiment is over: kubectl get trafficpolicies.",
         ],
     },
     Code {

@@ -8,6 +8,7 @@ use weft_api::policy::{Duration, Percent};
 use weft_api::proto;
 
 use super::destination::route_policy;
+use super::resilience;
 use crate::model::{Name, Policy, Rule, Service, ServicePort, World, in_namespace};
 
 /// Fewer well endpoints than this share: all are used. Percent.
@@ -219,6 +220,7 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
         idle_timeout_ms: millis(timeouts.idle),
         retry: spec.retries.as_ref().map(retry),
         fallback: None,
+        fault_injection: spec.fault_injection.as_ref().map(resilience::fault),
     }
 }
 
@@ -358,7 +360,9 @@ macro_rules! inherit {
     };
 }
 
-inherit!(TrafficPolicySpec {} deep { load_balancer, circuit_breaker, retries, timeouts });
+inherit!(TrafficPolicySpec { fault_injection } deep {
+    load_balancer, circuit_breaker, retries, timeouts
+});
 inherit!(LoadBalancer {
     algorithm,
     hash_key,

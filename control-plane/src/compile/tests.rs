@@ -60,14 +60,14 @@ fn addresses(world: &World, name: &str) -> Vec<String> {
         .collect()
 }
 
-fn workload(world: &World, name: &str) -> Workload {
+pub(super) fn workload(world: &World, name: &str) -> Workload {
     match resource(world, ResourceKind::Workload, name).resource.body {
         Some(Body::Workload(workload)) => workload,
         other => panic!("{other:?}"),
     }
 }
 
-fn route_policy(world: &World, name: &str) -> RoutePolicy {
+pub(super) fn route_policy(world: &World, name: &str) -> RoutePolicy {
     let destination = destination(world, name).expect("a destination");
     destination.routes[0].policy.clone().expect("a policy")
 }
@@ -100,7 +100,7 @@ metadata: {name: cart-1, namespace: other, labels: {app: cart}}
 spec: {addresses: [10.0.0.3], ports: [{name: web, port: 8080}]}
 ";
 
-fn with(more: &str) -> World {
+pub(super) fn with(more: &str) -> World {
     world(&format!("{SHOP}\n---\n{more}"))
 }
 

@@ -14,6 +14,7 @@ use weft_api::proto;
 
 use super::filters::{self, PlanDraft};
 use super::matches::route_match;
+use super::resilience;
 use crate::balance::SharedLimits;
 use crate::http::route::Index;
 use crate::tables::{
@@ -293,6 +294,10 @@ fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<Fallb
         idle_timeout: duration(given.idle_timeout_ms, "the idle timeout")?,
         retry: given.retry.as_ref().map(retry).transpose()?.map(Arc::new),
         fallback: None,
+        fault: match &given.fault_injection {
+            None => None,
+            Some(fault) => Some(Box::new(resilience::fault(fault)?)),
+        },
     };
     Ok((policy, fallback))
 }
@@ -668,14 +673,14 @@ fn weight(given: u32) -> Result<u32> {
     Ok(given)
 }
 
-fn percent(given: u32, what: &str) -> Result<u32> {
+pub(super) fn percent(given: u32, what: &str) -> Result<u32> {
     if given > 100 {
         refuse!("{what} of {given} percent is above 100");
     }
     Ok(given)
 }
 
-fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
+pub(super) fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
     if ms > MAX_MS {
         refuse!("{what} of {ms} ms is above 31 days");
     }

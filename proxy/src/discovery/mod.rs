@@ -15,6 +15,7 @@ pub mod dial;
 mod directory;
 mod filters;
 mod matches;
+mod resilience;
 mod status;
 mod store;
 #[cfg(test)]

@@ -94,13 +94,21 @@ impl Call {
             let answer = redirect.answer(request, prefix, destination.port);
             return Err(Refusal::Answer(Box::new(answer)));
         }
+        let deadline = route.policy.request_timeout.map(|t| now + t);
+        if let Some(fault) = &route.policy.fault
+            && fault.concerns(request)
+        {
+            let place = format!("route {}", route.name);
+            let grpc = route::is_grpc(request);
+            Box::pin(fault.inject(worker, destination, &place, grpc, deadline)).await?;
+        }
         let (share, backend) = choose_backend(worker, route)?;
         let balancer = worker.balancer(backend);
         let retry = route.policy.retry.as_ref();
         let mut call = Self {
             route: route.clone(),
             started: now,
-            deadline: route.policy.request_timeout.map(|t| now + t),
+            deadline,
             plan: share.plan.clone(),
             prefix,
             cors,

@@ -40,6 +40,8 @@ pub enum ErrorCode {
     Fallback,
     /// Mutual TLS is required, and this is not a probe.
     PlaintextRefused,
+    /// A policy says that this request is to fail.
+    InjectedFault,
 }
 
 impl ErrorCode {
@@ -60,6 +62,7 @@ impl ErrorCode {
             | Self::ConnectionFailed
             | Self::ConnectionTerminated
             | Self::LimitReached
+            | Self::InjectedFault
             | Self::Fallback => 503,
         }
     }
@@ -96,6 +99,7 @@ impl ErrorCode {
             Self::Loop => "proxy_loop_detected",
             Self::Fallback => "destination_unavailable",
             Self::PlaintextRefused => "http_request_denied",
+            Self::InjectedFault => "proxy_internal_response",
         }
     }
 }
@@ -106,6 +110,8 @@ pub struct ProxyError {
     pub code: ErrorCode,
     /// A sentence naming what failed: route, backend, endpoint.
     pub detail: String,
+    /// HTTP and gRPC status in place of the code's own.
+    instead: Option<(u16, u32)>,
 }
 
 impl ProxyError {
@@ -113,7 +119,28 @@ impl ProxyError {
         Self {
             code,
             detail: detail.into(),
+            instead: None,
         }
+    }
+
+    /// Answers with these instead of the code's own HTTP and gRPC status.
+    pub fn answered_with(self, status: u16, grpc_status: u32) -> Self {
+        Self {
+            instead: Some((status, grpc_status)),
+            ..self
+        }
+    }
+
+    /// HTTP status of the answer.
+    pub fn status(&self) -> u16 {
+        self.instead
+            .map_or(self.code.status(), |(status, _)| status)
+    }
+
+    /// gRPC status code of the answer.
+    pub fn grpc_status(&self) -> u32 {
+        let own = self.code.grpc_status();
+        self.instead.map_or(own, |(_, status)| status)
     }
 
     /// Value of the `Proxy-Status` field. The detail is a structured-field string (RFC 8941

@@ -36,7 +36,7 @@ pub(super) async fn answer(
     method: &[u8],
     keep: bool,
 ) -> std::io::Result<()> {
-    let status = error.code.status();
+    let status = error.status();
     let body = format!("weft: {}\n", error.detail);
     let mut text = format!(
         "HTTP/1.1 {status} {}\r\ncontent-type: text/plain; charset=utf-8\r\n\

@@ -203,7 +203,7 @@ impl Exchange<'_> {
         client: &mut Conn,
         keep: bool,
     ) -> After {
-        self.ending.status = error.code.status();
+        self.ending.status = error.status();
         self.ending.error = Some(error.code);
         tracing::debug!(code = error.code.name(), "{error}");
         let keep = self.may_keep(keep);

@@ -25,7 +25,7 @@ pub(super) fn error(respond: &mut SendResponse<Bytes>, asked: Asked, error: &Pro
         let mut response = Response::new(());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.extend(grpc_trailers(error.code.grpc_status(), &error.detail));
+        headers.extend(grpc_trailers(error.grpc_status(), &error.detail));
         headers.insert("proxy-status", proxy_status);
         // The client may be gone: then there is nobody to tell.
         let _ = respond.send_response(response, true);
@@ -38,7 +38,7 @@ pub(super) fn error(respond: &mut SendResponse<Bytes>, asked: Asked, error: &Pro
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     headers.insert("proxy-status", proxy_status);
-    send(respond, asked, error.code.status(), headers, body);
+    send(respond, asked, error.status(), headers, body);
 }
 
 /// An answer that is no error, without a body.

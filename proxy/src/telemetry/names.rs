@@ -184,6 +184,8 @@ pub enum Counter {
     LimitsRejected,
     /// Labels: destination_service, destination_namespace.
     OutlierEjections,
+    /// Labels: fault ("delay", "abort"), destination_service, destination_namespace.
+    FaultsInjected,
     /// Labels: result ("ack", "nack").
     DiscoveryUpdates,
     /// Labels: reason ("queue_full", "export_failed", "no_endpoint").
@@ -193,7 +195,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::TlsHandshakes,
         Self::PlaintextRefused,
         Self::Retries,
@@ -201,6 +203,7 @@ impl Counter {
         Self::Errors,
         Self::LimitsRejected,
         Self::OutlierEjections,
+        Self::FaultsInjected,
         Self::DiscoveryUpdates,
         Self::SpansDropped,
         Self::SpansExported,
@@ -255,6 +258,11 @@ impl Counter {
                 "weft_outlier_ejections_total",
                 "Endpoints taken out by outlier detection.",
                 SERVICE
+            ),
+            Self::FaultsInjected => counter!(
+                "weft_faults_injected_total",
+                "Requests delayed or aborted because a policy injects faults.",
+                &["fault", "destination_service", "destination_namespace"]
             ),
             Self::DiscoveryUpdates => counter!(
                 "weft_discovery_updates_total",

@@ -20,7 +20,7 @@ fn start() -> (Mesh, SocketAddr) {
     (mesh, vip)
 }
 
-fn run<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(body: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -33,10 +33,13 @@ fn run<T>(body: impl Future<Output = T>) -> T {
 }
 
 /// What a handler gets: the request, its body, and the way to answer.
-type Call = (Request<RecvStream>, h2::server::SendResponse<Bytes>);
+pub(crate) type Call = (Request<RecvStream>, h2::server::SendResponse<Bytes>);
 
 /// An HTTP/2 server on the second host; each request is handed to `handle`.
-fn serve<F: Future<Output = ()> + 'static>(mesh: &Mesh, handle: impl Fn(Call) -> F + 'static) {
+pub(crate) fn serve<F: Future<Output = ()> + 'static>(
+    mesh: &Mesh,
+    handle: impl Fn(Call) -> F + 'static,
+) {
     let listener = mesh
         .host(1)
         .within(|| std::net::TcpListener::bind(("0.0.0.0", 9090)))
@@ -60,7 +63,7 @@ fn serve<F: Future<Output = ()> + 'static>(mesh: &Mesh, handle: impl Fn(Call) ->
     });
 }
 
-async fn connect(mesh: &Mesh, to: SocketAddr) -> h2::client::SendRequest<Bytes> {
+pub(crate) async fn connect(mesh: &Mesh, to: SocketAddr) -> h2::client::SendRequest<Bytes> {
     let stream = mesh
         .host(0)
         .within(|| std::net::TcpStream::connect(to))
@@ -88,7 +91,7 @@ async fn whole(body: &mut RecvStream) -> Vec<u8> {
     bytes
 }
 
-fn local<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn local<T>(body: impl Future<Output = T>) -> T {
     run(async { tokio::task::LocalSet::new().run_until(body).await })
 }
 

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
+mod faults;
 mod http1;
 mod http2;
 mod policy;
@@ -72,6 +73,8 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::failed_requests_are_tried_again_when_a_policy_says_so,
     policy::a_post_is_never_sent_twice_by_default,
     policy::a_request_timeout_is_504,
+    faults::requests_are_delayed_and_aborted_as_the_policy_says,
+    faults::http2_and_grpc_get_faults_of_their_own_kind,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 use prost::Message;
 use weft_api::proto::*;
@@ -127,6 +129,50 @@ fn what_is_wrong_is_said() {
         let mut given = destination();
         change(&mut given);
         let said = compiled(&given).unwrap_err();
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn faults_are_checked() {
+    let with = |delay: (u32, u64), abort: (u32, u32, u32)| {
+        let mut given = destination();
+        let fault = FaultInjection {
+            headers: vec![Header {
+                name: "X-Chaos".into(),
+                value: "on".into(),
+            }],
+            delay: Some(FaultDelay {
+                percent: delay.0,
+                duration_ms: delay.1,
+            }),
+            abort: Some(FaultAbort {
+                percent: abort.0,
+                status: abort.1,
+                grpc_status: abort.2,
+            }),
+        };
+        given.routes[0].policy.as_mut().unwrap().fault_injection = Some(fault);
+        compiled(&given)
+    };
+    let table = with((10, 2000), (5, 404, 0)).unwrap();
+    let fault = table.routes[0].policy.fault.clone().unwrap();
+    assert_eq!(fault.headers, [("x-chaos".into(), "on".into())]);
+    assert_eq!(fault.delay.unwrap().duration, Duration::from_secs(2));
+    let abort = fault.abort.unwrap();
+    assert_eq!(
+        (abort.share, abort.status, abort.grpc_status),
+        (0.05, Some(404), 12)
+    );
+    for (expected, delay, abort) in [
+        ("101 percent", (101, 1), (0, 503, 0)),
+        ("101 percent", (0, 1), (101, 503, 0)),
+        ("above 31 days", (0, u64::MAX), (0, 503, 0)),
+        ("status 101", (0, 1), (0, 101, 0)),
+        ("0 is not the code", (0, 1), (0, 0, 0)),
+        ("17 is not the code", (0, 1), (0, 503, 17)),
+    ] {
+        let said = with(delay, abort).unwrap_err();
         assert!(said.contains(expected), "{expected}: {said}");
     }
 }
