@@ -15,6 +15,7 @@ use crate::balance::HealthState;
 use crate::config::Config;
 use crate::discovery::{Directory, LinkState};
 use crate::identity;
+use crate::inbound::limits::{LimitKey, RateLimit};
 use crate::run::Stage;
 use crate::tables::{
     Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, Known, PathEdit,
@@ -202,6 +203,8 @@ impl Introspect for Introspection {
                         "port": port.port,
                         "protocol": port.protocol.as_str_name(),
                         "mtls": port.mtls.map(|m| m.as_str_name()),
+                        "rate_limits": port.limits.iter().flat_map(|limits| &limits.rates)
+                            .map(show_rate_limit).collect::<Vec<_>>(),
                     })).collect::<Vec<_>>(),
                     "sampling_percent": f64::from(workload.sampling_per_myriad) / 100.0,
                     "access_log": workload.access_log.as_str_name(),
@@ -263,6 +266,22 @@ fn show_destination(address: SocketAddr, destination: &Destination) -> Value {
             "server_names": opaque.server_names,
             "route": show_route(&opaque.route),
         })).collect::<Vec<_>>(),
+    })
+}
+
+fn show_rate_limit(limit: &RateLimit) -> Value {
+    json!({
+        "service": format!("{}/{}:{}", limit.namespace, limit.service, limit.port),
+        "requests": limit.requests,
+        "per_ms": millis(limit.per),
+        "burst": limit.burst,
+        "replicas": limit.replicas,
+        "key": match &limit.key {
+            LimitKey::Nobody => Value::Null,
+            LimitKey::ClientIdentity => json!("client_identity"),
+            LimitKey::Header(name) => json!({ "header": name }),
+            LimitKey::SourceAddress => json!("source_address"),
+        },
     })
 }
 

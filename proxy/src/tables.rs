@@ -17,6 +17,7 @@ pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 
 use crate::balance::{EndpointHealth, SharedLimits};
 use crate::http::route::Index;
+use crate::inbound::limits::PortLimits;
 
 /// A new process-wide number, never used twice.
 pub fn fresh_id() -> u64 {
@@ -462,6 +463,8 @@ pub struct WorkloadPort {
     pub port: u16,
     pub protocol: Protocol,
     pub mtls: Option<MtlsMode>,
+    /// What it takes no more of; `None`: there is no limit.
+    pub limits: Option<Arc<PortLimits>>,
 }
 
 impl Workload {
@@ -471,6 +474,11 @@ impl Workload {
             Some(p) => (p.mtls.unwrap_or(self.mtls), p.protocol),
             None => (self.mtls, Protocol::Auto),
         }
+    }
+
+    /// What one of the workload's ports takes no more of.
+    pub fn limits(&self, port: u16) -> Option<Arc<PortLimits>> {
+        self.ports.iter().find(|p| p.port == port)?.limits.clone()
     }
 }
 

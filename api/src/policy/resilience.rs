@@ -50,6 +50,44 @@ pub struct FaultAbort {
     pub grpc_status: Option<GrpcCode>,
 }
 
+/// How many requests the workloads behind a Service take, kept by their own proxies, whoever calls
+/// and by whatever address. What is over it is answered 429 (gRPC: RESOURCE_EXHAUSTED) with the time
+/// after which to try again. The most specific policy that has it says all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RateLimit {
+    /// Requests in `per`, of each replica unless `global`; at least 1.
+    pub requests: u32,
+    /// Default 1s.
+    #[serde(default = "second")]
+    pub per: Duration,
+    /// Requests that may come at once after a pause. Default: as `requests`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+    /// Whose requests are counted together. Default: everybody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<RateLimitKey>,
+    /// The numbers are for all ready replicas together; each takes an equal share. Default false.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub global: bool,
+}
+
+/// What is counted apart; exactly one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RateLimitKey {
+    /// Every client identity (SPIFFE); those without one together. Only `true` makes sense.
+    ClientIdentity(bool),
+    /// Every value of this request header; those without it together.
+    Header(String),
+    /// Every source address. Only `true` makes sense.
+    SourceAddress(bool),
+}
+
+fn second() -> Duration {
+    Duration::from_secs(1)
+}
+
 fn every() -> Percent {
     Percent::ALL
 }

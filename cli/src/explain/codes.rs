@@ -121,9 +121,10 @@ pub const CODES: [Code; 15] = [
     },
     Code {
         name: "http_request_denied",
-        statuses: &[403],
-        meaning: "The request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes: it is not one of the probes.",
+        statuses: &[403, 429],
+        meaning: "429: a rate limit of the destination is reached (rateLimit in its TrafficPolicy). 403: the request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes, and it is not one of the probes.",
         help: &[
+            "429: wait as long as Retry-After says, or raise the limit that the details name; weft_rate_limited_total of the destination's proxies counts who is refused.",
             "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
             "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
         ],

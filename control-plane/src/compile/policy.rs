@@ -90,13 +90,19 @@ pub(super) fn winner<'a>(
 }
 
 /// Merges the policies of a port, most specific first.
-pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) -> Effective {
+pub(super) fn merged(world: &World, service: &Service, port: &ServicePort) -> TrafficPolicySpec {
     let mut merged = TrafficPolicySpec::default();
     for level in Level::ALL {
         if let Some(policy) = winner(world, service, port, level) {
             merged.inherit(&policy.spec);
         }
     }
+    merged
+}
+
+/// What holds for the callers of a port.
+pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) -> Effective {
+    let mut merged = merged(world, service, port);
     if service.client_affinity {
         // `sessionAffinity: ClientIP`, where no policy says how to choose.
         let balancer = merged.load_balancer.get_or_insert_default();
@@ -360,7 +366,7 @@ macro_rules! inherit {
     };
 }
 
-inherit!(TrafficPolicySpec { fault_injection } deep {
+inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
     load_balancer, circuit_breaker, retries, timeouts
 });
 inherit!(LoadBalancer {

@@ -23,6 +23,15 @@ fn world(manifests: &str) -> World {
     world
 }
 
+/// Sets the objects of these manifests, too.
+pub(super) fn change(world: &mut World, manifests: &str, dirty: &mut Dirty) {
+    let (parsed, _) = manifest::parse(Path::new("test.yaml"), manifests)
+        .unwrap_or_else(|findings| panic!("{findings:?}"));
+    for parsed in parsed {
+        world.apply(Change::Set(Box::new(parsed.object)), dirty);
+    }
+}
+
 fn resource(world: &World, kind: ResourceKind, name: &str) -> Compiled {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),

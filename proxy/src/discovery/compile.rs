@@ -565,8 +565,9 @@ pub fn endpoints(given: &proto::Endpoints, before: &EndpointSet) -> Result<Endpo
     })
 }
 
-/// Compiles the proxy's own workload, asked for as `<namespace>/<name>`.
-pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
+/// Compiles the proxy's own workload, asked for as `<namespace>/<name>`. Rate limits that stay (of
+/// the same Service, by the same key) keep the buckets that they have in `before`.
+pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Result<Workload> {
     let shown = format!("{}/{}", given.namespace, given.name);
     if shown != asked {
         refuse!("it is workload {shown}, but {asked} was asked for");
@@ -600,6 +601,9 @@ pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
                 .mtls
                 .map(|mode| known::<proto::MtlsMode>(mode, "mTLS mode"))
                 .transpose()?,
+            limits: resilience::port_limits(declared, before.limits(number).as_deref())
+                .map_err(|Invalid(why)| Invalid(format!("port {number}: {why}")))?
+                .map(Arc::new),
         });
     }
     let mut probes = Vec::with_capacity(given.probes.len());

@@ -93,7 +93,7 @@ pub(super) async fn request(
         FlowProtocol::Http1,
         started,
     );
-    let begun = match flow.admit(&view) {
+    let begun = match flow.admit(worker, &view, started) {
         Ok(()) => Call::begin(worker, &destination, &view, flow.peer, started).await,
         Err(error) => Err(error.into()),
     };

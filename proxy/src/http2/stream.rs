@@ -68,7 +68,7 @@ pub(super) async fn serve(
         Observation::begin(&worker, &flow, &view, context, protocol, started);
     let mut timer = LazyTimer::default();
     let begin = async {
-        flow.admit(&view)?;
+        flow.admit(&worker, &view, started)?;
         Call::begin(&worker, &destination, &view, flow.peer, started).await
     };
     let begun = patiently(&mut respond, &mut timer, None, begin).await;

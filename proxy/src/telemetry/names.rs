@@ -186,6 +186,8 @@ pub enum Counter {
     OutlierEjections,
     /// Labels: fault ("delay", "abort"), destination_service, destination_namespace.
     FaultsInjected,
+    /// Labels: destination_service, destination_namespace.
+    RateLimited,
     /// Labels: result ("ack", "nack").
     DiscoveryUpdates,
     /// Labels: reason ("queue_full", "export_failed", "no_endpoint").
@@ -195,7 +197,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::TlsHandshakes,
         Self::PlaintextRefused,
         Self::Retries,
@@ -204,6 +206,7 @@ impl Counter {
         Self::LimitsRejected,
         Self::OutlierEjections,
         Self::FaultsInjected,
+        Self::RateLimited,
         Self::DiscoveryUpdates,
         Self::SpansDropped,
         Self::SpansExported,
@@ -263,6 +266,11 @@ impl Counter {
                 "weft_faults_injected_total",
                 "Requests delayed or aborted because a policy injects faults.",
                 &["fault", "destination_service", "destination_namespace"]
+            ),
+            Self::RateLimited => counter!(
+                "weft_rate_limited_total",
+                "Requests that this workload's proxy refused because a rate limit was reached.",
+                SERVICE
             ),
             Self::DiscoveryUpdates => counter!(
                 "weft_discovery_updates_total",

@@ -10,6 +10,7 @@ use http::{HeaderMap, Request, Response};
 use tokio::sync::mpsc;
 use weft_tests::PATIENCE;
 use weft_tests::mesh::{Mesh, Workload};
+use weft_tests::netns::Host;
 
 fn start() -> (Mesh, SocketAddr) {
     let mut mesh = Mesh::new();
@@ -40,8 +41,15 @@ pub(crate) fn serve<F: Future<Output = ()> + 'static>(
     mesh: &Mesh,
     handle: impl Fn(Call) -> F + 'static,
 ) {
-    let listener = mesh
-        .host(1)
+    serve_on(mesh.host(1), handle);
+}
+
+/// An HTTP/2 server on port 9090 of a host.
+pub(crate) fn serve_on<F: Future<Output = ()> + 'static>(
+    host: &Host,
+    handle: impl Fn(Call) -> F + 'static,
+) {
+    let listener = host
         .within(|| std::net::TcpListener::bind(("0.0.0.0", 9090)))
         .unwrap();
     listener.set_nonblocking(true).unwrap();

@@ -1,6 +1,6 @@
 //! Faults, and what a destination takes no more of.
 
-use weft_api::policy::resilience::FaultInjection;
+use weft_api::policy::resilience::{FaultInjection, RateLimit, RateLimitKey};
 use weft_api::policy::traffic::TrafficPolicySpec;
 
 use super::{Findings, is_token};
@@ -8,6 +8,9 @@ use super::{Findings, is_token};
 pub(super) fn check(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(fault) = &spec.fault_injection {
         check_fault(fault, findings);
+    }
+    if let Some(limit) = &spec.rate_limit {
+        check_rate_limit(limit, findings);
     }
 }
 
@@ -64,6 +67,42 @@ fn check_fault(fault: &FaultInjection, findings: &mut Findings) {
     }
 }
 
+fn check_rate_limit(limit: &RateLimit, findings: &mut Findings) {
+    let at = "spec.rateLimit";
+    for (field, number) in [("requests", Some(limit.requests)), ("burst", limit.burst)] {
+        if number == Some(0) {
+            findings.add(
+                &format!("{at}.{field}"),
+                format!("{field} of 0 lets nothing through"),
+                "write a number of at least 1",
+            );
+        }
+    }
+    if limit.per.is_zero() {
+        findings.add(
+            &format!("{at}.per"),
+            "per of 0s makes no sense",
+            "write a duration above zero, such as 1s or 1m",
+        );
+    }
+    findings.timeout(&format!("{at}.per"), Some(limit.per));
+    let wrong = match &limit.key {
+        Some(RateLimitKey::ClientIdentity(false)) => {
+            "clientIdentity: false names nothing to count by"
+        }
+        Some(RateLimitKey::SourceAddress(false)) => {
+            "sourceAddress: false names nothing to count by"
+        }
+        Some(RateLimitKey::Header(name)) if !is_token(name) => "this is not a header name",
+        _ => return,
+    };
+    findings.add(
+        &format!("{at}.key"),
+        wrong,
+        "write clientIdentity: true, sourceAddress: true or header: NAME, or leave key out",
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -106,6 +145,21 @@ mod tests {
                 "{faultInjection: {delay: {duration: 1s}, headers: [{name: 'a b', value: x}]}}",
                 "no request can have",
             ),
+            ("{rateLimit: {requests: 0}}", "lets nothing through"),
+            (
+                "{rateLimit: {requests: 1, burst: 0}}",
+                "lets nothing through",
+            ),
+            ("{rateLimit: {requests: 1, per: 0s}}", "makes no sense"),
+            (
+                "{rateLimit: {requests: 1, key: {clientIdentity: false}}}",
+                "names nothing",
+            ),
+            (
+                "{rateLimit: {requests: 1, key: {header: 'a b'}}}",
+                "not a header name",
+            ),
+            ("{rateLimit: {per: 1s}}", "requests"),
         ] {
             let found = refused(spec);
             assert!(found.iter().any(|f| f.contains(said)), "{spec}: {found:?}");
