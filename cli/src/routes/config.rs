@@ -44,6 +44,8 @@ pub struct Route {
     pub idle_timeout_ms: Option<u64>,
     pub retry: Option<Retry>,
     pub fallback: Option<serde_json::Value>,
+    #[serde(default)]
+    pub fault: Option<Fault>,
     /// Why its requests are answered 500.
     #[serde(default)]
     pub refused: Option<String>,
@@ -118,6 +120,27 @@ pub struct Retry {
     pub methods: Vec<String>,
     pub budget_percent: u32,
     pub budget_min_per_second: u32,
+}
+
+/// Faults that are injected on purpose.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fault {
+    pub headers: Vec<Header>,
+    pub delay: Option<Delay>,
+    pub abort: Option<Abort>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Delay {
+    pub percent: f64,
+    pub duration_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Abort {
+    pub percent: f64,
+    pub status: Option<u16>,
+    pub grpc_status: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

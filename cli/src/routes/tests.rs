@@ -35,6 +35,11 @@ fn config() -> Config {
                 "budget_percent": 20, "budget_min_per_second": 10,
             },
             "fallback": null,
+            "fault": {
+                "headers": [{"name": "x-chaos", "value": "on"}],
+                "delay": {"percent": 10.0, "duration_ms": 2000},
+                "abort": {"percent": 2.0, "status": 503, "grpc_status": 14},
+            },
         })
     };
     let canary = json!([{
@@ -169,6 +174,7 @@ fn the_first_route_that_matches_is_taken_and_explained() {
         "10.96.0.20:80 is shop/catalog:80, protocol http\n",
         "timeouts  request 3.0 s\n",
         "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
+        "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
         "backend   shop/catalog:80 (100 %)\n",
         "balancer  PeakEWMA, connect timeout 1.0 s\n",
         "session   by the cookie stay, idle 10 min\n",

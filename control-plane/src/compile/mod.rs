@@ -10,13 +10,15 @@
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
-//! - [`policy`]: the most specific policy wins, field by field.
+//! - [`policy`]: the most specific policy wins, field by field; [`resilience`]: faults, and what a
+//!   destination takes no more of.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
 mod destination;
 mod endpoints;
 mod findings;
 mod policy;
+mod resilience;
 mod routes;
 mod session;
 mod status;
