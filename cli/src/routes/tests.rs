@@ -177,7 +177,7 @@ fn the_first_route_that_matches_is_taken_and_explained() {
         "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
         "backend   shop/catalog:80 (100 %)\n",
         "balancer  PeakEWMA, connect timeout 1.0 s\n",
-        "session   by the cookie stay, idle 10 min\n",
+        "session   by the cookie stay, idle 10 min 0 s\n",
         "limits    100 requests at once\n",
         "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
         "10.77.0.6:8080  shop/catalog-1  ejected  1       spiffe://cluster.local/ns/shop/sa/catalog\n",
