@@ -18,7 +18,7 @@ pub struct Code {
 }
 
 /// Every code there is.
-pub const CODES: [Code; 14] = [
+pub const CODES: [Code; 15] = [
     Code {
         name: "destination_not_found",
         statuses: &[404],
@@ -121,11 +121,21 @@ pub const CODES: [Code; 14] = [
     },
     Code {
         name: "http_request_denied",
-        statuses: &[403],
-        meaning: "The request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes: it is not one of the probes.",
+        statuses: &[403, 429],
+        meaning: "429: a rate limit of the destination is reached (rateLimit in its TrafficPolicy). 403: the request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes, and it is not one of the probes.",
         help: &[
+            "429: wait as long as Retry-After says, or raise the limit that the details name; weft_rate_limited_total of the destination's proxies counts who is refused.",
             "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
             "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
+        ],
+    },
+    Code {
+        name: "proxy_internal_response",
+        statuses: &[503],
+        meaning: "A fault that a TrafficPolicy injects on purpose (faultInjection.abort); the status is the one that the policy says, 503 if it names none.",
+        help: &[
+            "See which requests it is for: weft routes deploy/CALLER DEST.",
+            "Take faultInjection out of the policy when the experiment is over: kubectl get trafficpolicies.",
         ],
     },
     Code {

@@ -44,6 +44,8 @@ pub struct Route {
     pub idle_timeout_ms: Option<u64>,
     pub retry: Option<Retry>,
     pub fallback: Option<serde_json::Value>,
+    #[serde(default)]
+    pub fault: Option<Fault>,
     /// Why its requests are answered 500.
     #[serde(default)]
     pub refused: Option<String>,
@@ -120,6 +122,27 @@ pub struct Retry {
     pub budget_min_per_second: u32,
 }
 
+/// Faults that are injected on purpose.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fault {
+    pub headers: Vec<Header>,
+    pub delay: Option<Delay>,
+    pub abort: Option<Abort>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Delay {
+    pub percent: f64,
+    pub duration_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Abort {
+    pub percent: f64,
+    pub status: Option<u16>,
+    pub grpc_status: u32,
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Backend {
     pub weight: u32,
@@ -130,7 +153,20 @@ pub struct Backend {
     pub connect_timeout_ms: u64,
     pub limits: Limits,
     pub outlier_detection: Option<Outlier>,
+    /// How clients stay with their endpoints; none: they do not.
+    #[serde(default)]
+    pub session: Option<Session>,
     pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Session {
+    pub name: String,
+    /// "cookie" or "header".
+    #[serde(rename = "in")]
+    pub place: String,
+    pub absolute_timeout_ms: Option<u64>,
+    pub idle_timeout_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

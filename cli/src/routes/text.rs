@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::config::{Backend, Config, Destination, Retry, Route};
+use super::config::{Backend, Config, Destination, Fault, Retry, Route};
 use super::judge::Verdict;
 use crate::output::{Cell, Paint, Tone, span, table};
 
@@ -98,6 +98,13 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     if let Some(fallback) = &route.fallback {
         let _ = writeln!(out, "fallback  {fallback}");
     }
+    if let Some(fault) = &route.fault {
+        let _ = writeln!(
+            out,
+            "faults    {}",
+            paint.paint(Tone::Warning, &faults(fault))
+        );
+    }
     let total: u32 = route.backends.iter().map(|b| b.weight).sum();
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
@@ -156,6 +163,31 @@ fn retries(retry: Option<&Retry>) -> String {
     )
 }
 
+fn faults(fault: &Fault) -> String {
+    let mut parts = Vec::new();
+    if let Some(delay) = &fault.delay {
+        let (percent, how_long) = (delay.percent, millis(delay.duration_ms));
+        parts.push(format!("{percent} % wait {how_long}"));
+    }
+    if let Some(abort) = &fault.abort {
+        let grpc = format!("gRPC calls with code {}", abort.grpc_status);
+        let with = match abort.status {
+            Some(status) => format!("with {status}, {grpc}"),
+            None => grpc,
+        };
+        parts.push(format!("{} % fail, {with}", abort.percent));
+    }
+    let mut text = parts.join("; ");
+    if !fault.headers.is_empty() {
+        let headers = fault.headers.iter();
+        let headers: Vec<String> = headers
+            .map(|h| format!("{}: {}", h.name, h.value))
+            .collect();
+        text.push_str(&format!(" (of requests with {})", headers.join(", ")));
+    }
+    text
+}
+
 fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     let mut out = String::new();
     let share = match total {
@@ -176,6 +208,22 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         algorithm(&backend.algorithm),
         millis(backend.connect_timeout_ms)
     );
+    if let Some(session) = &backend.session {
+        let ends = [
+            ("idle", session.idle_timeout_ms),
+            ("in all", session.absolute_timeout_ms),
+        ];
+        let ends = ends.iter().filter_map(|(what, ms)| {
+            let ms = (*ms)?;
+            Some(format!(", {what} {}", millis(ms)))
+        });
+        let ends: String = ends.collect();
+        let _ = writeln!(
+            out,
+            "session   by the {} {}{ends}",
+            session.place, session.name
+        );
+    }
     let limits: Vec<String> = [
         (backend.limits.max_connections, "connections"),
         (backend.limits.max_requests, "requests at once"),

@@ -8,6 +8,8 @@ use weft_api::policy::{Duration, TelemetrySpec};
 
 use super::{Object, Service, Workload};
 
+mod resilience;
+
 /// Largest weight of a workload.
 const MAX_WEIGHT: u32 = 10_000;
 /// Most tries after the first.
@@ -240,6 +242,7 @@ fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(timeouts) = &spec.timeouts {
         check_timeouts(timeouts, findings);
     }
+    resilience::check(spec, findings);
 }
 
 fn check_outlier(outlier: &OutlierDetection, findings: &mut Findings) {

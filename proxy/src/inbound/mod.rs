@@ -27,6 +27,8 @@ use crate::worker::Worker;
 use crate::{http1, http2};
 use probes::{Decision, Probes};
 
+mod buckets;
+pub mod limits;
 pub mod local;
 pub mod probes;
 
