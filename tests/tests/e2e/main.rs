@@ -82,6 +82,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     rates::headers_and_addresses_are_keys_and_a_change_takes_effect_on_open_connections,
     rates::a_global_limit_is_divided_by_the_ready_replicas,
     rates::grpc_calls_are_told_in_trailers,
+    rates::who_asks_for_a_pause_gets_it_and_is_not_ejected,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,
