@@ -235,7 +235,17 @@ struct Backend {
     /// How clients stay with their endpoints; none: they do not.
     #[serde(default)]
     session: Option<Session>,
+    /// In place of the route's retry budget.
+    #[serde(default)]
+    retry_constraint: Option<RetryConstraint>,
     endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct RetryConstraint {
+    percent: u32,
+    interval_ms: u64,
+    floor: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -754,6 +764,15 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             session.place, session.name
         );
     }
+    if let Some(budget) = &backend.retry_constraint {
+        let _ = writeln!(
+            out,
+            "budget    {} % of the requests of the last {} and {} retries",
+            budget.percent,
+            millis(budget.interval_ms),
+            budget.floor
+        );
+    }
     let limits: Vec<String> = [
         (backend.limits.max_connections, "connections"),
         (backend.limits.max_requests, "requests at once"),
@@ -844,6 +863,7 @@ mod tests {
                         "name": "stay", "in": "cookie", "permanent": false,
                         "absolute_timeout_ms": null, "idle_timeout_ms": 600_000,
                     },
+                    "retry_constraint": {"percent": 5, "interval_ms": 10_000, "floor": 100},
                     "outlier_detection": {
                         "consecutive_gateway_errors": 3, "consecutive_5xx": 5,
                         "success_rate_threshold_percent": 0, "base_ejection_ms": 3000,
@@ -983,7 +1003,8 @@ mod tests {
             "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
             "backend   shop/catalog:80 (100 %)\n",
             "balancer  PeakEWMA, connect timeout 1.0 s\n",
-            "session   by the cookie stay, idle 10 min\n",
+            "session   by the cookie stay, idle 10 min 0 s\n",
+            "budget    5 % of the requests of the last 10.0 s and 100 retries\n",
             "limits    100 requests at once\n",
             "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
             "10.77.0.6:8080  shop/catalog-1  ejected  1       spiffe://cluster.local/ns/shop/sa/catalog\n",

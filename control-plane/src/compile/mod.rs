@@ -10,13 +10,14 @@
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
-//! - [`policy`]: the most specific policy wins, field by field.
+//! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
 mod destination;
 mod endpoints;
 mod findings;
 mod policy;
+mod policy_status;
 mod routes;
 mod session;
 mod status;
@@ -28,6 +29,7 @@ use std::collections::BTreeSet;
 use weft_api::proto::{ResourceKey, ResourceKind, Trust, resource::Body};
 
 pub use findings::{Problem, problems};
+pub use policy_status::policy_statuses;
 pub use status::{CONTROLLER, Condition, ParentStatus, RouteStatus, status};
 pub use version::Compiled;
 
@@ -80,6 +82,8 @@ pub fn special_clients(world: &World, key: &ResourceKey) -> BTreeSet<String> {
 /// Name of the one Trust resource.
 pub const TRUST: &str = "trust";
 
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod route_tests;
 #[cfg(test)]

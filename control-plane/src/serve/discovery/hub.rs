@@ -23,7 +23,8 @@ use weft_api::proto::{DiscoveryResponse, Held, Hello, ResourceKey, Trust};
 use super::stream::{Proxy, Stream};
 use super::{Key, Kind};
 use crate::compile::{
-    Compiled, Problem, RouteStatus, Settings, compile, problems, special_clients, status,
+    Compiled, Problem, RouteStatus, Settings, compile, policy_statuses, problems, special_clients,
+    status,
 };
 use crate::model::{Change, Dirty, Name, World};
 use crate::serve::ca::{Signer, unix};
@@ -171,7 +172,7 @@ impl Hub {
             state.world.apply(change, &mut dirty);
         }
         let keys = state.touched(&dirty);
-        if !dirty.services.is_empty() {
+        if !dirty.services.is_empty() || dirty.statuses {
             self.routes.send_modify(|changes| *changes += 1);
         }
         for key in keys {
@@ -306,11 +307,12 @@ impl Hub {
         self.routes.subscribe()
     }
 
-    /// What is to be said of every route now.
+    /// What is to be said of every route and policy now.
     pub fn route_statuses(&self) -> Vec<RouteStatus> {
         let state = self.state();
         let routes = state.world.routes();
-        routes.map(|route| status(&state.world, route)).collect()
+        let routes = routes.map(|route| status(&state.world, route));
+        routes.chain(policy_statuses(&state.world)).collect()
     }
 
     /// What is wrong between the objects.
