@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::discovery::{Directory, LinkState};
 use crate::http::session::{Place, Session};
 use crate::identity;
+use crate::inbound::limits::{LimitKey, RateLimit};
 use crate::run::Stage;
 use crate::tables::{
     Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, Known, PathEdit,
@@ -203,6 +204,8 @@ impl Introspect for Introspection {
                         "port": port.port,
                         "protocol": port.protocol.as_str_name(),
                         "mtls": port.mtls.map(|m| m.as_str_name()),
+                        "rate_limits": port.limits.iter().flat_map(|limits| &limits.rates)
+                            .map(show_rate_limit).collect::<Vec<_>>(),
                     })).collect::<Vec<_>>(),
                     "sampling_percent": f64::from(workload.sampling_per_myriad) / 100.0,
                     "access_log": workload.access_log.as_str_name(),
@@ -267,6 +270,22 @@ fn show_destination(address: SocketAddr, destination: &Destination) -> Value {
     })
 }
 
+fn show_rate_limit(limit: &RateLimit) -> Value {
+    json!({
+        "service": format!("{}/{}:{}", limit.namespace, limit.service, limit.port),
+        "requests": limit.requests,
+        "per_ms": millis(limit.per),
+        "burst": limit.burst,
+        "replicas": limit.replicas,
+        "key": match &limit.key {
+            LimitKey::Nobody => Value::Null,
+            LimitKey::ClientIdentity => json!("client_identity"),
+            LimitKey::Header(name) => json!({ "header": name }),
+            LimitKey::SourceAddress => json!("source_address"),
+        },
+    })
+}
+
 fn show_route(route: &Route) -> Value {
     let policy = &route.policy;
     json!({
@@ -320,6 +339,18 @@ fn show_route(route: &Route) -> Value {
             Fallback::Response { status, .. } => json!({ "response": { "status": status } }),
             Fallback::Backend(backend) => json!({ "backend": show_backend(backend) }),
         }),
+        "fault": policy.fault.as_deref().map(|fault| json!({
+            "headers": fault.headers.iter().map(|(n, v)| json!({ "name": n, "value": v })).collect::<Vec<_>>(),
+            "delay": fault.delay.map(|delay| json!({
+                "percent": delay.share * 100.0,
+                "duration_ms": millis(delay.duration),
+            })),
+            "abort": fault.abort.map(|abort| json!({
+                "percent": abort.share * 100.0,
+                "status": abort.status,
+                "grpc_status": abort.grpc_status,
+            })),
+        })),
     })
 }
 

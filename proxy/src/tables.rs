@@ -18,6 +18,7 @@ pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 use crate::balance::{EndpointHealth, SharedLimits};
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
+use crate::inbound::limits::PortLimits;
 
 /// A new process-wide number, never used twice.
 pub fn fresh_id() -> u64 {
@@ -297,6 +298,33 @@ pub struct RoutePolicy {
     /// `None`: only what was never processed is tried again.
     pub retry: Option<Arc<RetryPolicy>>,
     pub fallback: Option<Arc<Fallback>>,
+    pub fault: Option<Box<FaultInjection>>,
+}
+
+/// Faults that are made on purpose; the ways of it are in `http::fault`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FaultInjection {
+    /// Lower-case name and exact value; all of them.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    pub delay: Option<FaultDelay>,
+    pub abort: Option<FaultAbort>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FaultDelay {
+    /// 0 to 1.
+    pub share: f64,
+    pub duration: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FaultAbort {
+    /// 0 to 1.
+    pub share: f64,
+    /// HTTP status; `None`: only gRPC calls are aborted.
+    pub status: Option<u16>,
+    /// gRPC status code of calls.
+    pub grpc_status: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -459,6 +487,8 @@ pub struct WorkloadPort {
     pub port: u16,
     pub protocol: Protocol,
     pub mtls: Option<MtlsMode>,
+    /// What it takes no more of; `None`: there is no limit.
+    pub limits: Option<Arc<PortLimits>>,
 }
 
 impl Workload {
@@ -468,6 +498,11 @@ impl Workload {
             Some(p) => (p.mtls.unwrap_or(self.mtls), p.protocol),
             None => (self.mtls, Protocol::Auto),
         }
+    }
+
+    /// What one of the workload's ports takes no more of.
+    pub fn limits(&self, port: u16) -> Option<Arc<PortLimits>> {
+        self.ports.iter().find(|p| p.port == port)?.limits.clone()
     }
 }
 

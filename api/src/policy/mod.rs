@@ -8,6 +8,7 @@
 //!
 //! - [`workload`]: a process at an address (outside Kubernetes: what a Pod is inside).
 //! - [`traffic`]: how requests to a Service are balanced, limited, retried and timed out.
+//! - [`resilience`]: its faults and its limits at the destination.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
@@ -15,6 +16,7 @@
 pub mod duration;
 pub mod meta;
 pub mod percent;
+pub mod resilience;
 pub mod security;
 pub mod telemetry;
 pub mod traffic;

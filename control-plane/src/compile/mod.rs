@@ -10,7 +10,8 @@
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
-//! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used.
+//! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used;
+//!   [`resilience`]: faults, and what a destination takes no more of.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
 mod destination;
@@ -18,6 +19,7 @@ mod endpoints;
 mod findings;
 mod policy;
 mod policy_status;
+mod resilience;
 mod routes;
 mod session;
 mod status;

@@ -9,6 +9,7 @@ use weft_api::policy::{Duration, Percent};
 use weft_api::proto;
 
 use super::destination::route_policy;
+use super::resilience;
 use super::session;
 use crate::model::{
     BackendTraffic, Name, Policy, Route, RouteKind, Rule, Service, ServicePort, World, in_namespace,
@@ -173,12 +174,12 @@ pub(super) fn budget_of<'a>(
 }
 
 /// Merges the policies of a port, or of a rule's requests to it, most specific first.
-pub(super) fn effective(
+pub(super) fn merged(
     world: &World,
     service: &Service,
     port: &ServicePort,
     of: Option<(&Route, &Rule)>,
-) -> Effective {
+) -> TrafficPolicySpec {
     let mut merged = TrafficPolicySpec::default();
     for level in Level::ALL {
         if let Some(policy) = on_level(world, service, port, of, level) {
@@ -193,6 +194,17 @@ pub(super) fn effective(
             merged.inherit(&spec);
         }
     }
+    merged
+}
+
+/// What holds for the callers of a port, or those of them that take a rule.
+pub(super) fn effective(
+    world: &World,
+    service: &Service,
+    port: &ServicePort,
+    of: Option<(&Route, &Rule)>,
+) -> Effective {
+    let mut merged = merged(world, service, port, of);
     if service.client_affinity {
         // `sessionAffinity: ClientIP`, where no policy says how to choose.
         let balancer = merged.load_balancer.get_or_insert_default();
@@ -336,6 +348,7 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
         idle_timeout_ms: millis(timeouts.idle),
         retry: spec.retries.as_ref().map(retry),
         fallback: None,
+        fault_injection: spec.fault_injection.as_ref().map(resilience::fault),
         ..proto::RoutePolicy::default()
     }
 }
@@ -477,7 +490,9 @@ macro_rules! inherit {
     };
 }
 
-inherit!(TrafficPolicySpec {} deep { load_balancer, circuit_breaker, retries, timeouts });
+inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
+    load_balancer, circuit_breaker, retries, timeouts
+});
 inherit!(LoadBalancer {
     algorithm,
     hash_key,

@@ -8,6 +8,7 @@ use weft_api::policy::{Duration, TelemetrySpec};
 
 use super::{Object, Service, Workload};
 
+mod resilience;
 mod targets;
 
 /// Largest weight of a workload.
@@ -239,6 +240,7 @@ fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(timeouts) = &spec.timeouts {
         check_timeouts(timeouts, findings);
     }
+    resilience::check(spec, findings);
 }
 
 fn check_outlier(outlier: &OutlierDetection, findings: &mut Findings) {

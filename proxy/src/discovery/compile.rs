@@ -14,6 +14,7 @@ use weft_api::proto;
 
 use super::filters::{self, PlanDraft};
 use super::matches::route_match;
+use super::resilience;
 use super::sessions;
 use crate::balance::SharedLimits;
 use crate::http::route::Index;
@@ -305,6 +306,10 @@ fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<Fallb
         idle_timeout: duration(given.idle_timeout_ms, "the idle timeout")?,
         retry: given.retry.as_ref().map(retry).transpose()?.map(Arc::new),
         fallback: None,
+        fault: match &given.fault_injection {
+            None => None,
+            Some(fault) => Some(Box::new(resilience::fault(fault)?)),
+        },
     };
     Ok((policy, fallback))
 }
@@ -590,8 +595,9 @@ pub fn endpoints(given: &proto::Endpoints, before: &EndpointSet) -> Result<Endpo
     })
 }
 
-/// Compiles the proxy's own workload, asked for as `<namespace>/<name>`.
-pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
+/// Compiles the proxy's own workload, asked for as `<namespace>/<name>`. Rate limits that stay (of
+/// the same Service, by the same key) keep the buckets that they have in `before`.
+pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Result<Workload> {
     let shown = format!("{}/{}", given.namespace, given.name);
     if shown != asked {
         refuse!("it is workload {shown}, but {asked} was asked for");
@@ -625,6 +631,9 @@ pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
                 .mtls
                 .map(|mode| known::<proto::MtlsMode>(mode, "mTLS mode"))
                 .transpose()?,
+            limits: resilience::port_limits(declared, before.limits(number).as_deref())
+                .map_err(|Invalid(why)| Invalid(format!("port {number}: {why}")))?
+                .map(Arc::new),
         });
     }
     let mut probes = Vec::with_capacity(given.probes.len());
@@ -698,11 +707,18 @@ fn weight(given: u32) -> Result<u32> {
     Ok(given)
 }
 
-fn percent(given: u32, what: &str) -> Result<u32> {
+pub(super) fn percent(given: u32, what: &str) -> Result<u32> {
     if given > 100 {
         refuse!("{what} of {given} percent is above 100");
     }
     Ok(given)
+}
+
+pub(super) fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
+    if ms > MAX_MS {
+        refuse!("{what} of {ms} ms is above 31 days");
+    }
+    Ok((ms != 0).then(|| Duration::from_millis(ms)))
 }
 
 pub(super) fn method(name: &str) -> Result<Box<str>> {
@@ -724,14 +740,6 @@ pub(super) fn header_name(name: &str) -> Result<Box<str>> {
         Ok(name) => Ok(name.as_str().into()),
         Err(_) => refuse!("'{name}' is not a header's name"),
     }
-}
-
-/// A duration of a policy; none when it is 0.
-pub(super) fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
-    if ms > MAX_MS {
-        refuse!("{what} of {ms} ms is above 31 days");
-    }
-    Ok((ms != 0).then(|| Duration::from_millis(ms)))
 }
 
 pub(super) fn header_value(name: &str, value: &str) -> Result<Box<str>> {

@@ -373,6 +373,13 @@ impl Directory {
         self.workload.load_full()
     }
 
+    /// The proxy's own workload, unless it is the one that is known: that costs one atomic load.
+    pub fn workload_unless(&self, known: Option<&Arc<Workload>>) -> Option<Arc<Workload>> {
+        let now = self.workload.load();
+        let same = known.is_some_and(|known| Arc::ptr_eq(known, &now));
+        (!same).then(|| Arc::clone(&now))
+    }
+
     pub fn set_workload(&self, workload: Workload) {
         self.workload.store(Arc::new(workload));
         self.has_workload.store(true, Ordering::Release);

@@ -294,7 +294,8 @@ impl Store {
             }
             (ResourceKind::Workload, Body::Workload(given)) if key.name == self.workload.0 => {
                 if self.workload.1.held != version {
-                    let compiled = compile::workload(given, &self.workload.0)?;
+                    let compiled =
+                        compile::workload(given, &self.workload.0, &self.directory.workload())?;
                     self.directory.set_workload(compiled);
                 }
                 self.workload.1.good(version);

@@ -97,6 +97,14 @@ impl Call {
             let answer = redirect.answer(request, prefix, destination.port);
             return Err(Refusal::Answer(Box::new(answer)));
         }
+        let deadline = route.policy.request_timeout.map(|t| now + t);
+        if let Some(fault) = &route.policy.fault
+            && fault.concerns(request)
+        {
+            let place = format!("route {}", route.name);
+            let grpc = route::is_grpc(request);
+            Box::pin(fault.inject(worker, destination, &place, grpc, deadline)).await?;
+        }
         // Nothing of this unless the route has sessions.
         let key = (route.sessions)
             .then(|| worker.directory.session_key())
@@ -129,7 +137,7 @@ impl Call {
         let mut call = Self {
             route: route.clone(),
             started: now,
-            deadline: route.policy.request_timeout.map(|t| now + t),
+            deadline,
             plan: share.plan.clone(),
             prefix,
             cors,

@@ -7,6 +7,7 @@
 
 pub mod call;
 pub mod error;
+pub mod fault;
 pub mod filter;
 pub mod flow;
 pub mod mirror;

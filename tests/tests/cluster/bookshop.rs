@@ -160,6 +160,19 @@ spec:
         (0.02..0.25).contains(&share)
     });
     println!("split 90 to 10: {split}");
+    eventually("the route says that it is in force", PATIENCE, || {
+        let route = kube::get(BOOKSHOP, &["grpcroute", "reviews"]);
+        let conditions = &route["status"]["parents"][0]["conditions"];
+        let accepted = conditions.as_array().is_some_and(|conditions| {
+            let is = |kind: &str| {
+                conditions
+                    .iter()
+                    .any(|condition| condition["type"] == kind && condition["status"] == "True")
+            };
+            is("Accepted") && is("ResolvedRefs")
+        });
+        accepted.then_some(()).ok_or_else(|| route.to_string())
+    });
     drop(namespace);
 }
 

@@ -10,6 +10,7 @@ use http::{HeaderMap, Request, Response};
 use tokio::sync::mpsc;
 use weft_tests::PATIENCE;
 use weft_tests::mesh::{Mesh, Workload};
+use weft_tests::netns::Host;
 
 fn start() -> (Mesh, SocketAddr) {
     prepared(|_| {})
@@ -25,7 +26,7 @@ fn prepared(prepare: impl FnOnce(&mut Mesh)) -> (Mesh, SocketAddr) {
     (mesh, vip)
 }
 
-fn run<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(body: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -38,12 +39,22 @@ fn run<T>(body: impl Future<Output = T>) -> T {
 }
 
 /// What a handler gets: the request, its body, and the way to answer.
-type Call = (Request<RecvStream>, h2::server::SendResponse<Bytes>);
+pub(crate) type Call = (Request<RecvStream>, h2::server::SendResponse<Bytes>);
 
 /// An HTTP/2 server on the second host; each request is handed to `handle`.
-fn serve<F: Future<Output = ()> + 'static>(mesh: &Mesh, handle: impl Fn(Call) -> F + 'static) {
-    let listener = mesh
-        .host(1)
+pub(crate) fn serve<F: Future<Output = ()> + 'static>(
+    mesh: &Mesh,
+    handle: impl Fn(Call) -> F + 'static,
+) {
+    serve_on(mesh.host(1), handle);
+}
+
+/// An HTTP/2 server on port 9090 of a host.
+pub(crate) fn serve_on<F: Future<Output = ()> + 'static>(
+    host: &Host,
+    handle: impl Fn(Call) -> F + 'static,
+) {
+    let listener = host
         .within(|| std::net::TcpListener::bind(("0.0.0.0", 9090)))
         .unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -65,7 +76,7 @@ fn serve<F: Future<Output = ()> + 'static>(mesh: &Mesh, handle: impl Fn(Call) ->
     });
 }
 
-async fn connect(mesh: &Mesh, to: SocketAddr) -> h2::client::SendRequest<Bytes> {
+pub(crate) async fn connect(mesh: &Mesh, to: SocketAddr) -> h2::client::SendRequest<Bytes> {
     let stream = mesh
         .host(0)
         .within(|| std::net::TcpStream::connect(to))
@@ -93,7 +104,7 @@ async fn whole(body: &mut RecvStream) -> Vec<u8> {
     bytes
 }
 
-fn local<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn local<T>(body: impl Future<Output = T>) -> T {
     run(async { tokio::task::LocalSet::new().run_until(body).await })
 }
 

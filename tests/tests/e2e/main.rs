@@ -6,9 +6,11 @@
 
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
+mod faults;
 mod http1;
 mod http2;
 mod policy;
+mod rates;
 mod resilience;
 mod routes;
 mod seeing;
@@ -76,6 +78,12 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::a_policy_for_a_rule_goes_before_its_routes_and_its_services,
     policy::a_post_is_never_sent_twice_by_default,
     policy::a_request_timeout_is_504,
+    faults::requests_are_delayed_and_aborted_as_the_policy_says,
+    faults::http2_and_grpc_get_faults_of_their_own_kind,
+    rates::each_identity_has_its_own_and_429_says_when_to_come_back,
+    rates::headers_and_addresses_are_keys_and_a_change_takes_effect_on_open_connections,
+    rates::a_global_limit_is_divided_by_the_ready_replicas,
+    rates::grpc_calls_are_told_in_trailers,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,

@@ -75,6 +75,7 @@ fn of_backends(spec: &TrafficPolicySpec) -> Vec<&'static str> {
             breaker.is_some_and(|breaker| breaker.outlier_detection.is_some()),
             "circuitBreaker.outlierDetection",
         ),
+        (spec.rate_limit.is_some(), "rateLimit"),
         (
             timeouts.is_some_and(|timeouts| timeouts.connect.is_some()),
             "timeouts.connect",

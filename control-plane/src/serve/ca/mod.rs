@@ -47,8 +47,6 @@ use token::TokenKey;
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Shortest lifetime that leaves time for a renewal.
 pub const MIN_LIFETIME: Duration = Duration::from_secs(60);
-/// How long a token is valid when nothing else is said.
-pub const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Why the authority cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -389,11 +387,6 @@ impl Authority {
 
     pub fn trust_domain(&self) -> &str {
         &self.options.trust_domain
-    }
-
-    /// Lifetime of leaves.
-    pub fn lifetime(&self) -> Duration {
-        self.options.lifetime
     }
 
     /// Fires when the roots or the signing root change.
