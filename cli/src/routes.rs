@@ -252,6 +252,9 @@ struct Backend {
     service: String,
     port: u16,
     algorithm: String,
+    /// Until a new endpoint has its full weight.
+    #[serde(default)]
+    slow_start_ms: Option<u64>,
     connect_timeout_ms: u64,
     limits: Limits,
     outlier_detection: Option<Outlier>,
@@ -776,9 +779,13 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     );
     let _ = writeln!(
         out,
-        "balancer  {}, connect timeout {}",
+        "balancer  {}, connect timeout {}{}",
         algorithm(&backend.algorithm),
-        millis(backend.connect_timeout_ms)
+        millis(backend.connect_timeout_ms),
+        match backend.slow_start_ms {
+            Some(window) => format!(", slow start {}", millis(window)),
+            None => String::new(),
+        }
     );
     let limits: Vec<String> = [
         (backend.limits.max_connections, "connections"),
@@ -864,7 +871,7 @@ mod tests {
                 "name": name, "matches": matches,
                 "backends": [{
                     "weight": 1, "namespace": "shop", "service": "catalog", "port": 80,
-                    "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000,
+                    "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000, "slow_start_ms": 30000,
                     "limits": {"max_connections": 0, "max_requests": 100, "max_pending_requests": 0},
                     "outlier_detection": {
                         "consecutive_gateway_errors": 3, "consecutive_5xx": 5,
@@ -1010,7 +1017,7 @@ mod tests {
             "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
             "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
             "backend   shop/catalog:80 (100 %)\n",
-            "balancer  PeakEWMA, connect timeout 1.0 s\n",
+            "balancer  PeakEWMA, connect timeout 1.0 s, slow start 30.0 s\n",
             "limits    100 requests at once\n",
             "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
             "10.77.0.6:8080  shop/catalog-1  ejected  1       spiffe://cluster.local/ns/shop/sa/catalog\n",
