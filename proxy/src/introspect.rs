@@ -14,12 +14,13 @@ use crate::admin::Introspect;
 use crate::balance::HealthState;
 use crate::config::Config;
 use crate::discovery::{Directory, LinkState};
+use crate::http::session::{Place, Session};
 use crate::identity;
 use crate::inbound::limits::{LimitKey, RateLimit};
 use crate::run::Stage;
 use crate::tables::{
     Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, Known, PathEdit,
-    PathMatch, Plan, Route, ValueMatch,
+    PathMatch, Plan, Redirect, Route, ValueMatch,
 };
 use crate::telemetry::export::ExportConfig;
 use crate::telemetry::stats::{EndpointState, EndpointView};
@@ -306,18 +307,13 @@ fn show_route(route: &Route) -> Value {
             "grpc": m.grpc,
         })).collect::<Vec<_>>(),
         "refused": route.refused,
-        "redirect": route.redirect.as_ref().map(|redirect| json!({
-            "status": redirect.status,
-            "scheme": redirect.scheme,
-            "hostname": redirect.hostname,
-            "port": redirect.port,
-            "path": redirect.path.as_ref().map(show_path_edit),
-        })),
+        "redirect": route.redirect.as_ref().map(|redirect| show_redirect(redirect)),
         "cors": route.cors.as_ref().map(|cors| json!({ "origins": cors.origins })),
         "backends": route.backends.iter().filter_map(|share| {
             let mut shown = show_backend(share.backend.as_ref().ok()?);
             shown["weight"] = json!(share.weight);
             shown["plan"] = json!(share.plan.as_ref().map(|plan| show_plan(plan)));
+            shown["session"] = json!(share.session.as_ref().map(|of| show_session(&of.session)));
             Some(shown)
         }).collect::<Vec<_>>(),
         "refused_backends": route.backends.iter().filter_map(|share| {
@@ -358,6 +354,16 @@ fn show_route(route: &Route) -> Value {
     })
 }
 
+fn show_redirect(redirect: &Redirect) -> Value {
+    json!({
+        "status": redirect.status,
+        "scheme": redirect.scheme,
+        "hostname": redirect.hostname,
+        "port": redirect.port,
+        "path": redirect.path.as_ref().map(show_path_edit),
+    })
+}
+
 fn show_path_edit(edit: &PathEdit) -> Value {
     match edit {
         PathEdit::Full(path) => json!({ "full": path }),
@@ -387,12 +393,27 @@ fn show_plan(plan: &Plan) -> Value {
         "response": edits(&plan.response),
         "host": plan.host,
         "path": plan.path.as_ref().map(show_path_edit),
+        "redirect": plan.redirect.as_ref().map(|redirect| show_redirect(redirect)),
+        "cors": plan.cors.as_ref().map(|cors| json!({ "origins": cors.origins })),
         "mirrors": plan.mirrors.iter().map(|mirror| json!({
             "namespace": &*mirror.backend.namespace,
             "service": &*mirror.backend.service,
             "port": mirror.backend.port,
             "share": mirror.share,
         })).collect::<Vec<_>>(),
+    })
+}
+
+fn show_session(session: &Session) -> Value {
+    json!({
+        "name": session.spelling,
+        "in": match session.place {
+            Place::Cookie { .. } => "cookie",
+            Place::Header => "header",
+        },
+        "permanent": matches!(session.place, Place::Cookie { permanent: true, .. }),
+        "absolute_timeout_ms": session.absolute.map(millis),
+        "idle_timeout_ms": session.idle.map(millis),
     })
 }
 

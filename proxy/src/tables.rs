@@ -17,6 +17,7 @@ pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 
 use crate::balance::{EndpointHealth, SharedLimits};
 use crate::http::route::Index;
+use crate::http::session::ShareSession;
 use crate::inbound::limits::PortLimits;
 
 /// A new process-wide number, never used twice.
@@ -119,6 +120,8 @@ pub struct Route {
     pub refused: Option<Box<str>>,
     pub redirect: Option<Box<Redirect>>,
     pub cors: Option<Box<Cors>>,
+    /// Clients of some of its backends stay with their endpoints.
+    pub sessions: bool,
 }
 
 impl Route {
@@ -132,12 +135,14 @@ impl Route {
                 weight: 1,
                 backend: Ok(backend),
                 plan: None,
+                session: None,
             }],
             total_weight: 1,
             policy,
             refused: None,
             redirect: None,
             cors: None,
+            sessions: false,
         }
     }
 
@@ -166,6 +171,8 @@ pub struct Share {
     pub backend: Result<Arc<Backend>, Box<str>>,
     /// What is changed on the way there and back; `None`: nothing.
     pub plan: Option<Arc<Plan>>,
+    /// Clients stay with the endpoint they have.
+    pub session: Option<ShareSession>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -209,6 +216,11 @@ pub struct Plan {
     pub host: Option<Box<str>>,
     pub path: Option<PathEdit>,
     pub mirrors: Vec<Mirror>,
+    /// Of the backend alone: its share is answered so. The route's are [`Route::redirect`] and
+    /// [`Route::cors`].
+    pub redirect: Option<Box<Redirect>>,
+    /// In place of the route's.
+    pub cors: Option<Box<Cors>>,
 }
 
 /// What becomes of the fields of one name.

@@ -31,7 +31,7 @@ pub const CODES: [Code; 15] = [
     Code {
         name: "proxy_configuration_error",
         statuses: &[500],
-        meaning: "The route, or the backend that was drawn, cannot be used as it is configured: it names a Service or port that does not exist, or another namespace's without a ReferenceGrant.",
+        meaning: "The route, or the backend that was drawn, cannot be used as it is configured: it names a Service or port that does not exist, or asks for something that is not supported.",
         help: &[
             "The details say which and why; so do the route's status conditions: kubectl describe httproute.",
             "weft check lists everything in routes and policies that cannot work.",

@@ -9,6 +9,7 @@ use weft_api::proto;
 
 use super::destination::route_policy;
 use super::resilience;
+use super::session;
 use crate::model::{Name, Policy, Rule, Service, ServicePort, World, in_namespace};
 
 /// Fewer well endpoints than this share: all are used. Percent.
@@ -187,6 +188,10 @@ pub(super) fn of_rule(
             retry.backoff_max_ms = retry.backoff_max_ms.max(retry.backoff_base_ms);
         }
     }
+    policy.session_persistence = rule
+        .session
+        .as_ref()
+        .map(|given| session::compile(given, true));
     policy
 }
 
@@ -227,6 +232,7 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
         retry: spec.retries.as_ref().map(retry),
         fallback: None,
         fault_injection: spec.fault_injection.as_ref().map(resilience::fault),
+        ..proto::RoutePolicy::default()
     }
 }
 
@@ -288,6 +294,7 @@ fn backend(spec: &TrafficPolicySpec) -> proto::BackendPolicy {
             .timeouts
             .and_then(|timeouts| timeouts.connect)
             .map_or(CONNECT_TIMEOUT_MS, Duration::as_millis),
+        ..proto::BackendPolicy::default()
     }
 }
 

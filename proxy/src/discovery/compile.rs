@@ -15,8 +15,10 @@ use weft_api::proto;
 use super::filters::{self, PlanDraft};
 use super::matches::route_match;
 use super::resilience;
+use super::sessions;
 use crate::balance::SharedLimits;
 use crate::http::route::Index;
+use crate::http::session::ShareSession;
 use crate::tables::{
     Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
     Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryPolicy, Route,
@@ -149,6 +151,7 @@ struct RouteDraft<'a> {
     given: &'a proto::Route,
     matches: Vec<RouteMatch>,
     backends: Vec<ShareDraft<'a>>,
+    sessions: Vec<Option<ShareSession>>,
     total_weight: u32,
     policy: RoutePolicy,
     fallback: Option<FallbackDraft<'a>>,
@@ -208,6 +211,7 @@ impl<'a> Backends<'a, '_> {
 
 impl<'a> RouteDraft<'a> {
     fn build(self, backends: &mut Backends<'a, '_>) -> Route {
+        let sessions = self.sessions.iter().any(Option::is_some);
         let fallback = self.fallback.map(|draft| {
             Arc::new(match draft {
                 FallbackDraft::Response(response) => response,
@@ -221,10 +225,12 @@ impl<'a> RouteDraft<'a> {
             backends: self
                 .backends
                 .into_iter()
-                .map(|draft| Share {
+                .zip(self.sessions)
+                .map(|(draft, session)| Share {
                     weight: draft.weight,
                     backend: draft.backend.map(|backend| backends.get(backend)),
                     plan: draft.plan.map(|plan| Arc::new(plan.build(backends))),
+                    session,
                 })
                 .collect(),
             total_weight: self.total_weight,
@@ -235,6 +241,7 @@ impl<'a> RouteDraft<'a> {
             refused: (!self.given.refused.is_empty()).then(|| self.given.refused.as_str().into()),
             redirect: self.redirect,
             cors: self.cors,
+            sessions,
         }
     }
 }
@@ -270,9 +277,11 @@ fn draft_route(given: &proto::Route) -> Result<RouteDraft<'_>> {
         None => (RoutePolicy::default(), None),
         Some(policy) => route_policy(policy)?,
     };
+    let sessions = sessions::of_shares(given)?;
     Ok(RouteDraft {
         given,
         matches,
+        sessions,
         backends,
         total_weight,
         policy,

@@ -7,12 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::status::Status;
+use crate::http::session::SessionKey;
 use crate::identity::Handle;
 use crate::tables::{Known, Workload};
 
@@ -33,6 +34,7 @@ pub struct Directory {
     link: Arc<Link>,
     workload: ArcSwap<Workload>,
     has_workload: AtomicBool,
+    session_key: ArcSwapOption<SessionKey>,
     identity: Handle,
     commands: mpsc::UnboundedSender<Command>,
 }
@@ -178,6 +180,7 @@ impl Directory {
             }),
             workload: ArcSwap::default(),
             has_workload: AtomicBool::new(false),
+            session_key: ArcSwapOption::empty(),
             identity,
             commands,
         };
@@ -190,6 +193,17 @@ impl Directory {
         let (directory, _) = Self::new(identity);
         directory.set_link(LinkState::Down);
         directory
+    }
+
+    /// The key of session tokens; none while the control plane has told none.
+    pub fn session_key(&self) -> Option<Arc<SessionKey>> {
+        self.session_key.load_full()
+    }
+
+    /// Takes the key of session tokens, 32 bytes; others are no key.
+    pub fn set_session_key(&self, bytes: &[u8]) {
+        let key = SessionKey::new(bytes).map(Arc::new);
+        self.session_key.store(key);
     }
 
     fn shard(&self, address: &SocketAddr) -> &Shard {

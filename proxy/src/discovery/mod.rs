@@ -16,6 +16,7 @@ mod directory;
 mod filters;
 mod matches;
 mod resilience;
+mod sessions;
 mod status;
 mod store;
 #[cfg(test)]

@@ -336,7 +336,9 @@ impl Store {
         self.directory
             .identity()
             .set_trust(bundle)
-            .map_err(|e| Invalid(e.to_string()))
+            .map_err(|e| Invalid(e.to_string()))?;
+        self.directory.set_session_key(&given.session_key);
+        Ok(())
     }
 
     /// Bookkeeping of a NACK.

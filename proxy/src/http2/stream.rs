@@ -538,6 +538,9 @@ impl Exchange<'_> {
             fields::of_map(&plan.response, &mut head.headers);
         }
         fields::add_to_map(&call.cors, &mut head.headers);
+        if let Some(given) = call.session_field(&picked.endpoint.info) {
+            fields::session_to_map(given, &mut head.headers);
+        }
         let response = Response::from_parts(head, ());
         // An error says that the client is gone.
         self.respond

@@ -13,10 +13,15 @@ use weft_tests::mesh::{Mesh, Workload};
 use weft_tests::netns::Host;
 
 fn start() -> (Mesh, SocketAddr) {
+    prepared(|_| {})
+}
+
+fn prepared(prepare: impl FnOnce(&mut Mesh)) -> (Mesh, SocketAddr) {
     let mut mesh = Mesh::new();
     mesh.workload(Workload::new("client"));
     mesh.workload(Workload::new("server").port(9090, None));
     let vip = mesh.service("server", 9090, None);
+    prepare(&mut mesh);
     mesh.start();
     (mesh, vip)
 }
@@ -137,6 +142,56 @@ pub fn requests_with_prior_knowledge() {
             assert_eq!(response.headers()["x-y"], "z");
             assert_eq!(whole(&mut response.into_body()).await, b"body");
         }
+    });
+}
+
+pub fn a_session_is_kept() {
+    let (mesh, vip) = prepared(|mesh| {
+        mesh.manifest(
+            "route",
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: server, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: server}]
+  rules:
+  - sessionPersistence: {cookieConfig: {lifetimeType: Permanent}, absoluteTimeout: 5m}
+    backendRefs: [{name: server, port: 80}]
+",
+        );
+    });
+    local(async {
+        serve(&mesh, |(_, mut respond)| async move {
+            let own = Response::builder().header("set-cookie", "own=1");
+            respond.send_response(own.body(()).unwrap(), true).unwrap();
+        });
+        let mut client = connect(&mesh, vip).await;
+        let mut ask = async |cookies: &[&str]| {
+            let mut request = Request::get("http://server.shop/x");
+            for cookie in cookies {
+                request = request.header("cookie", *cookie);
+            }
+            let (response, _) = client
+                .send_request(request.body(()).unwrap(), true)
+                .unwrap();
+            let set = response.await.unwrap();
+            let set = set.headers().get_all("set-cookie");
+            set.iter()
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let set = ask(&[]).await;
+        let [own, session] = &set[..] else {
+            panic!("{set:?}");
+        };
+        assert_eq!(own, "own=1");
+        assert!(
+            session.starts_with("weft-session-") && session.ends_with("; Path=/; Max-Age=300"),
+            "{session}"
+        );
+        // Cookies may come in fields of their own (RFC 9113 section 8.2.3).
+        let pair = session.split(';').next().unwrap();
+        assert_eq!(ask(&["a=b", pair]).await, ["own=1"]);
     });
 }
 

@@ -14,6 +14,7 @@ mod rates;
 mod resilience;
 mod routes;
 mod seeing;
+mod sessions;
 mod tcp;
 mod tls;
 
@@ -52,6 +53,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     http1::large_heads_pass,
     http2::requests_with_prior_knowledge,
     http2::grpc_trailers_and_streams_both_ways,
+    http2::a_session_is_kept,
     http2::a_reset_stream_is_reset_at_the_far_end,
     http2::a_slow_reader_holds_the_sender_back,
     tcp::servers_that_speak_first_need_no_configuration,
@@ -103,6 +105,9 @@ const TRIALS: &[(&str, fn())] = &trials![
     routes::a_consumer_route_is_for_its_own_namespace,
     routes::ports_and_pod_addresses_are_told_apart,
     routes::cross_origin_requests,
+    sessions::a_client_stays_with_its_endpoint_through_restarts_and_a_rollout,
+    sessions::a_header_keeps_a_session_too,
+    routes::a_backends_own_redirect_and_cors_hold_for_its_share,
     routes::copies_go_their_own_way,
     routes::a_changed_route_takes_effect,
     seeing::traces_are_begun_and_carried_on,
