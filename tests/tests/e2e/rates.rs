@@ -207,3 +207,47 @@ pub fn who_asks_for_a_pause_gets_it_and_is_not_ejected() {
         counts == BTreeMap::from([(503, 3)]) && header(&head, "retry-after") == Some("3")
     });
 }
+
+pub fn grpc_calls_are_steered_away_by_trailers() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    for i in 1..=2 {
+        mesh.workload(Workload::new(&format!("server-{i}")).port(9090, None));
+    }
+    let vip = mesh.service("server", 9090, Some("grpc"));
+    mesh.traffic_policy("server", "  loadBalancer: {algorithm: RoundRobin}");
+    mesh.start();
+    local(async {
+        // As a server says it that had begun to answer.
+        serve_on(mesh.host(1), |(_, mut respond)| async move {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", "8".parse().unwrap());
+            trailers.insert("grpc-retry-pushback-ms", "60000".parse().unwrap());
+            body.send_trailers(trailers).unwrap();
+        });
+        serve_on(mesh.host(2), |(_, mut respond)| async move {
+            let response = Response::builder().header("grpc-status", "0");
+            let response = response.body(()).unwrap();
+            respond.send_response(response, true).unwrap();
+        });
+        let client = connect(&mesh, vip).await;
+        let mut exhausted = 0;
+        for _ in 0..20 {
+            let request = Request::builder()
+                .method("POST")
+                .uri("http://server.shop/a.B/C")
+                .header("content-type", "application/grpc")
+                .body(())
+                .unwrap();
+            let (response, _) = client.clone().send_request(request, true).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            let trailers = body.trailers().await.unwrap();
+            let said = trailers
+                .as_ref()
+                .and_then(|t| t.get("grpc-retry-pushback-ms"));
+            exhausted += u32::from(said.is_some());
+        }
+        assert_eq!(exhausted, 1);
+    });
+}
