@@ -102,7 +102,14 @@ fn every_field_has_an_example() {
     let all: String = blocks.into_iter().map(|(_, block)| block).collect();
     let written: BTreeSet<&str> = all.split(|c: char| !(c.is_ascii_alphanumeric())).collect();
     let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/src/policy");
-    for file in ["workload.rs", "traffic.rs", "security.rs", "telemetry.rs"] {
+    for file in [
+        "workload.rs",
+        "traffic.rs",
+        "security.rs",
+        "telemetry.rs",
+        "external.rs",
+        "egress.rs",
+    ] {
         let source = std::fs::read_to_string(policy.join(file)).unwrap();
         let mut renamed = None;
         for line in source.lines().map(str::trim) {

@@ -16,7 +16,10 @@ use weft_api::identity::SpiffeId;
 pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 
 use crate::balance::{EndpointHealth, SharedLimits};
+use crate::dns::Feed;
 use crate::http::route::Index;
+use crate::identity::Origin;
+use crate::transport::Siblings;
 
 /// A new process-wide number, never used twice.
 pub fn fresh_id() -> u64 {
@@ -39,6 +42,10 @@ pub struct Destination {
     pub index: Option<Box<Index>>,
     /// For connections that are not HTTP; empty: they take the first of `routes`.
     pub opaque: Vec<OpaqueRoute>,
+    /// Endpoints that this proxy finds out itself are among its backends'.
+    pub fed: bool,
+    /// Nothing may be sent there: its only route says why.
+    pub prohibited: bool,
 }
 
 impl Destination {
@@ -59,6 +66,8 @@ impl Destination {
             routes: vec![Arc::new(route)],
             index: None,
             opaque: Vec::new(),
+            fed: false,
+            prohibited: false,
         }
     }
 
@@ -329,6 +338,8 @@ pub struct BackendPolicy {
     pub max_pending_requests: u32,
     pub outlier: Option<OutlierDetection>,
     pub connect_timeout: Duration,
+    /// TLS with endpoints outside the mesh; `None`: what the endpoint's identity says.
+    pub origin: Option<Arc<Origin>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -375,6 +386,8 @@ pub struct EndpointInfo {
     pub state: Health,
     /// Outlier state, shared by the workers and kept across updates of the same address.
     pub health: Arc<EndpointHealth>,
+    /// The addresses of the same name, when they are of both families.
+    pub siblings: Option<Arc<Siblings>>,
 }
 
 /// Endpoints that change under those who hold the cell.
@@ -382,7 +395,12 @@ pub struct EndpointInfo {
 pub struct EndpointsCell {
     pub name: Arc<str>,
     pub current: ArcSwap<EndpointSet>,
+    /// Where they come from, when this proxy finds them out itself.
+    pub feed: Option<Arc<Feed>>,
 }
+
+/// Name of the endpoints that are the address the application connected to.
+pub const ORIGINAL: &str = "original";
 
 /// What is known of an original destination.
 #[derive(Debug, Clone)]
@@ -458,6 +476,7 @@ impl Default for BackendPolicy {
             max_pending_requests: 0,
             outlier: None,
             connect_timeout: Duration::from_secs(5),
+            origin: None,
         }
     }
 }

@@ -8,11 +8,15 @@
 //!
 //! - [`workload`]: a process at an address (outside Kubernetes: what a Pod is inside).
 //! - [`traffic`]: how requests to a Service are balanced, limited, retried and timed out.
+//! - [`egress`]: whether what is not known may be called.
+//! - [`external`]: services outside the mesh.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
 
 pub mod duration;
+pub mod egress;
+pub mod external;
 pub mod meta;
 pub mod percent;
 pub mod security;
@@ -21,6 +25,8 @@ pub mod traffic;
 pub mod workload;
 
 pub use duration::Duration;
+pub use egress::{EgressPolicy, EgressPolicySpec};
+pub use external::{ExternalService, ExternalServiceSpec};
 pub use meta::{LabelSelector, Metadata};
 pub use percent::Percent;
 pub use security::{MtlsMode, PeerAuthentication, PeerAuthenticationSpec};

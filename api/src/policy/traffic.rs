@@ -26,8 +26,8 @@ pub struct TrafficPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// The Services meant, of the policy's own namespace. Empty: every Service of the namespace
-    /// for which no other policy says anything.
+    /// The Services and ExternalServices meant, of the policy's own namespace. Empty: every one of
+    /// the namespace for which no other policy says anything.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub target_refs: Vec<TargetRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,10 +45,10 @@ pub struct TrafficPolicySpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
-    /// API group; Services are of the core group, written "". Default "".
+    /// API group; Services are of the core group, written "". Default: the kind's.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
-    /// `Service`.
+    /// `Service` or `ExternalService`.
     pub kind: TargetKind,
     /// Name of the Service.
     pub name: String,
@@ -60,6 +60,8 @@ pub struct TargetRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TargetKind {
     Service,
+    /// Of the group `policy.weft.dev`.
+    ExternalService,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,6 +26,9 @@ pub(super) fn name_of_workload(workload: &Name, port: u16) -> String {
 pub(super) fn endpoints(world: &World, settings: &Settings, name: &str) -> Option<Endpoints> {
     let (owner, port) = name.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
+    if let Some(endpoints) = super::external::endpoints(world, owner, port) {
+        return Some(endpoints);
+    }
     if let Some(workload) = owner.strip_prefix("workload/") {
         let workload = world.workload(&Name::parse(workload)?)?;
         let mut endpoint = of_workload(

@@ -1,10 +1,12 @@
 //! What in the model cannot work, or most likely is not meant, as sentences.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_api::policy::traffic::Fallback;
+use weft_api::policy::traffic::{Fallback, TargetKind};
 
 use super::endpoints::target_port;
+use super::external::as_service;
 use super::policy::{Level, is_port, winner};
 use super::status::status;
 use super::workload::{display_name, is_strict};
@@ -225,18 +227,25 @@ fn traffic(world: &World, found: &mut Problems) {
                     at,
                     &path,
                     Severity::Warning,
-                    format!("Service '{}' is named twice", target.name),
+                    format!("{:?} '{}' is named twice", target.kind, target.name),
                     "remove one of the two targetRefs",
                 );
             }
-            let Some(service) = world.service(&Name::new(name.namespace.clone(), &target.name))
-            else {
+            let target_name = Name::new(name.namespace.clone(), &target.name);
+            let service = match target.kind {
+                TargetKind::Service => world.service(&target_name).map(Cow::Borrowed),
+                TargetKind::ExternalService => {
+                    let external = world.external.get(&target_name);
+                    external.map(|external| Cow::Owned(as_service(external)))
+                }
+            };
+            let Some(service) = service else {
                 found.add(
                     at,
                     &format!("{path}.name"),
                     Severity::Warning,
-                    format!("there is no Service {}/{}", name.namespace, target.name),
-                    "correct the name; a policy's targets are Services of its own namespace",
+                    format!("there is no {:?} {target_name}", target.kind),
+                    "correct the name; a policy's targets are of its own namespace",
                 );
                 continue;
             };
@@ -249,7 +258,7 @@ fn traffic(world: &World, found: &mut Problems) {
                             at,
                             &format!("{path}.sectionName"),
                             Severity::Warning,
-                            format!("Service {} has no port '{section}'", service.name),
+                            format!("{:?} {} has no port '{section}'", target.kind, service.name),
                             "write the name or the number of one of its ports",
                         );
                     }
@@ -265,7 +274,7 @@ fn traffic(world: &World, found: &mut Problems) {
                             .as_deref()
                             .is_some_and(|section| is_port(section, port))
                 })
-                .filter_map(|port| winner(world, service, port, wanted))
+                .filter_map(|port| winner(world, &service, port, wanted))
                 .find(|winner| winner.name != *name);
             if let Some(winner) = conflict {
                 found.add(

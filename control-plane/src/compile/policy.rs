@@ -2,7 +2,8 @@
 
 use weft_api::policy::traffic::{
     Algorithm, Backoff, CircuitBreaker, Fallback, FallbackBackend, HashKey, Limits, LoadBalancer,
-    OutlierDetection, Retries, RetryBudget, RetryCondition, TargetRef, Timeouts, TrafficPolicySpec,
+    OutlierDetection, Retries, RetryBudget, RetryCondition, TargetKind, TargetRef, Timeouts,
+    TrafficPolicySpec,
 };
 use weft_api::policy::{Duration, Percent};
 use weft_api::proto;
@@ -54,7 +55,8 @@ impl Level {
 
 /// Whether a target is this port, and how specifically.
 pub(super) fn level(target: &TargetRef, service: &Service, port: &ServicePort) -> Option<Level> {
-    if target.name != service.name.name {
+    let external = target.kind == TargetKind::ExternalService;
+    if target.name != service.name.name || external != service.external {
         return None;
     }
     match &target.section_name {
@@ -280,6 +282,7 @@ fn backend(spec: &TrafficPolicySpec) -> proto::BackendPolicy {
             .timeouts
             .and_then(|timeouts| timeouts.connect)
             .map_or(CONNECT_TIMEOUT_MS, Duration::as_millis),
+        originate_tls: None,
     }
 }
 

@@ -10,6 +10,7 @@ use weft_api::proto::Protocol;
 
 use super::Settings;
 use super::endpoints::target_port;
+use super::external;
 use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
 /// Compiles a workload's own table; `None` when there is no such workload.
@@ -55,6 +56,8 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
         telemetry: Some(telemetry(world, settings, workload)),
         display_name: display_name(workload),
         probes: workload.probes.iter().filter_map(probe).collect(),
+        external_hosts: external::hosts(world, &name.namespace),
+        egress: external::egress(world, &name.namespace).into(),
     })
 }
 

@@ -13,7 +13,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
+use weft_api::policy::{
+    EgressPolicySpec, ExternalServiceSpec, PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec,
+};
 use weft_api::proto::{Health, Protocol};
 
 pub use route::{
@@ -63,6 +65,8 @@ pub enum Kind {
     TrafficPolicy,
     PeerAuthentication,
     Telemetry,
+    ExternalService,
+    EgressPolicy,
     HTTPRoute,
     GRPCRoute,
     TLSRoute,
@@ -88,6 +92,8 @@ impl ObjectRef {
             "trafficpolicy" | "trafficpolicies" => Kind::TrafficPolicy,
             "peerauthentication" | "peerauthentications" => Kind::PeerAuthentication,
             "telemetry" | "telemetries" => Kind::Telemetry,
+            "egresspolicy" | "egresspolicies" => Kind::EgressPolicy,
+            "externalservice" | "externalservices" => Kind::ExternalService,
             "httproute" | "httproutes" => Kind::HTTPRoute,
             "grpcroute" | "grpcroutes" => Kind::GRPCRoute,
             "tlsroute" | "tlsroutes" => Kind::TLSRoute,
@@ -117,6 +123,8 @@ pub enum Object {
     TrafficPolicy(Box<Policy<TrafficPolicySpec>>),
     PeerAuthentication(Policy<PeerAuthenticationSpec>),
     Telemetry(Policy<TelemetrySpec>),
+    ExternalService(Box<Policy<ExternalServiceSpec>>),
+    EgressPolicy(Policy<EgressPolicySpec>),
     Route(Box<Route>),
 }
 
@@ -130,6 +138,8 @@ impl Object {
             Self::TrafficPolicy(policy) => (Kind::TrafficPolicy, &policy.name),
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
             Self::Telemetry(policy) => (Kind::Telemetry, &policy.name),
+            Self::EgressPolicy(policy) => (Kind::EgressPolicy, &policy.name),
+            Self::ExternalService(service) => (Kind::ExternalService, &service.name),
             Self::Route(route) => (route.kind.kind(), &route.name),
         };
         ObjectRef {
@@ -170,6 +180,8 @@ pub struct Service {
     pub client_affinity: bool,
     /// Only endpoints on the client's own node were to be used, which is not done.
     pub node_local: bool,
+    /// It is an ExternalService, as policies see it.
+    pub external: bool,
     /// TCP ports.
     pub ports: Vec<ServicePort>,
 }

@@ -2,9 +2,11 @@
 //! keeps the last good one.
 
 use weft_api::policy::traffic::{
-    Fallback, HashKey, OutlierDetection, Retries, Timeouts, TrafficPolicySpec,
+    Fallback, HashKey, OutlierDetection, Retries, TargetKind, Timeouts, TrafficPolicySpec,
 };
 use weft_api::policy::{Duration, TelemetrySpec};
+
+mod external;
 
 use super::{Object, Service, Workload};
 
@@ -80,6 +82,7 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
         Object::Workload(workload) => check_workload(workload, &mut findings),
         Object::TrafficPolicy(policy) => check_traffic(&policy.spec, &mut findings),
         Object::Telemetry(policy) => check_telemetry(&policy.spec, &mut findings),
+        Object::ExternalService(service) => external::check(&service.spec, &mut findings),
         Object::PeerAuthentication(policy) => {
             if policy.spec.selector.is_none() && !policy.spec.port_level_mtls.is_empty() {
                 findings.add(
@@ -90,7 +93,8 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
             }
         }
         // What a rule of a route says wrong is said by the route's conditions.
-        Object::EndpointSlice(_) | Object::Node(_) | Object::Route(_) => {}
+        Object::EndpointSlice(_) | Object::Node(_) | Object::Route(_) | Object::EgressPolicy(_) => {
+        }
     }
     findings.0
 }
@@ -165,11 +169,15 @@ fn check_workload(workload: &Workload, findings: &mut Findings) {
 
 fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
     for (index, target) in spec.target_refs.iter().enumerate() {
-        if !target.group.is_empty() && target.group != "core" {
+        let of_kind: &[&str] = match target.kind {
+            TargetKind::Service => &["", "core"],
+            TargetKind::ExternalService => &["", "policy.weft.dev"],
+        };
+        if !of_kind.contains(&target.group.as_str()) {
             findings.add(
                 &format!("spec.targetRefs.{index}.group"),
-                format!("group '{}' has no Service", target.group),
-                "leave group out: Services are of the core group",
+                format!("group '{}' has no {:?}", target.group, target.kind),
+                "leave group out: it is the kind's own",
             );
         }
     }

@@ -40,6 +40,8 @@ pub enum ErrorCode {
     Fallback,
     /// Mutual TLS is required, and this is not a probe.
     PlaintextRefused,
+    /// The address is not known, and only what is known may be called.
+    EgressRefused,
 }
 
 impl ErrorCode {
@@ -52,7 +54,7 @@ impl ErrorCode {
             Self::PlaintextRefused => 403,
             Self::HeadTooLarge => 431,
             Self::RequestTimeout => 408,
-            Self::BadResponse | Self::TlsFailed => 502,
+            Self::BadResponse | Self::TlsFailed | Self::EgressRefused => 502,
             Self::Loop => 508,
             Self::ResponseTimeout | Self::ConnectionTimeout => 504,
             Self::NoEndpoint
@@ -69,7 +71,7 @@ impl ErrorCode {
         match self {
             Self::NoRoute => 12,
             Self::BadRequest | Self::BadResponse | Self::Loop => 13,
-            Self::PlaintextRefused => 7,
+            Self::PlaintextRefused | Self::EgressRefused => 7,
             Self::HeadTooLarge | Self::LimitReached => 8,
             Self::ResponseTimeout | Self::RequestTimeout | Self::ConnectionTimeout => 4,
             _ => 14,
@@ -96,6 +98,7 @@ impl ErrorCode {
             Self::Loop => "proxy_loop_detected",
             Self::Fallback => "destination_unavailable",
             Self::PlaintextRefused => "http_request_denied",
+            Self::EgressRefused => "destination_ip_prohibited",
         }
     }
 }

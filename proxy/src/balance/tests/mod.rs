@@ -39,6 +39,7 @@ fn info(n: usize, weight: u32, state: Health, health: Arc<EndpointHealth>) -> Ar
         weight,
         state,
         health,
+        siblings: None,
     })
 }
 
