@@ -51,6 +51,9 @@ pub const INJECTOR: &str = "weft-injector";
 pub const INIT_CONTAINER: &str = "weft-init";
 /// The proxy's container in an injected pod.
 pub const PROXY_CONTAINER: &str = "weft-proxy";
+/// Path on the proxy's admin port below which it asks the application what the kubelet cannot ask past
+/// the proxy: "/probe/tcp/5432", "/probe/https/8443/healthz".
+pub const PROBE_PATH: &str = "/probe/";
 /// Where an injected pod's proxy has its token and the trusted roots.
 pub const TOKEN_PATH: &str = "/var/run/secrets/weft/token";
 pub const TRUST_PATH: &str = "/var/run/weft/trust/root.pem";

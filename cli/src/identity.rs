@@ -46,8 +46,9 @@ Examples:
   weft identity rotate-root --finish     stop trusting the old one now, not when its last
                                          certificate has expired
 
-The new root is made known to every proxy before it signs anything; the old one is trusted until the
-last certificate it has signed has expired. With --wait the exit code is 1 when that takes too long.")]
+The new root is made known to every proxy before it signs anything; the old one is trusted until
+the last certificate it has signed has expired. With --wait the exit code is 1 when that takes too
+long.")]
     RotateRoot(RotateArgs),
 }
 

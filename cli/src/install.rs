@@ -35,8 +35,8 @@ Examples:
   weft install --run -- --set controlPlane.replicas=3
   weft install --chart charts/weft --run -- -f values.yaml
 
-Weft is installed, upgraded and removed with Helm. `weft check --pre` says before whether the cluster
-is ready for it, `weft check` afterwards whether all is well.")]
+Weft is installed, upgraded and removed with Helm. `weft check --pre` says before whether the
+cluster is ready for it, `weft check` afterwards whether all is well.")]
 pub struct Install {
     /// The chart: a folder, an archive or a reference
     #[arg(long, default_value = CHART)]

@@ -185,4 +185,20 @@ mod tests {
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
     }
+
+    /// Where `--help` wraps by itself: what is laid out by hand stays as it is.
+    const WIDTH: usize = 100;
+
+    #[test]
+    fn examples_are_no_wider_than_the_page() {
+        let mut commands = vec![Cli::command()];
+        while let Some(command) = commands.pop() {
+            let text = command.get_after_help().map(ToString::to_string);
+            for line in text.unwrap_or_default().lines() {
+                let name = command.get_name();
+                assert!(line.chars().count() <= WIDTH, "{name}: {line}");
+            }
+            commands.extend(command.get_subcommands().cloned());
+        }
+    }
 }

@@ -27,8 +27,8 @@ Examples:
   weft tap deploy/front --output json | jq .duration_ms
 
 Shows what its proxies see: requests it sends (->) and takes in (<-), also gRPC, when they end. TCP
-connections are not shown. Who may is decided by the cluster: it takes pods/portforward. A proxy that
-nobody taps does nothing for it.")]
+connections are not shown. Who may is decided by the cluster: it takes pods/portforward. A proxy
+that nobody taps does nothing for it.")]
 pub struct Tap {
     /// deploy/NAME, sts/NAME, ds/NAME, job/NAME, svc/NAME or pod/NAME; not with --proxy
     target: Option<Target>,

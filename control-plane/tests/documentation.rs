@@ -53,7 +53,7 @@ fn every_example_is_right() {
 #[test]
 fn every_route_is_accepted() {
     let (_, blocks) = examples_of("routes.md");
-    assert_eq!(blocks.len(), 5);
+    assert_eq!(blocks.len(), 6);
     let services: String = ["echo", "echo-v1", "echo-v2"]
         .iter()
         .enumerate()
@@ -105,6 +105,7 @@ fn every_field_has_an_example() {
     for file in [
         "workload.rs",
         "traffic.rs",
+        "resilience.rs",
         "security.rs",
         "telemetry.rs",
         "external.rs",

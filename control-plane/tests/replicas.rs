@@ -20,11 +20,11 @@ use weft_control_plane::cluster::{Cluster, Leadership};
 use weft_control_plane::serve::authenticate::{Authenticator, TokenError};
 use weft_control_plane::serve::ca::{Authority, CaError, Moving, Options, Request};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Paused time, as all of it here: it goes on by itself when everybody waits.
+const PATIENCE: Duration = Duration::from_secs(60);
 const NAMESPACE: &str = "weft-system";
 const LEASE: &str = "weft-control-plane";
 
-/// Quick enough for a test.
 const TIMING: Timing = Timing {
     duration: Duration::from_secs(2),
     renew_within: Duration::from_millis(1200),
@@ -76,7 +76,7 @@ fn holder(server: &ApiServer) -> String {
     holder.unwrap_or_default().to_owned()
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn one_leads_and_another_takes_over() {
     let server = ApiServer::start().await;
     let (a, b) = (cluster(&server, "a").await, cluster(&server, "b").await);
@@ -104,7 +104,7 @@ async fn one_leads_and_another_takes_over() {
     assert_eq!(holder(&server), "a");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_leader_that_cannot_renew_stops_in_time() {
     let server = ApiServer::start().await;
     let a = cluster(&server, "a").await;
@@ -119,7 +119,9 @@ async fn a_leader_that_cannot_renew_stops_in_time() {
     let began = tokio::time::Instant::now();
     eventually("it leads no more", || !leadership.is_leader()).await;
     assert!(began.elapsed() <= TIMING.renew_within + TIMING.retry);
-    assert!(!*leadership.watch().borrow() || began.elapsed() < TIMING.renew_within * 2);
+    let said = leadership.lost();
+    let told = tokio::time::timeout(TIMING.retry, said).await;
+    told.expect("whoever watches is told");
     server.away(false);
     eventually("it leads again", || leadership.is_leader()).await;
     // Somebody else has taken it: nothing is written from the moment that is seen.
@@ -140,7 +142,7 @@ async fn authority(cluster: &Cluster, leadership: &Leadership) -> Arc<Authority>
     Arc::new(opened.unwrap())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn replicas_share_one_authority() {
     let server = ApiServer::start().await;
     server.put(
@@ -214,7 +216,7 @@ async fn replicas_share_one_authority() {
     following.abort();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_write_that_somebody_else_was_quicker_than_is_not_made() {
     let server = ApiServer::start().await;
     let a = cluster(&server, "a").await;
@@ -229,7 +231,7 @@ async fn a_write_that_somebody_else_was_quicker_than_is_not_made() {
     assert_eq!(second.roots(), first.roots());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_annotation_asks_for_a_rotation_once() {
     let server = ApiServer::start().await;
     let a = cluster(&server, "a").await;
@@ -279,7 +281,7 @@ fn brought(name: &str) -> Value {
     })
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn an_authority_of_the_users_is_taken_up_and_rotated() {
     let server = ApiServer::start().await;
     let a = cluster(&server, "a").await;
@@ -289,7 +291,8 @@ async fn an_authority_of_the_users_is_taken_up_and_rotated() {
         let (a, leads) = (a.clone(), leads.clone());
         async move { Authority::in_cluster(&a, &leads, options(), Some("my-ca")).await }
     });
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    let asks = || server.asked("secrets", "get");
+    eventually("it asks again and again", || asks() >= 6).await;
     assert!(!opening.is_finished());
     let one = brought("company 1");
     server.put("secrets", one.clone());
@@ -309,7 +312,8 @@ async fn an_authority_of_the_users_is_taken_up_and_rotated() {
     let mut broken = brought("broken");
     broken["data"]["tls.key"] = one["data"]["tls.key"].clone();
     server.put("secrets", broken);
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // By then it is read, whatever the watch says.
+    tokio::time::sleep(Duration::from_secs(11)).await;
     authority.tick(Moving::default(), now).await.unwrap();
     assert_eq!(authority.roots().len(), 1);
     // A new one is trusted beside the old.
@@ -317,7 +321,7 @@ async fn an_authority_of_the_users_is_taken_up_and_rotated() {
     server.put("secrets", two.clone());
     let began = tokio::time::Instant::now();
     while authority.roots().len() < 2 {
-        assert!(began.elapsed() < PATIENCE);
+        assert!(began.elapsed() < PATIENCE, "it is not taken up");
         tokio::time::sleep(Duration::from_millis(50)).await;
         // The version may just be read again.
         let _ = authority.tick(Moving::default(), now).await;
@@ -331,7 +335,7 @@ async fn an_authority_of_the_users_is_taken_up_and_rotated() {
     following.abort();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn the_apiserver_says_whose_a_token_is() {
     let server = ApiServer::start().await;
     let authenticator = Authenticator::Kubernetes(cluster(&server, "a").await);

@@ -49,6 +49,10 @@ pub struct Config {
     /// Mark (SO_MARK) put on the proxy's own connections, when capture exempts by mark.
     #[arg(long, env = "WEFT_MARK")]
     pub mark: Option<u32>,
+    /// What may be asked of the application by way of the admin port (`GET /probe/…`): "tcp/5432",
+    /// "https/8443/healthz"; separated by spaces.
+    #[arg(long = "probe", env = "WEFT_PROBES", value_delimiter = ' ')]
+    pub probes: Vec<String>,
     /// How long SIGTERM waits for what runs to finish, seconds.
     #[arg(long, env = "WEFT_DRAIN_SECONDS", default_value_t = 25)]
     pub drain_seconds: u64,

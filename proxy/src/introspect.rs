@@ -14,11 +14,13 @@ use crate::admin::Introspect;
 use crate::balance::HealthState;
 use crate::config::Config;
 use crate::discovery::{Directory, LinkState};
+use crate::http::session::{Place, Session};
 use crate::identity;
+use crate::inbound::limits::{LimitKey, RateLimit};
 use crate::run::Stage;
 use crate::tables::{
     Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, Known, PathEdit,
-    PathMatch, Plan, Route, ValueMatch,
+    PathMatch, Plan, Redirect, Route, ValueMatch,
 };
 use crate::telemetry::export::ExportConfig;
 use crate::telemetry::stats::{EndpointState, EndpointView};
@@ -202,6 +204,8 @@ impl Introspect for Introspection {
                         "port": port.port,
                         "protocol": port.protocol.as_str_name(),
                         "mtls": port.mtls.map(|m| m.as_str_name()),
+                        "rate_limits": port.limits.iter().flat_map(|limits| &limits.rates)
+                            .map(show_rate_limit).collect::<Vec<_>>(),
                     })).collect::<Vec<_>>(),
                     "sampling_percent": f64::from(workload.sampling_per_myriad) / 100.0,
                     "access_log": workload.access_log.as_str_name(),
@@ -266,6 +270,22 @@ fn show_destination(address: SocketAddr, destination: &Destination) -> Value {
     })
 }
 
+fn show_rate_limit(limit: &RateLimit) -> Value {
+    json!({
+        "service": format!("{}/{}:{}", limit.namespace, limit.service, limit.port),
+        "requests": limit.requests,
+        "per_ms": millis(limit.per),
+        "burst": limit.burst,
+        "replicas": limit.replicas,
+        "key": match &limit.key {
+            LimitKey::Nobody => Value::Null,
+            LimitKey::ClientIdentity => json!("client_identity"),
+            LimitKey::Header(name) => json!({ "header": name }),
+            LimitKey::SourceAddress => json!("source_address"),
+        },
+    })
+}
+
 fn show_route(route: &Route) -> Value {
     let policy = &route.policy;
     json!({
@@ -287,18 +307,13 @@ fn show_route(route: &Route) -> Value {
             "grpc": m.grpc,
         })).collect::<Vec<_>>(),
         "refused": route.refused,
-        "redirect": route.redirect.as_ref().map(|redirect| json!({
-            "status": redirect.status,
-            "scheme": redirect.scheme,
-            "hostname": redirect.hostname,
-            "port": redirect.port,
-            "path": redirect.path.as_ref().map(show_path_edit),
-        })),
+        "redirect": route.redirect.as_ref().map(|redirect| show_redirect(redirect)),
         "cors": route.cors.as_ref().map(|cors| json!({ "origins": cors.origins })),
         "backends": route.backends.iter().filter_map(|share| {
             let mut shown = show_backend(share.backend.as_ref().ok()?);
             shown["weight"] = json!(share.weight);
             shown["plan"] = json!(share.plan.as_ref().map(|plan| show_plan(plan)));
+            shown["session"] = json!(share.session.as_ref().map(|of| show_session(&of.session)));
             Some(shown)
         }).collect::<Vec<_>>(),
         "refused_backends": route.backends.iter().filter_map(|share| {
@@ -324,6 +339,28 @@ fn show_route(route: &Route) -> Value {
             Fallback::Response { status, .. } => json!({ "response": { "status": status } }),
             Fallback::Backend(backend) => json!({ "backend": show_backend(backend) }),
         }),
+        "fault": policy.fault.as_deref().map(|fault| json!({
+            "headers": fault.headers.iter().map(|(n, v)| json!({ "name": n, "value": v })).collect::<Vec<_>>(),
+            "delay": fault.delay.map(|delay| json!({
+                "percent": delay.share * 100.0,
+                "duration_ms": millis(delay.duration),
+            })),
+            "abort": fault.abort.map(|abort| json!({
+                "percent": abort.share * 100.0,
+                "status": abort.status,
+                "grpc_status": abort.grpc_status,
+            })),
+        })),
+    })
+}
+
+fn show_redirect(redirect: &Redirect) -> Value {
+    json!({
+        "status": redirect.status,
+        "scheme": redirect.scheme,
+        "hostname": redirect.hostname,
+        "port": redirect.port,
+        "path": redirect.path.as_ref().map(show_path_edit),
     })
 }
 
@@ -356,12 +393,27 @@ fn show_plan(plan: &Plan) -> Value {
         "response": edits(&plan.response),
         "host": plan.host,
         "path": plan.path.as_ref().map(show_path_edit),
+        "redirect": plan.redirect.as_ref().map(|redirect| show_redirect(redirect)),
+        "cors": plan.cors.as_ref().map(|cors| json!({ "origins": cors.origins })),
         "mirrors": plan.mirrors.iter().map(|mirror| json!({
             "namespace": &*mirror.backend.namespace,
             "service": &*mirror.backend.service,
             "port": mirror.backend.port,
             "share": mirror.share,
         })).collect::<Vec<_>>(),
+    })
+}
+
+fn show_session(session: &Session) -> Value {
+    json!({
+        "name": session.spelling,
+        "in": match session.place {
+            Place::Cookie { .. } => "cookie",
+            Place::Header => "header",
+        },
+        "permanent": matches!(session.place, Place::Cookie { permanent: true, .. }),
+        "absolute_timeout_ms": session.absolute.map(millis),
+        "idle_timeout_ms": session.idle.map(millis),
     })
 }
 

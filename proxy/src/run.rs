@@ -105,6 +105,7 @@ async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
             registry: shared.registry.clone(),
             taps: shared.taps.clone(),
             trusted: config.admin_trust.clone(),
+            probes: config.probes.clone(),
             introspect: introspection,
             log: Some(log),
         },

@@ -18,7 +18,9 @@ pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 use crate::balance::{EndpointHealth, SharedLimits};
 use crate::dns::Feed;
 use crate::http::route::Index;
+use crate::http::session::ShareSession;
 use crate::identity::Origin;
+use crate::inbound::limits::PortLimits;
 use crate::transport::Siblings;
 
 /// A new process-wide number, never used twice.
@@ -127,6 +129,8 @@ pub struct Route {
     pub refused: Option<Box<str>>,
     pub redirect: Option<Box<Redirect>>,
     pub cors: Option<Box<Cors>>,
+    /// Clients of some of its backends stay with their endpoints.
+    pub sessions: bool,
 }
 
 impl Route {
@@ -140,12 +144,30 @@ impl Route {
                 weight: 1,
                 backend: Ok(backend),
                 plan: None,
+                session: None,
             }],
             total_weight: 1,
             policy,
             refused: None,
             redirect: None,
             cors: None,
+            sessions: false,
+        }
+    }
+
+    /// A route that answers everything with an error.
+    pub fn refusing(name: &str, why: &str) -> Self {
+        Self {
+            id: fresh_id(),
+            name: name.into(),
+            matches: Vec::new(),
+            backends: Vec::new(),
+            total_weight: 0,
+            policy: RoutePolicy::default(),
+            refused: Some(why.into()),
+            redirect: None,
+            cors: None,
+            sessions: false,
         }
     }
 
@@ -174,6 +196,8 @@ pub struct Share {
     pub backend: Result<Arc<Backend>, Box<str>>,
     /// What is changed on the way there and back; `None`: nothing.
     pub plan: Option<Arc<Plan>>,
+    /// Clients stay with the endpoint they have.
+    pub session: Option<ShareSession>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -217,6 +241,11 @@ pub struct Plan {
     pub host: Option<Box<str>>,
     pub path: Option<PathEdit>,
     pub mirrors: Vec<Mirror>,
+    /// Of the backend alone: its share is answered so. The route's are [`Route::redirect`] and
+    /// [`Route::cors`].
+    pub redirect: Option<Box<Redirect>>,
+    /// In place of the route's.
+    pub cors: Option<Box<Cors>>,
 }
 
 /// What becomes of the fields of one name.
@@ -294,6 +323,33 @@ pub struct RoutePolicy {
     /// `None`: only what was never processed is tried again.
     pub retry: Option<Arc<RetryPolicy>>,
     pub fallback: Option<Arc<Fallback>>,
+    pub fault: Option<Box<FaultInjection>>,
+}
+
+/// Faults that are made on purpose; the ways of it are in `http::fault`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FaultInjection {
+    /// Lower-case name and exact value; all of them.
+    pub headers: Vec<(Box<str>, Box<str>)>,
+    pub delay: Option<FaultDelay>,
+    pub abort: Option<FaultAbort>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FaultDelay {
+    /// 0 to 1.
+    pub share: f64,
+    pub duration: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct FaultAbort {
+    /// 0 to 1.
+    pub share: f64,
+    /// HTTP status; `None`: only gRPC calls are aborted.
+    pub status: Option<u16>,
+    /// gRPC status code of calls.
+    pub grpc_status: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -453,6 +509,8 @@ pub struct WorkloadPort {
     pub port: u16,
     pub protocol: Protocol,
     pub mtls: Option<MtlsMode>,
+    /// What it takes no more of; `None`: there is no limit.
+    pub limits: Option<Arc<PortLimits>>,
 }
 
 impl Workload {
@@ -462,6 +520,11 @@ impl Workload {
             Some(p) => (p.mtls.unwrap_or(self.mtls), p.protocol),
             None => (self.mtls, Protocol::Auto),
         }
+    }
+
+    /// What one of the workload's ports takes no more of.
+    pub fn limits(&self, port: u16) -> Option<Arc<PortLimits>> {
+        self.ports.iter().find(|p| p.port == port)?.limits.clone()
     }
 }
 

@@ -10,6 +10,7 @@
 //! - [`traffic`]: how requests to a Service are balanced, limited, retried and timed out.
 //! - [`egress`]: whether what is not known may be called.
 //! - [`external`]: services outside the mesh.
+//! - [`resilience`]: its faults and its limits at the destination.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
@@ -19,6 +20,7 @@ pub mod egress;
 pub mod external;
 pub mod meta;
 pub mod percent;
+pub mod resilience;
 pub mod security;
 pub mod telemetry;
 pub mod traffic;

@@ -15,6 +15,9 @@ pub struct Percent(u8);
 pub struct InvalidPercent(u32);
 
 impl Percent {
+    /// 100.
+    pub const ALL: Self = Self(100);
+
     /// The number, 0 to 100.
     pub fn get(self) -> u32 {
         u32::from(self.0)

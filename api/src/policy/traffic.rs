@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::duration::Duration;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
+use super::resilience::{FaultInjection, RateLimit};
 
 /// How requests to Services are sent. For a Service port, the policies that name the port come
 /// before those that name the Service, and these before the namespace's default (no
@@ -39,6 +40,10 @@ pub struct TrafficPolicySpec {
     pub retries: Option<Retries>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<Timeouts>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault_injection: Option<FaultInjection>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<RateLimit>,
 }
 
 /// A Service or one of its ports (Gateway API `LocalPolicyTargetReferenceWithSectionName`).

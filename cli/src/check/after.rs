@@ -7,6 +7,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{Api, ListParams};
 use serde::Deserialize;
+use weft_api::names::{INJECT, STATUS};
 
 use super::items::Items;
 use super::{DAY, HOUR, life, webhook};
@@ -457,9 +458,6 @@ async fn missing(cluster: &Cluster, all: &[Pod], items: &mut Items) {
     }
     some(items, found, what, false);
 }
-
-const INJECT: &str = "weft.dev/inject";
-const STATUS: &str = "weft.dev/status";
 
 fn wants(value: Option<&String>) -> bool {
     matches!(value.map(String::as_str), Some("enabled" | "true"))

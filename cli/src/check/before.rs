@@ -7,6 +7,7 @@ use k8s_openapi::api::authorization::v1::{
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ListParams, PostParams};
+use weft_api::names::INJECT;
 
 use super::items::Items;
 use crate::kube::pods::ask_all;
@@ -18,8 +19,6 @@ const OLDEST: (u32, u32) = (1, 28);
 const NATIVE_SIDECARS: (u32, u32) = (1, 29);
 /// Oldest Linux whose nf_tables do all that capture needs; below it iptables-restore is used.
 const NF_TABLES: (u32, u32) = (4, 18);
-/// Label of namespaces and pods that want a sidecar.
-const INJECT: &str = "weft.dev/inject";
 
 /// What installing takes: verb, group, resource, in weft-system or the whole cluster.
 const PERMISSIONS: [(&str, &str, &str, bool); 13] = [

@@ -8,6 +8,7 @@ use kube::api::Api;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use weft_api::names::{INJECTOR, WEBHOOK_PORT};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::items::Items;
@@ -15,10 +16,6 @@ use super::{HOUR, life};
 use crate::kube::forward::PodPort;
 use crate::kube::{CONTROL_PLANE, Cluster, Replica, SYSTEM, explain};
 
-/// Name of the MutatingWebhookConfiguration.
-const INJECTOR: &str = "weft-injector";
-/// Port of the webhook.
-const PORT: u16 = 15017;
 /// What a handshake through the apiserver may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 const WHAT: &str = "webhook";
@@ -105,7 +102,7 @@ async fn presented(cluster: &Cluster, replica: &Replica, bundle: &[u8]) -> Resul
         .with_no_client_auth();
     let name = ServerName::try_from(format!("{CONTROL_PLANE}.{SYSTEM}.svc"));
     let name = name.map_err(|e| e.to_string())?;
-    let port = PodPort::new(cluster.client.clone(), SYSTEM, &replica.name, PORT);
+    let port = PodPort::new(cluster.client.clone(), SYSTEM, &replica.name, WEBHOOK_PORT);
     let handshake = async {
         let stream = port.open().await.map_err(|e| e.to_string())?;
         let connector = tokio_rustls::TlsConnector::from(Arc::new(config));

@@ -18,7 +18,7 @@ pub struct Code {
 }
 
 /// Every code there is.
-pub const CODES: [Code; 15] = [
+pub const CODES: [Code; 16] = [
     Code {
         name: "destination_not_found",
         statuses: &[404],
@@ -31,7 +31,7 @@ pub const CODES: [Code; 15] = [
     Code {
         name: "proxy_configuration_error",
         statuses: &[500],
-        meaning: "The route, or the backend that was drawn, cannot be used as it is configured: it names a Service or port that does not exist, or another namespace's without a ReferenceGrant.",
+        meaning: "The route, or the backend that was drawn, cannot be used as it is configured: it names a Service or port that does not exist, or asks for something that is not supported.",
         help: &[
             "The details say which and why; so do the route's status conditions: kubectl describe httproute.",
             "weft check lists everything in routes and policies that cannot work.",
@@ -121,9 +121,10 @@ pub const CODES: [Code; 15] = [
     },
     Code {
         name: "http_request_denied",
-        statuses: &[403],
-        meaning: "The request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes: it is not one of the probes.",
+        statuses: &[403, 429],
+        meaning: "429: a rate limit of the destination is reached (rateLimit in its TrafficPolicy). 403: the request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes, and it is not one of the probes.",
         help: &[
+            "429: wait as long as Retry-After says, or raise the limit that the details name; weft_rate_limited_total of the destination's proxies counts who is refused.",
             "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
             "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
         ],
@@ -136,6 +137,15 @@ pub const CODES: [Code; 15] = [
             "Declare what is called with an ExternalService in the caller's namespace; for every namespace, in weft-system.",
             "It is declared by its hosts? Then they must resolve to this address for the caller's proxy, too: its log at debug says what they resolve to.",
             "The proxy says that its control plane is away? Then it knows only what was called before: weft status.",
+        ],
+    },
+    Code {
+        name: "proxy_internal_response",
+        statuses: &[503],
+        meaning: "A fault that a TrafficPolicy injects on purpose (faultInjection.abort); the status is the one that the policy says, 503 if it names none.",
+        help: &[
+            "See which requests it is for: weft routes deploy/CALLER DEST.",
+            "Take faultInjection out of the policy when the experiment is over: kubectl get trafficpolicies.",
         ],
     },
     Code {

@@ -25,7 +25,7 @@ use weft_api::names;
 use crate::admin::Admin;
 
 /// Name of the control plane's Deployment.
-pub const CONTROL_PLANE: &str = "weft-control-plane";
+pub const CONTROL_PLANE: &str = names::CONTROL_PLANE;
 /// Namespace it is installed in.
 pub const SYSTEM: &str = names::CONTROL_PLANE_NAMESPACE;
 /// What the apiserver may take to answer.

@@ -3,12 +3,10 @@
 use futures_util::{StreamExt, stream};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kube::api::{Api, ListParams};
-use weft_api::names;
+use weft_api::names::{self, PROXY_CONTAINER};
 
 use super::{Cluster, Error};
 
-/// Name of the container a proxy runs in.
-pub const PROXY_CONTAINER: &str = "weft-proxy";
 /// Pods asked at once.
 const AT_ONCE: usize = 16;
 

@@ -40,7 +40,7 @@ const DRAIN: Duration = Duration::from_secs(25);
 Examples:
   weft run --name cart --port 8080 --data-dir /var/lib/weft --folder /etc/weft -- ./cart
   weft run --name cart --port http:8080 --port admin:9000 --namespace shop --user 1000 \\
-      --control-plane mesh.example:15010 --token cart.token --trust-root root.pem -- ./cart --verbose
+      --control-plane mesh.example:15010 --token cart.token --trust-root root.pem -- ./cart -v
 
 Needs root: the program gets a network namespace on a bridge of this machine (10.210.0.0/16), and
 its connections are handed to the proxy by netfilter. SIGTERM goes to the program first; when it

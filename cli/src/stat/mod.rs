@@ -38,8 +38,8 @@ Examples:
   weft stat --proxy http://10.210.0.2:15020
 
 The proxies are asked twice; --window is the time between. RETRIES of a workload are those its own
-proxy made; of a Service, those made to reach it. SUCCESS: neither 5xx, nor without a response, nor a
-gRPC status that is the server's fault.")]
+proxy made; of a Service, those made to reach it. SUCCESS: neither 5xx, nor without a response, nor
+a gRPC status that is the server's fault.")]
 pub struct Stat {
     /// Kinds or names: deploy, pod, svc, deploy/NAME, pod/NAME, svc/NAME
     #[arg(value_name = "WHAT")]

@@ -81,24 +81,8 @@ fn resource(kind: &str) -> Option<ApiResource> {
         "grpcroute" | "grpcroutes" => {
             ("gateway.networking.k8s.io", "v1", "GRPCRoute", "grpcroutes")
         }
-        "tlsroute" | "tlsroutes" => (
-            "gateway.networking.k8s.io",
-            "v1alpha3",
-            "TLSRoute",
-            "tlsroutes",
-        ),
-        "tcproute" | "tcproutes" => (
-            "gateway.networking.k8s.io",
-            "v1alpha2",
-            "TCPRoute",
-            "tcproutes",
-        ),
-        "referencegrant" | "referencegrants" => (
-            "gateway.networking.k8s.io",
-            "v1beta1",
-            "ReferenceGrant",
-            "referencegrants",
-        ),
+        "tlsroute" | "tlsroutes" => ("gateway.networking.k8s.io", "v1", "TLSRoute", "tlsroutes"),
+        "tcproute" | "tcproutes" => ("gateway.networking.k8s.io", "v1", "TCPRoute", "tcproutes"),
         "trafficpolicy" | "trafficpolicies" => (
             "policy.weft.dev",
             "v1alpha1",

@@ -8,6 +8,7 @@ use weft_api::policy::traffic::{Fallback, TargetKind};
 use super::endpoints::target_port;
 use super::external::as_service;
 use super::policy::{Level, is_port, winner};
+use super::resilience;
 use super::status::status;
 use super::workload::{display_name, is_strict};
 use crate::finding::Severity;
@@ -299,6 +300,17 @@ fn traffic(world: &World, found: &mut Problems) {
                     "merge the two policies, or add targetRefs to one",
                 );
             }
+        }
+        if policy.spec.rate_limit.is_some()
+            && let Some(workload) = resilience::unguarded(world, policy)
+        {
+            found.add(
+                at,
+                "spec.rateLimit",
+                Severity::Warning,
+                format!("Workload {workload} has no proxy, which would keep the rate limit: it takes every request"),
+                "give the Workload a proxy, or limit its callers (circuitBreaker.limits)",
+            );
         }
         let breaker = policy.spec.circuit_breaker.as_ref();
         if let Some(Fallback::Backend(backend)) =

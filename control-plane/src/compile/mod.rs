@@ -10,7 +10,9 @@
 //! - [`workload`]: what a proxy needs to know about the workload it stands beside.
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
-//! - [`policy`]: the most specific policy wins, field by field.
+//! - [`session`]: who stays with the endpoint it has.
+//! - [`policy`]: the most specific policy wins, field by field; [`resilience`]: faults, and what a
+//!   destination takes no more of.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
 mod destination;
@@ -18,7 +20,9 @@ mod endpoints;
 mod external;
 mod findings;
 mod policy;
+mod resilience;
 mod routes;
+mod session;
 mod status;
 mod version;
 mod workload;

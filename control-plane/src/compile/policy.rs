@@ -9,6 +9,8 @@ use weft_api::policy::{Duration, Percent};
 use weft_api::proto;
 
 use super::destination::route_policy;
+use super::resilience;
+use super::session;
 use crate::model::{Name, Policy, Rule, Service, ServicePort, World, in_namespace};
 
 /// Fewer well endpoints than this share: all are used. Percent.
@@ -91,13 +93,19 @@ pub(super) fn winner<'a>(
 }
 
 /// Merges the policies of a port, most specific first.
-pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) -> Effective {
+pub(super) fn merged(world: &World, service: &Service, port: &ServicePort) -> TrafficPolicySpec {
     let mut merged = TrafficPolicySpec::default();
     for level in Level::ALL {
         if let Some(policy) = winner(world, service, port, level) {
             merged.inherit(&policy.spec);
         }
     }
+    merged
+}
+
+/// What holds for the callers of a port.
+pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) -> Effective {
+    let mut merged = merged(world, service, port);
     if service.client_affinity {
         // `sessionAffinity: ClientIP`, where no policy says how to choose.
         let balancer = merged.load_balancer.get_or_insert_default();
@@ -182,6 +190,10 @@ pub(super) fn of_rule(
             retry.backoff_max_ms = retry.backoff_max_ms.max(retry.backoff_base_ms);
         }
     }
+    policy.session_persistence = rule
+        .session
+        .as_ref()
+        .map(|given| session::compile(given, true));
     policy
 }
 
@@ -221,6 +233,8 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
         idle_timeout_ms: millis(timeouts.idle),
         retry: spec.retries.as_ref().map(retry),
         fallback: None,
+        fault_injection: spec.fault_injection.as_ref().map(resilience::fault),
+        ..proto::RoutePolicy::default()
     }
 }
 
@@ -282,7 +296,7 @@ fn backend(spec: &TrafficPolicySpec) -> proto::BackendPolicy {
             .timeouts
             .and_then(|timeouts| timeouts.connect)
             .map_or(CONNECT_TIMEOUT_MS, Duration::as_millis),
-        originate_tls: None,
+        ..proto::BackendPolicy::default()
     }
 }
 
@@ -361,7 +375,9 @@ macro_rules! inherit {
     };
 }
 
-inherit!(TrafficPolicySpec {} deep { load_balancer, circuit_breaker, retries, timeouts });
+inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
+    load_balancer, circuit_breaker, retries, timeouts
+});
 inherit!(LoadBalancer {
     algorithm,
     hash_key,

@@ -305,7 +305,7 @@ fn one_kind_applies_to_a_port_and_the_others_hear_of_it() {
 fn what_cannot_be_used_is_refused_by_condition() {
     let to = "backendRefs: [{name: v1, port: 80}]";
     let well = format!("  - {{matches: [{{path: {{value: /well}}}}], {to}}}\n");
-    let cases: [(&str, &[&str]); 13] = [
+    let cases: [(&str, &[&str]); 14] = [
         (
             to,
             &["Accepted=true Accepted", "ResolvedRefs=true ResolvedRefs"],
@@ -339,6 +339,13 @@ fn what_cannot_be_used_is_refused_by_condition() {
         (
             "backendRefs: [{name: v2, namespace: other, port: 80}]",
             &["Accepted=true Accepted", "ResolvedRefs=true ResolvedRefs"],
+        ),
+        (
+            "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: v1, port: 80, filters: [{type: CORS, cors: {}}]}}}], backendRefs: [{name: v1, port: 80}]",
+            &[
+                "Accepted=false UnsupportedValue",
+                "ResolvedRefs=true ResolvedRefs",
+            ],
         ),
         (
             "filters: [{type: Teleport}], backendRefs: [{name: v1, port: 80}]",
@@ -414,6 +421,37 @@ fn what_cannot_be_used_is_refused_by_condition() {
 }
 
 #[test]
+fn a_backend_of_a_grpc_route_takes_its_filters_only() {
+    for (filter, accepted) in [
+        (
+            "{type: RequestHeaderModifier, requestHeaderModifier: {remove: [x]}}",
+            "Accepted=true Accepted",
+        ),
+        (
+            "{type: CORS, cors: {allowOrigins: ['*']}}",
+            "Accepted=false UnsupportedValue",
+        ),
+        (
+            "{type: RequestRedirect, requestRedirect: {}}",
+            "Accepted=false UnsupportedValue",
+        ),
+        (
+            "{type: URLRewrite, urlRewrite: {hostname: x}}",
+            "Accepted=false UnsupportedValue",
+        ),
+    ] {
+        let route = given(Given {
+            kind: "GRPCRoute",
+            parent: "port: 7070",
+            rules: &format!("  - backendRefs: [{{name: v1, port: 80, filters: [{filter}]}}]\n"),
+            ..Given::default()
+        });
+        let found = conditions(&world(&[route]), Kind::GRPCRoute, "shop", "a");
+        assert_eq!(shown(&found)[0], accepted, "{filter}: {found:?}");
+    }
+}
+
+#[test]
 fn a_parent_that_is_not_there_is_no_parent() {
     for (parent, message) in [
         ("port: 81", "Service shop/echo has no port 81"),
@@ -462,6 +500,66 @@ fn what_cannot_be_honoured_is_answered_500_and_never_skipped() {
     assert!(!half[1].refused.is_empty() && half[1].backend.is_none());
     // "must be dropped": requests go on without it.
     assert!(table.routes[4].filters.is_empty());
+}
+
+#[test]
+fn sessions_are_the_rules_own_and_nonsense_is_refused() {
+    let to = "backendRefs: [{name: v1, port: 80}]";
+    let table = world(&[rules(&format!(
+        "  - {{sessionPersistence: {{sessionName: stay, idleTimeout: 10m, absoluteTimeout: 0s}}, {to}}}
+  - {{sessionPersistence: {{type: Header}}, {to}}}
+  - {{{to}}}
+"
+    ))]);
+    let table = destination(&table, "10.96.0.1:80", "x");
+    let sessions: Vec<_> = table
+        .routes
+        .iter()
+        .map(|route| route.policy.as_ref().unwrap().session_persistence.clone())
+        .collect();
+    let cookie = weft_api::proto::SessionPersistence {
+        name: "stay".to_owned(),
+        idle_timeout_ms: 600_000,
+        by_path: true,
+        ..Default::default()
+    };
+    let header = weft_api::proto::SessionPersistence {
+        header: true,
+        ..Default::default()
+    };
+    assert_eq!(sessions, [Some(cookie), Some(header), None]);
+    for bad in [
+        "{sessionName: 'a b'}",
+        "{type: Header, sessionName: Content-Length}",
+        "{type: Address}",
+        "{cookieConfig: {lifetimeType: Permanent}}",
+        "{cookieConfig: {lifetimeType: Forever}}",
+        "{type: Header, cookieConfig: {lifetimeType: Session}}",
+        "{sticky: true}",
+    ] {
+        let world = world(&[rules(&format!("  - {{sessionPersistence: {bad}, {to}}}\n"))]);
+        let found = conditions(&world, Kind::HTTPRoute, "shop", "a");
+        assert_eq!(shown(&found)[0], "Accepted=false UnsupportedValue", "{bad}");
+        assert!(
+            found[0].message.contains("sessionPersistence"),
+            "{bad}: {found:?}"
+        );
+    }
+}
+
+/// GEP-1619, "Session Affinity in K8S Services".
+#[test]
+fn a_session_and_client_affinity_exclude_each_other() {
+    let to = "backendRefs: [{name: v1, port: 80}]";
+    let mut world = world(&[rules(&format!("  - {{sessionPersistence: {{}}, {to}}}\n"))]);
+    let mut service = world.service(&Name::new("shop", "echo")).unwrap().clone();
+    service.client_affinity = true;
+    let service = crate::model::Object::Service(service);
+    world.apply(Change::Set(Box::new(service)), &mut Dirty::default());
+    let found = conditions(&world, Kind::HTTPRoute, "shop", "a");
+    assert_eq!(shown(&found)[0], "Accepted=false UnsupportedValue");
+    let table = destination(&world, "10.96.0.1:80", "x");
+    assert_eq!(names(&table), ["Service/shop/echo"]);
 }
 
 #[test]

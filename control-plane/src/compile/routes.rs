@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use weft_api::proto;
 
 use super::destination::{backend, own_route};
-use super::policy;
+use super::{policy, session};
 use crate::model::{
     BackendRef, Filter, HeaderEdits, Name, ParentRef, PathEdit, PathMatch, Route, RouteKind,
     RouteMatch, Rule, Service, ServicePort, TextMatch, World,
@@ -143,6 +143,7 @@ fn is_attached(route: &Route, service: &Service, port: &ServicePort) -> bool {
                 && parent.target(&route.name.namespace) == service.name
                 && names_port(parent, port)
         })
+        && !session::excluded(service, route)
 }
 
 /// Whether a parentRef means this port: by its number, its name (`sectionName`), both, or neither.

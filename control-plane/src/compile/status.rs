@@ -2,6 +2,7 @@
 //! (Gateway API, RouteParentStatus). Values; who writes them to Kubernetes is in the server.
 
 use super::routes::{Unresolved, names_port, resolve, winning_kind};
+use super::session;
 use crate::model::{ObjectRef, ParentRef, RefusedReason, Route, Rule, ServicePort, World};
 
 /// Our name in the statuses of routes.
@@ -106,6 +107,14 @@ fn accepted(world: &World, route: &Route, parent: &ParentRef) -> Condition {
         if let Some(refused) = refused {
             return no(reason(refused.reason), sentence(0, refused.message.clone()));
         }
+    }
+    if session::excluded(service, route) {
+        return no(
+            "UnsupportedValue",
+            format!(
+                "sessionPersistence and the sessionAffinity ClientIP of Service {name} exclude each other"
+            ),
+        );
     }
     let winner = |port: &&ServicePort| winning_kind(world, service, port, &route.name.namespace);
     let lost = ports

@@ -23,6 +23,15 @@ fn world(manifests: &str) -> World {
     world
 }
 
+/// Sets the objects of these manifests, too.
+pub(super) fn change(world: &mut World, manifests: &str, dirty: &mut Dirty) {
+    let (parsed, _) = manifest::parse(Path::new("test.yaml"), manifests)
+        .unwrap_or_else(|findings| panic!("{findings:?}"));
+    for parsed in parsed {
+        world.apply(Change::Set(Box::new(parsed.object)), dirty);
+    }
+}
+
 fn resource(world: &World, kind: ResourceKind, name: &str) -> Compiled {
     let settings = Settings {
         trust_domain: "cluster.local".to_owned(),
@@ -60,14 +69,14 @@ fn addresses(world: &World, name: &str) -> Vec<String> {
         .collect()
 }
 
-fn workload(world: &World, name: &str) -> Workload {
+pub(super) fn workload(world: &World, name: &str) -> Workload {
     match resource(world, ResourceKind::Workload, name).resource.body {
         Some(Body::Workload(workload)) => workload,
         other => panic!("{other:?}"),
     }
 }
 
-fn route_policy(world: &World, name: &str) -> RoutePolicy {
+pub(super) fn route_policy(world: &World, name: &str) -> RoutePolicy {
     let destination = destination(world, name).expect("a destination");
     destination.routes[0].policy.clone().expect("a policy")
 }
@@ -100,7 +109,7 @@ metadata: {name: cart-1, namespace: other, labels: {app: cart}}
 spec: {addresses: [10.0.0.3], ports: [{name: web, port: 8080}]}
 ";
 
-fn with(more: &str) -> World {
+pub(super) fn with(more: &str) -> World {
     world(&format!("{SHOP}\n---\n{more}"))
 }
 

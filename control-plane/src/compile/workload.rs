@@ -11,6 +11,7 @@ use weft_api::proto::Protocol;
 use super::Settings;
 use super::endpoints::target_port;
 use super::external;
+use super::resilience;
 use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
 /// Compiles a workload's own table; `None` when there is no such workload.
@@ -38,6 +39,10 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
     for port in modes.ports.keys() {
         ports.entry(*port).or_insert(Protocol::Auto);
     }
+    let mut limits = resilience::rate_limits(world, workload);
+    for port in limits.keys() {
+        ports.entry(*port).or_insert(Protocol::Auto);
+    }
     Some(proto::Workload {
         namespace: name.namespace.clone(),
         name: name.name.clone(),
@@ -51,6 +56,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
                 port: u32::from(port),
                 protocol: protocol.into(),
                 mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
+                rate_limits: limits.remove(&port).unwrap_or_default(),
             })
             .collect(),
         telemetry: Some(telemetry(world, settings, workload)),

@@ -9,6 +9,7 @@
 //! - [`wish`]: whether a sidecar is wanted, and whether the pod can have one.
 //! - [`annotations`]: what a pod sets for itself.
 //! - [`sidecar`]: the containers and volumes that are put in.
+//! - [`probes`]: those that have to be made by the proxy.
 //! - [`review`]: `AdmissionReview` in and out.
 //! - [`manifest`]: pods inside Deployments, Jobs, Lists, …
 //!
@@ -19,6 +20,7 @@
 
 pub mod annotations;
 pub mod manifest;
+pub mod probes;
 pub mod review;
 pub mod settings;
 pub mod sidecar;
@@ -127,7 +129,8 @@ pub fn inject(request: Request<'_>, settings: &Settings) -> Result<Outcome, Refu
     }
     let annotations = Annotations::read(request.pod)?;
     let native = request.kubernetes >= Version::NATIVE_SIDECARS;
-    let parts = sidecar::parts(settings, &annotations, native);
+    let asked = probes::asked(request.pod);
+    let parts = sidecar::parts(settings, &annotations, &asked, native);
     let status = format!("injected: revision {}", parts.revision());
     let mut pod = request.pod.clone();
     match standing(&pod) {
@@ -142,6 +145,7 @@ pub fn inject(request: Request<'_>, settings: &Settings) -> Result<Outcome, Refu
         Standing::None => {}
     }
     wish::fits(&pod)?;
+    probes::rewrite(&mut pod);
     let spec = object(&mut pod, "spec")?;
     {
         let init = list(spec, "initContainers")?;

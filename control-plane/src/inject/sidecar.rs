@@ -1,6 +1,6 @@
 //! The containers and volumes that are put into a pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
@@ -41,11 +41,17 @@ impl Parts {
     }
 }
 
-/// Makes the containers and volumes.
-pub(super) fn parts(settings: &Settings, annotations: &Annotations, native: bool) -> Parts {
+/// Makes the containers and volumes; `probes` is what the kubelet is to ask of the application by way
+/// of the proxy.
+pub(super) fn parts(
+    settings: &Settings,
+    annotations: &Annotations,
+    probes: &BTreeSet<String>,
+    native: bool,
+) -> Parts {
     Parts {
         init: init(settings, annotations),
-        proxy: proxy(settings, annotations, native),
+        proxy: proxy(settings, annotations, probes, native),
         volumes: volumes(),
     }
 }
@@ -106,7 +112,12 @@ fn init(settings: &Settings, annotations: &Annotations) -> Value {
     Value::Object(container)
 }
 
-fn proxy(settings: &Settings, annotations: &Annotations, native: bool) -> Value {
+fn proxy(
+    settings: &Settings,
+    annotations: &Annotations,
+    probes: &BTreeSet<String>,
+    native: bool,
+) -> Value {
     let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}});
     let drain = annotations
         .drain_seconds
@@ -139,6 +150,15 @@ fn proxy(settings: &Settings, annotations: &Annotations, native: bool) -> Value 
                 .to_owned(),
         ),
         ("WEFT_OTLP_ENDPOINT", settings.tracing.otlp_endpoint.clone()),
+        (
+            "WEFT_PROBES",
+            // Kubernetes would take "$(…)" for a variable.
+            probes
+                .iter()
+                .map(|probe| probe.replace('$', "$$"))
+                .collect::<Vec<_>>()
+                .join(" "),
+        ),
     ];
     env.extend(
         plain

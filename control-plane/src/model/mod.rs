@@ -6,6 +6,7 @@
 
 mod index;
 mod route;
+mod session;
 mod validate;
 mod world;
 
@@ -23,6 +24,7 @@ pub use route::{
     Refused, RefusedReason, Rewrite, Route, RouteKind, RouteMatch, RouteRetry, Rule, TextMatch,
     ValueMatch,
 };
+pub use session::SessionPersistence;
 pub use validate::{Invalid, validate};
 pub(crate) use world::in_namespace;
 pub use world::{Dirty, World};

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use weft_api::policy::Duration;
 
-use super::{Kind, Name, ObjectRef};
+use super::{Kind, Name, ObjectRef, SessionPersistence};
 
 /// The kinds of routes, in the order in which they win a Service port (GEP-1294): only one kind
 /// applies to it.
@@ -124,6 +124,7 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     pub backend_timeout: Option<Duration>,
     pub retry: Option<RouteRetry>,
+    pub session: Option<SessionPersistence>,
     /// What it says that cannot be honoured. Its requests are answered 500.
     pub refused: Vec<Refused>,
     /// A match is not understood: the rule takes no request.

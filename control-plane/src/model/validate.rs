@@ -10,6 +10,8 @@ mod external;
 
 use super::{Object, Service, Workload};
 
+mod resilience;
+
 /// Largest weight of a workload.
 const MAX_WEIGHT: u32 = 10_000;
 /// Most tries after the first.
@@ -248,6 +250,7 @@ fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(timeouts) = &spec.timeouts {
         check_timeouts(timeouts, findings);
     }
+    resilience::check(spec, findings);
 }
 
 fn check_outlier(outlier: &OutlierDetection, findings: &mut Findings) {

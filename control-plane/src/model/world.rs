@@ -7,7 +7,8 @@ use ipnet::IpNet;
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::policy::meta::selects;
 use weft_api::policy::{
-    EgressPolicySpec, ExternalServiceSpec, PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec,
+    EgressPolicySpec, ExternalServiceSpec, PeerAuthenticationSpec, TelemetrySpec,
+    TrafficPolicySpec,
 };
 
 use super::index::Index;
@@ -29,6 +30,8 @@ pub struct World {
     pub(crate) external: BTreeMap<Name, Policy<ExternalServiceSpec>>,
     pub(crate) egress: BTreeMap<Name, Policy<EgressPolicySpec>>,
     pub(crate) routes: BTreeMap<ObjectRef, Route>,
+    /// TrafficPolicies that say something to the workloads behind a Service, beside its callers.
+    limiting: BTreeSet<Name>,
     /// Routes by a Service that they name as their parent or a backend.
     routes_of: BTreeMap<Name, BTreeSet<ObjectRef>>,
     /// `metadata.generation` of objects whose source tells it.
@@ -463,7 +466,7 @@ impl World {
         for (node_port, _) in &new_ports {
             self.node_ports.insert(*node_port, &name);
         }
-        dirty.endpoints.insert(name.clone());
+        self.touch_endpoints(name.clone(), dirty);
         if both().any(|service| service.headless) {
             dirty.addresses.extend(self.addresses_behind(&name));
         }
@@ -494,6 +497,33 @@ impl World {
             .flat_map(own_addresses)
     }
 
+    /// Whether a policy of a namespace says something to the workloads behind its Services.
+    fn is_limiting(&self, namespace: &str) -> bool {
+        let first = Name::new(namespace, "");
+        let next = self.limiting.range(first..).next();
+        next.is_some_and(|name| name.namespace == namespace)
+    }
+
+    /// The own tables of the workloads behind a Service, in whatever way it leads to them.
+    fn touch_workloads_behind(&self, name: &Name, dirty: &mut Dirty) {
+        if let Some(service) = self.services.get(name) {
+            let selected = self.selected(service);
+            dirty.workloads.extend(selected.map(|w| w.name.clone()));
+        }
+        let slices = self.slices_of.get(name);
+        for slice in slices.filter_map(|slice| self.slices.get(slice)) {
+            self.touch_workloads_in(slice, dirty);
+        }
+    }
+
+    fn touch_workloads_in(&self, slice: &EndpointSlice, dirty: &mut Dirty) {
+        let at = slice_addresses(slice)
+            .flat_map(|address| self.addresses.get(&address).collect::<Vec<_>>());
+        dirty
+            .workloads
+            .extend(slice_workloads(slice).chain(at).cloned());
+    }
+
     /// What a policy says about a Service changed.
     fn touch_service(&self, name: Name, dirty: &mut Dirty) {
         if self
@@ -502,6 +532,9 @@ impl World {
             .is_some_and(|service| service.headless)
         {
             dirty.addresses.extend(self.addresses_behind(&name));
+        }
+        if self.is_limiting(&name.namespace) {
+            self.touch_workloads_behind(&name, dirty);
         }
         dirty.services.insert(name);
     }
@@ -515,6 +548,12 @@ impl World {
         let old = self.traffic.get(&name);
         if old == new.as_ref() {
             return;
+        }
+        let limits = |policy: &Policy<TrafficPolicySpec>| policy.spec.rate_limit.is_some();
+        let (before, after) = (old.is_some_and(limits), new.as_ref().is_some_and(limits));
+        // Until the tables of those that it no longer limits are made.
+        if before || after {
+            self.limiting.insert(name.clone());
         }
         for policy in old.into_iter().chain(&new) {
             let targets = &policy.spec.target_refs;
@@ -530,6 +569,9 @@ impl World {
                     dirty.services.insert(service.name.clone());
                 }
             }
+        }
+        if !after {
+            self.limiting.remove(&name);
         }
         put(&mut self.traffic, name, new);
     }
@@ -564,7 +606,7 @@ impl World {
                 self.slice_workloads.remove(workload, &service);
             }
             self.touch_slice(&old, &service, dirty);
-            dirty.endpoints.insert(service);
+            self.touch_endpoints(service, dirty);
         }
         if let Some(new) = &new {
             let service = Name::new(name.namespace.clone(), new.service.clone());
@@ -576,13 +618,16 @@ impl World {
                 self.slice_workloads.insert(workload.clone(), &service);
             }
             self.touch_slice(new, &service, dirty);
-            dirty.endpoints.insert(service);
+            self.touch_endpoints(service, dirty);
         }
         put(&mut self.slices, name, new);
     }
 
     /// The policies of a headless Service hold for its workloads addressed directly.
     fn touch_slice(&self, slice: &EndpointSlice, service: &Name, dirty: &mut Dirty) {
+        if self.is_limiting(&service.namespace) {
+            self.touch_workloads_in(slice, dirty);
+        }
         if self
             .services
             .get(service)
@@ -592,16 +637,23 @@ impl World {
         }
     }
 
+    /// The endpoints of a Service changed: a limit that they share is another one for each when
+    /// there are more of them.
+    fn touch_endpoints(&self, service: Name, dirty: &mut Dirty) {
+        if self.is_limiting(&service.namespace) {
+            self.touch_workloads_behind(&service, dirty);
+        }
+        dirty.endpoints.insert(service);
+    }
+
     /// The endpoints of every Service that a workload is behind.
     fn touch_endpoints_of(&self, workload: &Workload, dirty: &mut Dirty) {
         let selecting = self.services_of(workload).into_iter();
         let selecting = selecting.filter(|service| !service.sliced);
-        dirty
-            .endpoints
-            .extend(selecting.map(|service| service.name.clone()));
-        dirty
-            .endpoints
-            .extend(self.sliced_services_of(workload).into_iter().cloned());
+        let sliced = self.sliced_services_of(workload).into_iter();
+        for service in selecting.map(|service| &service.name).chain(sliced) {
+            self.touch_endpoints(service.clone(), dirty);
+        }
     }
 
     fn set_workload(&mut self, name: Name, new: Option<Workload>, dirty: &mut Dirty) {

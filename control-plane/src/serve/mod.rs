@@ -293,9 +293,12 @@ impl Server {
             let keep = route_status::keep(client, hub.clone(), standing.leadership.clone());
             Tasks(vec![tokio::spawn(keep).abort_handle()])
         });
-        let _webhook = match webhook {
+        let webhook = match webhook {
             None => None,
-            Some(webhook) => Some(Tasks(webhook.start(&standing, metrics.clone())?)),
+            Some(webhook) => {
+                let (tasks, injector) = webhook.start(&standing, metrics.clone())?;
+                Some((Tasks(tasks), injector))
+            }
         };
         admin.ready.store(true, Ordering::Relaxed);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -324,6 +327,9 @@ impl Server {
             () = &mut shutdown => info!("ending"),
         }
         admin.ready.store(false, Ordering::Relaxed);
+        if let Some((_, injector)) = &webhook {
+            injector.end();
+        }
         let reason = "the control plane is ending; connect again";
         // Others can lead from now on.
         standing.leave().await;

@@ -2,7 +2,7 @@
 //! (whoever comes for its first certificate has none), and the peer's identity.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::WebPkiClientVerifier;
@@ -95,9 +95,12 @@ pub fn server_config(authority: &Authority, now: SystemTime) -> Result<Own, TlsE
             PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
         )?;
     config.alpn_protocols = vec![b"h2".to_vec()];
+    // Its own life, which may be shorter than what is configured: the leader has not yet noted a
+    // longer lifetime, or the root ends before.
+    let life = Duration::from_secs(not_after.saturating_sub(unix(now)));
     Ok(Own {
         config: Arc::new(config),
-        renew_at: now + authority.lifetime() / 2,
+        renew_at: now + life / 2,
         not_before: unix(now),
         not_after,
     })

@@ -45,6 +45,63 @@ struct State {
     conflicts: BTreeMap<String, usize>,
     /// Requests by plural and what was asked: "list", "watch" (from a version), "stream".
     asked: BTreeMap<(String, &'static str), usize>,
+    wanted: BTreeSet<Access>,
+}
+
+/// What a request takes, in the words of RBAC.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Access {
+    pub verb: &'static str,
+    pub group: String,
+    /// Its plural; of a subresource "httproutes/status".
+    pub resource: String,
+    /// Empty: of the whole cluster.
+    pub namespace: String,
+    /// Empty: of all, or of one that is only to be made.
+    pub name: String,
+}
+
+impl Access {
+    /// None for what is no object: `/version`.
+    fn of(request: &Request<()>) -> Option<Self> {
+        use http::Method;
+        let path: Vec<&str> = request.uri().path().split('/').skip(1).collect();
+        let (group, rest) = match path.as_slice() {
+            ["api", _, rest @ ..] => ("", rest),
+            ["apis", group, _, rest @ ..] => (*group, rest),
+            _ => return None,
+        };
+        let (namespace, plural, more) = match rest {
+            ["namespaces", namespace, plural, more @ ..] => (*namespace, *plural, more),
+            [plural, more @ ..] => ("", *plural, more),
+            [] => return None,
+        };
+        let query = request.uri().query().unwrap_or_default();
+        // A list or a watch of one object is asked for by its name.
+        let selected = query
+            .split('&')
+            .find_map(|pair| pair.strip_prefix("fieldSelector=metadata.name%3D"));
+        let name = more.first().copied().or(selected).unwrap_or_default();
+        let verb = match *request.method() {
+            Method::POST => "create",
+            Method::PUT => "update",
+            Method::PATCH => "patch",
+            Method::DELETE => "delete",
+            _ if !more.is_empty() => "get",
+            _ if query.contains("watch=true") => "watch",
+            _ => "list",
+        };
+        Some(Self {
+            verb,
+            group: group.to_owned(),
+            resource: match more.get(1) {
+                Some(sub) => format!("{plural}/{sub}"),
+                None => plural.to_owned(),
+            },
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        })
+    }
 }
 
 /// Runs until it is dropped.
@@ -226,6 +283,11 @@ impl ApiServer {
         }
     }
 
+    /// All that was asked for, once each.
+    pub fn wanted(&self) -> BTreeSet<Access> {
+        self.state().wanted.clone()
+    }
+
     /// How often something was asked: "list", "watch" or "stream".
     pub fn asked(&self, plural: &str, what: &'static str) -> usize {
         let asked = &self.state().asked;
@@ -314,10 +376,9 @@ fn one(state: &mut State, request: &Request<()>, body: &Bytes) -> Option<Answer>
     let stale = there
         .as_ref()
         .is_some_and(|there| !wants.is_null() && *wants != there["metadata"]["resourceVersion"]);
-    let applied = request
-        .headers()
-        .get("content-type")
-        .is_some_and(|of| of.to_str().unwrap().contains("apply-patch"));
+    let content = request.headers().get("content-type");
+    let content = content.map_or("", |of| of.to_str().unwrap());
+    let applied = content.contains("apply-patch");
     let mut object = match (verb, there) {
         ("get", there) => return Some(there.map_or_else(missing, |there| whole(200, &there))),
         ("create", Some(_)) => {
@@ -335,6 +396,14 @@ fn one(state: &mut State, request: &Request<()>, body: &Bytes) -> Option<Answer>
             return Some(whole(200, &json!({"kind": "Status", "status": "Success"})));
         }
         ("update", Some(_)) => given,
+        (_, Some(mut there)) if content.contains("json-patch") => {
+            let operations: json_patch::Patch = serde_json::from_value(given).unwrap();
+            if json_patch::patch(&mut there, &operations).is_err() {
+                let text = "the server rejected our request due to an error in our request";
+                return Some(whole(422, &status(422, "Invalid", text)));
+            }
+            there
+        }
         (_, Some(mut there)) => {
             merge(&mut there, &given);
             there
@@ -386,6 +455,7 @@ fn whole(code: u16, value: &Value) -> Answer {
 }
 
 fn answer(state: &Mutex<State>, request: &Request<()>, body: &Bytes) -> Answer {
+    state.lock().unwrap().wanted.extend(Access::of(request));
     if let Some(answer) = one(&mut state.lock().unwrap(), request, body) {
         return answer;
     }

@@ -52,6 +52,10 @@ fn state() -> (AdminState, Missing, Arc<AtomicUsize>) {
         registry: Registry::new(),
         taps: Arc::default(),
         trusted: vec!["10.0.0.1".parse().unwrap()],
+        probes: vec![
+            "tcp/5432".to_owned(),
+            "https/8443/healthz?full=1".to_owned(),
+        ],
         introspect: Arc::new(known),
         log: None,
     };
@@ -237,7 +241,10 @@ async fn a_tap_outlives_other_connections() {
     }
     assert!(seen.contains("\"status\":503") && !seen.contains("\"status\":200"));
     drop(client);
+    let left = tokio::time::Instant::now();
     while taps.is_on() {
+        assert!(left.elapsed() < MAX_LIFETIME, "the tap outlives its client");
+        // Paused time: this lets the server see that nobody reads any more.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     server.abort();
@@ -302,4 +309,31 @@ async fn slow_and_oversized_clients_are_shown_out() {
         "{waited:?}"
     );
     server.abort();
+}
+
+#[test]
+fn only_the_probes_named_are_made() {
+    let (state, ..) = state();
+    for (method, target, expected) in [
+        ("GET", "/probe/tcp/5432", Some("tcp/5432")),
+        (
+            "GET",
+            "/probe/https/8443/healthz?full=1",
+            Some("https/8443/healthz?full=1"),
+        ),
+        ("GET", "/probe/tcp/5433", None),
+        ("GET", "/probe/tcp/54321", None),
+        ("GET", "/probe/tcp/5432/", None),
+        ("GET", "/probe/https/8443/healthz", None),
+        ("GET", "/probe/https/8443/healthz?full=2", None),
+        ("POST", "/probe/tcp/5432", None),
+        ("GET", "/probe/", None),
+    ] {
+        let request = Request::builder().method(method).uri(target).body(());
+        assert_eq!(
+            asked(&state, &request.unwrap()),
+            expected,
+            "{method} {target}"
+        );
+    }
 }

@@ -150,15 +150,34 @@ impl<P: Default> Balancer<P> {
         let (slot, probe) = chosen
             .or_else(|| self.probe(&view, None, millis).map(|slot| (slot, true)))
             .ok_or(Unavailable::AllEjected)?;
+        Ok(self.picked(&view, slot, probe, now))
+    }
+
+    /// The endpoint that a session is with, unless it is gone, unwell or has been tried.
+    pub fn pick_session(
+        &self,
+        session: u64,
+        tried: &[SocketAddr],
+        now: Instant,
+    ) -> Option<Picked<P>> {
+        let policy = &self.local.backend.policy;
+        let mut view = self.view.borrow_mut();
+        view.refresh(&self.local.backend.endpoints.current.load(), policy, now);
+        let slot = view.of_session(session)?;
+        let address = view.slots[slot as usize].info.address;
+        (!tried.contains(&address)).then(|| self.picked(&view, slot, false, now))
+    }
+
+    fn picked(&self, view: &View<P>, slot: u32, probe: bool, now: Instant) -> Picked<P> {
         let endpoint = view.slots[slot as usize].endpoint.clone();
         endpoint.in_flight.set(endpoint.in_flight.get() + 1);
-        Ok(Picked {
+        Picked {
             endpoint,
             local: self.local.clone(),
             started: now,
             measured: false,
             probe,
-        })
+        }
     }
 
     /// An ejected endpoint whose time has come, if no other worker has taken its probe. A request

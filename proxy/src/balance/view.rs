@@ -55,6 +55,8 @@ pub(super) struct View<P> {
     pub(super) turns: BinaryHeap<Turn>,
     /// For ring hash and maglev.
     pub(super) table: Option<HashTable>,
+    /// Slots by what session tokens call their endpoints; made when the first token comes.
+    sessions: Option<HashMap<u64, u32>>,
     pub(super) rng: SmallRng,
 }
 
@@ -73,6 +75,7 @@ impl<P: Default> View<P> {
             next: 0,
             turns: BinaryHeap::new(),
             table: None,
+            sessions: None,
             rng,
         }
     }
@@ -151,6 +154,19 @@ impl<P: Default> View<P> {
         };
         // Whatever was remembered by slot is void.
         self.candidates.clear();
+        self.sessions = None;
+    }
+
+    /// The slot of a session's endpoint, if it is there and well.
+    pub(super) fn of_session(&mut self, session: u64) -> Option<u32> {
+        let slots = &self.slots;
+        let sessions = self.sessions.get_or_insert_with(|| {
+            let ids = slots.iter().map(|slot| slot.info.session_id());
+            ids.zip(0u32..).collect()
+        });
+        let at = *sessions.get(&session)?;
+        let slot = &self.slots[at as usize];
+        (slot.ready && (self.panic || !slot.out)).then_some(at)
     }
 
     /// Slots, addresses and weights of those ready.

@@ -84,34 +84,6 @@ pub enum Detected<U = Stream> {
     Reset { buf: BytesMut, upstream: Option<U> },
 }
 
-/// What came first; see [`first_bytes`].
-#[derive(Debug)]
-pub enum FirstBytes {
-    /// Bytes; they are in the buffer.
-    Spoke,
-    /// The end of what the client has to say.
-    Ended,
-    /// A reset.
-    Reset(io::Error),
-    /// Nothing by the deadline.
-    Silent,
-}
-
-/// Waits for bytes of the client and appends them to `buf`: one read if they are there.
-pub async fn first_bytes<C: AsyncRead + Unpin>(
-    client: &mut C,
-    buf: &mut BytesMut,
-    deadline: Instant,
-) -> FirstBytes {
-    let read = poll_fn(|cx| poll_read_buf(client, cx, buf));
-    match timeout_at(deadline, read).await {
-        Ok(Ok(0)) => FirstBytes::Ended,
-        Ok(Ok(_)) => FirstBytes::Spoke,
-        Ok(Err(error)) => FirstBytes::Reset(error),
-        Err(_) => FirstBytes::Silent,
-    }
-}
-
 /// Finds out what a connection is.
 ///
 /// `buf` holds what was read before, if anything. `open` opens the connection to the server as

@@ -14,9 +14,12 @@ use weft_api::proto;
 
 use super::filters::{self, PlanDraft};
 use super::matches::route_match;
+use super::resilience;
+use super::sessions;
 use crate::balance::SharedLimits;
 use crate::dns;
 use crate::http::route::Index;
+use crate::http::session::ShareSession;
 use crate::identity::Origin;
 use crate::tables::{
     Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
@@ -158,6 +161,7 @@ struct RouteDraft<'a> {
     given: &'a proto::Route,
     matches: Vec<RouteMatch>,
     backends: Vec<ShareDraft<'a>>,
+    sessions: Vec<Option<ShareSession>>,
     total_weight: u32,
     policy: RoutePolicy,
     fallback: Option<FallbackDraft<'a>>,
@@ -217,6 +221,7 @@ impl<'a> Backends<'a, '_> {
 
 impl<'a> RouteDraft<'a> {
     fn build(self, backends: &mut Backends<'a, '_>) -> Route {
+        let sessions = self.sessions.iter().any(Option::is_some);
         let fallback = self.fallback.map(|draft| {
             Arc::new(match draft {
                 FallbackDraft::Response(response) => response,
@@ -230,10 +235,12 @@ impl<'a> RouteDraft<'a> {
             backends: self
                 .backends
                 .into_iter()
-                .map(|draft| Share {
+                .zip(self.sessions)
+                .map(|(draft, session)| Share {
                     weight: draft.weight,
                     backend: draft.backend.map(|backend| backends.get(backend)),
                     plan: draft.plan.map(|plan| Arc::new(plan.build(backends))),
+                    session,
                 })
                 .collect(),
             total_weight: self.total_weight,
@@ -244,6 +251,7 @@ impl<'a> RouteDraft<'a> {
             refused: (!self.given.refused.is_empty()).then(|| self.given.refused.as_str().into()),
             redirect: self.redirect,
             cors: self.cors,
+            sessions,
         }
     }
 }
@@ -279,9 +287,11 @@ fn draft_route(given: &proto::Route) -> Result<RouteDraft<'_>> {
         None => (RoutePolicy::default(), None),
         Some(policy) => route_policy(policy)?,
     };
+    let sessions = sessions::of_shares(given)?;
     Ok(RouteDraft {
         given,
         matches,
+        sessions,
         backends,
         total_weight,
         policy,
@@ -303,6 +313,10 @@ fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<Fallb
         idle_timeout: duration(given.idle_timeout_ms, "the idle timeout")?,
         retry: given.retry.as_ref().map(retry).transpose()?.map(Arc::new),
         fallback: None,
+        fault: match &given.fault_injection {
+            None => None,
+            Some(fault) => Some(Box::new(resilience::fault(fault)?)),
+        },
     };
     Ok((policy, fallback))
 }
@@ -589,8 +603,9 @@ pub(crate) fn endpoints_with(
     })
 }
 
-/// Compiles the proxy's own workload, asked for as `<namespace>/<name>`.
-pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
+/// Compiles the proxy's own workload, asked for as `<namespace>/<name>`. Rate limits that stay (of
+/// the same Service, by the same key) keep the buckets that they have in `before`.
+pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Result<Workload> {
     let shown = format!("{}/{}", given.namespace, given.name);
     if shown != asked {
         refuse!("it is workload {shown}, but {asked} was asked for");
@@ -624,6 +639,9 @@ pub fn workload(given: &proto::Workload, asked: &str) -> Result<Workload> {
                 .mtls
                 .map(|mode| known::<proto::MtlsMode>(mode, "mTLS mode"))
                 .transpose()?,
+            limits: resilience::port_limits(declared, before.limits(number).as_deref())
+                .map_err(|Invalid(why)| Invalid(format!("port {number}: {why}")))?
+                .map(Arc::new),
         });
     }
     let mut probes = Vec::with_capacity(given.probes.len());
@@ -697,14 +715,14 @@ fn weight(given: u32) -> Result<u32> {
     Ok(given)
 }
 
-fn percent(given: u32, what: &str) -> Result<u32> {
+pub(super) fn percent(given: u32, what: &str) -> Result<u32> {
     if given > 100 {
         refuse!("{what} of {given} percent is above 100");
     }
     Ok(given)
 }
 
-fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
+pub(super) fn duration(ms: u64, what: &str) -> Result<Option<Duration>> {
     if ms > MAX_MS {
         refuse!("{what} of {ms} ms is above 31 days");
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::outside::Outside;
 use super::status::Status;
 use crate::dns::Dns;
+use crate::http::session::SessionKey;
 use crate::identity::Handle;
 use crate::tables::{Known, Workload};
 
@@ -36,6 +37,7 @@ pub struct Directory {
     workload: ArcSwap<Workload>,
     outside: ArcSwap<Outside>,
     has_workload: AtomicBool,
+    session_key: ArcSwapOption<SessionKey>,
     identity: Handle,
     dns: OnceLock<Arc<Dns>>,
     commands: mpsc::UnboundedSender<Command>,
@@ -183,6 +185,7 @@ impl Directory {
             workload: ArcSwap::default(),
             outside: ArcSwap::default(),
             has_workload: AtomicBool::new(false),
+            session_key: ArcSwapOption::empty(),
             identity,
             dns: OnceLock::new(),
             commands,
@@ -202,6 +205,17 @@ impl Directory {
         let (directory, _) = Self::new(identity);
         directory.set_link(LinkState::Down);
         directory
+    }
+
+    /// The key of session tokens; none while the control plane has told none.
+    pub fn session_key(&self) -> Option<Arc<SessionKey>> {
+        self.session_key.load_full()
+    }
+
+    /// Takes the key of session tokens, 32 bytes; others are no key.
+    pub fn set_session_key(&self, bytes: &[u8]) {
+        let key = SessionKey::new(bytes).map(Arc::new);
+        self.session_key.store(key);
     }
 
     fn shard(&self, address: &SocketAddr) -> &Shard {
@@ -385,6 +399,13 @@ impl Directory {
     pub(super) fn apart(&self, port: u16, known: Known) -> Arc<DestinationCell> {
         let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
         Arc::new(DestinationCell::new(address, known, self.link.clone()))
+    }
+
+    /// The proxy's own workload, unless it is the one that is known: that costs one atomic load.
+    pub fn workload_unless(&self, known: Option<&Arc<Workload>>) -> Option<Arc<Workload>> {
+        let now = self.workload.load();
+        let same = known.is_some_and(|known| Arc::ptr_eq(known, &now));
+        (!same).then(|| Arc::clone(&now))
     }
 
     pub fn set_workload(&self, workload: Workload) {

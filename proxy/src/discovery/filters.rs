@@ -89,6 +89,9 @@ pub(super) fn plan<'a>(
         }
         anything = true;
     }
+    draft.plan.redirect = redirect(of_backend)?;
+    draft.plan.cors = cors(of_backend)?;
+    anything |= draft.plan.redirect.is_some() || draft.plan.cors.is_some();
     Ok(anything.then_some(draft))
 }
 

@@ -16,6 +16,8 @@ mod directory;
 mod filters;
 mod matches;
 mod outside;
+mod resilience;
+mod sessions;
 mod status;
 mod store;
 #[cfg(test)]
@@ -53,7 +55,9 @@ fn compile_alone(resource: &Resource, links: &mut Discard) -> Result<(), compile
         Some(Body::Endpoints(given)) => {
             compile::endpoints(given, &crate::tables::EndpointSet::default()).map(|_| ())
         }
-        Some(Body::Workload(given)) => compile::workload(given, name).map(|_| ()),
+        Some(Body::Workload(given)) => {
+            compile::workload(given, name, &Default::default()).map(|_| ())
+        }
         Some(Body::Trust(given)) => {
             let roots = given.roots.iter().map(|root| root.to_vec().into());
             crate::identity::TrustBundle::new(&given.trust_domain, roots)

@@ -327,7 +327,8 @@ impl Store {
             }
             (ResourceKind::Workload, Body::Workload(given)) if key.name == self.workload.0 => {
                 if self.workload.1.held != version {
-                    let compiled = compile::workload(given, &self.workload.0)?;
+                    let compiled =
+                        compile::workload(given, &self.workload.0, &self.directory.workload())?;
                     self.take_outside(given, reply)?;
                     self.directory.set_workload(compiled);
                 }
@@ -421,7 +422,9 @@ impl Store {
         self.directory
             .identity()
             .set_trust(bundle)
-            .map_err(|e| Invalid(e.to_string()))
+            .map_err(|e| Invalid(e.to_string()))?;
+        self.directory.set_session_key(&given.session_key);
+        Ok(())
     }
 
     /// Bookkeeping of a NACK.

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::filter::{Answer, Fields};
 use super::retry::{self, Failure};
+use super::session::{self, Sticky};
 use super::{ErrorCode, ProxyError, RequestView, route};
 use crate::balance::{
     Balancer, LimitReached, Outcome, Picked, RequestPermit, RetryBudget, Unavailable, hash_bytes,
 };
-use crate::tables::{Backend, Destination, Fallback, HashKey, Plan, Route, Share};
+use crate::tables::{Backend, Destination, EndpointInfo, Fallback, HashKey, Plan, Route, Share};
 use crate::telemetry::Counter;
 use crate::worker::{Pools, Worker};
 
@@ -29,6 +30,8 @@ pub struct Call {
     pub prefix: usize,
     /// What is added to the response for the browser of a cross-origin request.
     pub cors: Fields,
+    /// The client is to stay with the endpoint that answers.
+    session: Option<Box<Sticky>>,
     /// Tries so far.
     pub tries: u32,
     tried: Vec<SocketAddr>,
@@ -77,7 +80,7 @@ impl Call {
             )
         })?;
         let route::Selected { route, prefix } = selected;
-        let cors = match &route.cors {
+        let mut cors = match &route.cors {
             None => Fields::new(),
             Some(cors) => {
                 if let Some(answer) = cors.preflight(request) {
@@ -97,16 +100,51 @@ impl Call {
             let answer = redirect.answer(request, prefix, destination.port);
             return Err(Refusal::Answer(Box::new(answer)));
         }
-        let (share, backend) = choose_backend(worker, route)?;
+        let deadline = route.policy.request_timeout.map(|t| now + t);
+        if let Some(fault) = &route.policy.fault
+            && fault.concerns(request)
+        {
+            let place = format!("route {}", route.name);
+            let grpc = route::is_grpc(request);
+            Box::pin(fault.inject(worker, destination, &place, grpc, deadline)).await?;
+        }
+        // Nothing of this unless the route has sessions.
+        let key = (route.sessions)
+            .then(|| worker.directory.session_key())
+            .flatten();
+        let resumed = key
+            .as_ref()
+            .and_then(|key| session::resume(key, route, request, session::now()));
+        let (share, backend) = match resumed.map(|(share, _)| (share, &share.backend)) {
+            Some((share, Ok(backend))) => (share, backend),
+            _ => choose_backend(worker, route)?,
+        };
+        let session = share.session.as_ref().zip(key).map(|(of, key)| {
+            let token = resumed.map(|(_, token)| token);
+            Box::new(Sticky::new(of, key, route, token, request, prefix))
+        });
+        if let Some(plan) = &share.plan {
+            if let Some(own) = &plan.cors {
+                if let Some(answer) = own.preflight(request) {
+                    return Err(Refusal::Answer(Box::new(answer)));
+                }
+                cors = own.response_fields(request);
+            }
+            if let Some(redirect) = &plan.redirect {
+                let answer = redirect.answer(request, prefix, destination.port);
+                return Err(Refusal::Answer(Box::new(answer)));
+            }
+        }
         let balancer = worker.balancer(backend);
         let retry = route.policy.retry.as_ref();
         let mut call = Self {
             route: route.clone(),
             started: now,
-            deadline: route.policy.request_timeout.map(|t| now + t),
+            deadline,
             plan: share.plan.clone(),
             prefix,
             cors,
+            session,
             tries: 0,
             tried: Vec::new(),
             key: hash_key(backend, request, peer),
@@ -195,6 +233,12 @@ impl Call {
 
     /// Chooses an endpoint for the next try, of the fallback backend if the backend has none.
     pub fn pick(&mut self, worker: &Worker, now: Instant) -> Result<Picked<Pools>, Refusal> {
+        if let Some(endpoint) = self.sticky().and_then(Sticky::endpoint)
+            && let Some(picked) = self.balancer.pick_session(endpoint, &self.tried, now)
+        {
+            self.tries += 1;
+            return Ok(picked);
+        }
         loop {
             let reason = match self.balancer.pick(self.key, &self.tried, now) {
                 Ok(picked) => {
@@ -218,6 +262,16 @@ impl Call {
             let error = ProxyError::new(ErrorCode::NoEndpoint, format!("{}: {why}", self.place()));
             self.fall_back(worker, error)?;
         }
+    }
+
+    /// The session that the request's backend keeps, if it does.
+    fn sticky(&self) -> Option<&Sticky> {
+        self.session.as_deref().filter(|_| !self.on_fallback)
+    }
+
+    /// What a response tells the client of its session: nothing, nearly always.
+    pub fn session_field(&self, endpoint: &EndpointInfo) -> Option<session::Given> {
+        self.sticky()?.field(endpoint, session::now())
     }
 
     /// A try has failed: the pause before the next one, or `None` when there is none.

@@ -4,6 +4,7 @@
 //! the same code stands in the metrics and the access log.
 
 use std::fmt;
+use std::time::Duration;
 
 /// What went wrong, by the error types of RFC 9209 section 2.3 where one fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -42,6 +43,10 @@ pub enum ErrorCode {
     PlaintextRefused,
     /// The address is not known, and only what is known may be called.
     EgressRefused,
+    /// A policy says that this request is to fail.
+    InjectedFault,
+    /// A rate limit of the destination is reached.
+    RateLimited,
 }
 
 impl ErrorCode {
@@ -54,6 +59,7 @@ impl ErrorCode {
             Self::PlaintextRefused => 403,
             Self::HeadTooLarge => 431,
             Self::RequestTimeout => 408,
+            Self::RateLimited => 429,
             Self::BadResponse | Self::TlsFailed | Self::EgressRefused => 502,
             Self::Loop => 508,
             Self::ResponseTimeout | Self::ConnectionTimeout => 504,
@@ -62,6 +68,7 @@ impl ErrorCode {
             | Self::ConnectionFailed
             | Self::ConnectionTerminated
             | Self::LimitReached
+            | Self::InjectedFault
             | Self::Fallback => 503,
         }
     }
@@ -72,7 +79,7 @@ impl ErrorCode {
             Self::NoRoute => 12,
             Self::BadRequest | Self::BadResponse | Self::Loop => 13,
             Self::PlaintextRefused | Self::EgressRefused => 7,
-            Self::HeadTooLarge | Self::LimitReached => 8,
+            Self::HeadTooLarge | Self::LimitReached | Self::RateLimited => 8,
             Self::ResponseTimeout | Self::RequestTimeout | Self::ConnectionTimeout => 4,
             _ => 14,
         }
@@ -99,6 +106,8 @@ impl ErrorCode {
             Self::Fallback => "destination_unavailable",
             Self::PlaintextRefused => "http_request_denied",
             Self::EgressRefused => "destination_ip_prohibited",
+            Self::InjectedFault => "proxy_internal_response",
+            Self::RateLimited => "http_request_denied",
         }
     }
 }
@@ -109,6 +118,10 @@ pub struct ProxyError {
     pub code: ErrorCode,
     /// A sentence naming what failed: route, backend, endpoint.
     pub detail: String,
+    /// HTTP and gRPC status in place of the code's own.
+    instead: Option<(u16, u32)>,
+    /// When it can be asked again.
+    again_after: Option<Duration>,
 }
 
 impl ProxyError {
@@ -116,7 +129,49 @@ impl ProxyError {
         Self {
             code,
             detail: detail.into(),
+            instead: None,
+            again_after: None,
         }
+    }
+
+    /// Says when it can be asked again.
+    pub fn again_after(self, wait: Duration) -> Self {
+        Self {
+            again_after: Some(wait),
+            ..self
+        }
+    }
+
+    /// Value of `Retry-After`, in seconds (RFC 9110 section 10.2.3).
+    pub fn retry_after(&self) -> Option<u64> {
+        let wait = self.again_after?;
+        Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
+    }
+
+    /// Its equivalent in a gRPC call's trailers, `grpc-retry-pushback-ms` (gRFC A6), milliseconds.
+    pub fn pushback(&self) -> Option<u64> {
+        let wait = self.again_after?.as_nanos().div_ceil(1_000_000);
+        Some(u64::try_from(wait).unwrap_or(u64::MAX).max(1))
+    }
+
+    /// Answers with these instead of the code's own HTTP and gRPC status.
+    pub fn answered_with(self, status: u16, grpc_status: u32) -> Self {
+        Self {
+            instead: Some((status, grpc_status)),
+            ..self
+        }
+    }
+
+    /// HTTP status of the answer.
+    pub fn status(&self) -> u16 {
+        self.instead
+            .map_or(self.code.status(), |(status, _)| status)
+    }
+
+    /// gRPC status code of the answer.
+    pub fn grpc_status(&self) -> u32 {
+        let own = self.code.grpc_status();
+        self.instead.map_or(own, |(_, status)| status)
     }
 
     /// Value of the `Proxy-Status` field. The detail is a structured-field string (RFC 8941

@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{ErrorCode, ProxyError, RequestView};
 use crate::discovery::{DestinationCell, Host};
+use crate::inbound::limits::Guard;
 use crate::inbound::probes::Probes;
 use crate::tables::{Destination, EndpointInfo, Known};
 use crate::telemetry::{Direction, FlowLabels, FlowProtocol, RequestSeries};
@@ -40,6 +42,8 @@ pub struct Flow {
     pub from_mesh: bool,
     /// Set where only probes are let in.
     only: Option<Probes>,
+    /// What the application takes no more of.
+    guard: Guard,
     series: RefCell<HashMap<(SocketAddr, FlowProtocol), Rc<RequestSeries>>>,
 }
 
@@ -60,6 +64,7 @@ impl Flow {
             source,
             from_mesh,
             only: None,
+            guard: Guard::default(),
             series: RefCell::default(),
         }
     }
@@ -73,8 +78,13 @@ impl Flow {
     /// Whether a request is let in.
     ///
     /// # Errors
-    /// It is none of the probes that are.
-    pub fn admit(&self, request: &impl RequestView) -> Result<(), ProxyError> {
+    /// It is none of the probes that are, or there is no room for it.
+    pub fn admit(
+        &self,
+        worker: &Worker,
+        request: &impl RequestView,
+        now: Instant,
+    ) -> Result<(), ProxyError> {
         match &self.only {
             Some(probes) if !probes.admit(request.method(), request.path()) => {
                 let port = self.destination.borrow().port;
@@ -85,6 +95,10 @@ impl Flow {
                          in plaintext only the probes of its pod are let in"
                     ),
                 ))
+            }
+            None if self.direction == Direction::Inbound => {
+                let port = self.destination.borrow().port;
+                self.guard.admit(worker, self, port, request, now)
             }
             _ => Ok(()),
         }

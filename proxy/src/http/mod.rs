@@ -7,12 +7,14 @@
 
 pub mod call;
 pub mod error;
+pub mod fault;
 pub mod filter;
 pub mod flow;
 pub mod mirror;
 pub mod observe;
 pub mod retry;
 pub mod route;
+pub mod session;
 
 pub use error::{ErrorCode, ProxyError};
 
@@ -23,6 +25,13 @@ pub trait RequestView {
     fn path(&self) -> &[u8];
     /// First value of a field; `name` is lower-case.
     fn header(&self, name: &str) -> Option<&[u8]>;
+    /// Every value of a field, in order, until `each` says that it has seen enough; `name` is
+    /// lower-case.
+    fn values(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool) {
+        if let Some(value) = self.header(name) {
+            each(value);
+        }
+    }
     /// Host field or authority.
     fn host(&self) -> Option<&[u8]> {
         self.header("host")

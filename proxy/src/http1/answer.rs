@@ -36,14 +36,18 @@ pub(super) async fn answer(
     method: &[u8],
     keep: bool,
 ) -> std::io::Result<()> {
-    let status = error.code.status();
+    let status = error.status();
     let body = format!("weft: {}\n", error.detail);
     let mut text = format!(
         "HTTP/1.1 {status} {}\r\ncontent-type: text/plain; charset=utf-8\r\n\
-         content-length: {}\r\nproxy-status: {}\r\n{}\r\n",
+         content-length: {}\r\nproxy-status: {}\r\n{}{}\r\n",
         reason(status),
         body.len(),
         error.proxy_status(),
+        match error.retry_after() {
+            Some(seconds) => format!("retry-after: {seconds}\r\n"),
+            None => String::new(),
+        },
         if keep { "" } else { "connection: close\r\n" },
     );
     if method != b"HEAD" {

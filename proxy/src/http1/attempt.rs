@@ -457,6 +457,10 @@ impl Exchange<'_> {
             fields::add_to_head(&call.cors, response, &duplex.server.buf, &mut edits);
             fields::sort(&mut edits);
         }
+        if let Some(given) = call.session_field(&picked.endpoint.info) {
+            fields::session_to_head(&given, response, &duplex.server.buf, &mut edits);
+            fields::sort(&mut edits);
+        }
         let draining = self.worker.drain.is_draining() && !self.flow.from_mesh && !tunnel;
         if draining && !response.framing.close && self.persistent {
             say_close(response, &duplex.server.buf, &mut edits);

@@ -17,6 +17,7 @@ use crate::transport::{Io, Stream};
 const LARGE_BODY: u64 = 16 * 1024;
 /// Bytes read at once while a large body passes.
 pub const LARGE_READ: usize = 64 * 1024;
+
 /// A connection and the bytes read from it that are not used yet.
 #[derive(Debug)]
 pub struct Conn {

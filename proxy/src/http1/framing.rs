@@ -487,5 +487,4 @@ pub fn hop_by_hop(buf: &[u8], head: &Head, edits: &mut Vec<super::head::Edit>) {
 }
 
 #[cfg(test)]
-#[path = "framing_tests.rs"]
 mod tests;

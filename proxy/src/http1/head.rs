@@ -360,6 +360,14 @@ impl RequestView for RequestHead<'_> {
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.head.value(self.buf, name)
     }
+
+    fn values(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool) {
+        for field in self.head.all(self.buf, name) {
+            if each(field.value.get(self.buf)) {
+                return;
+            }
+        }
+    }
 }
 
 /// The path of a target in absolute form (RFC 9112 section 3.2.2).

@@ -31,10 +31,12 @@ pub(super) fn start(
     if plan.mirrors.is_empty() {
         return None;
     }
-    let first = Bytes::copy_from_slice(out);
-    let method: Rc<[u8]> = method.into();
+    // Made for the first copy that is drawn, and shared by the others.
+    let mut shared: Option<(Rc<[u8]>, Bytes)> = None;
     mirror::start(worker, plan, more, |backend, rest| {
-        let (method, first) = (method.clone(), first.clone());
+        let (method, first) = shared
+            .get_or_insert_with(|| (method.into(), Bytes::copy_from_slice(out)))
+            .clone();
         let rest = more.then_some(rest);
         send(worker.clone(), backend, method, first, rest)
     })

@@ -92,7 +92,7 @@ pub(super) async fn request(
         FlowProtocol::Http1,
         started,
     );
-    let begun = match flow.admit(&view) {
+    let begun = match flow.admit(worker, &view, started) {
         Ok(()) => Call::begin(worker, &destination, &view, flow.peer, started).await,
         Err(error) => Err(error.into()),
     };
@@ -202,7 +202,7 @@ impl Exchange<'_> {
         client: &mut Conn,
         keep: bool,
     ) -> After {
-        self.ending.status = error.code.status();
+        self.ending.status = error.status();
         self.ending.error = Some(error.code);
         tracing::debug!(code = error.code.name(), "{error}");
         let keep = self.may_keep(keep);

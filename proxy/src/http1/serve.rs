@@ -98,7 +98,7 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, flow: Rc<Flow>) {
                 )
                 .0;
                 let ending = Ending {
-                    status: error.code.status(),
+                    status: error.status(),
                     error: Some(error.code),
                     ..Ending::default()
                 };

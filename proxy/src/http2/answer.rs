@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 
 use crate::http::ProxyError;
@@ -25,8 +25,11 @@ pub(super) fn error(respond: &mut SendResponse<Bytes>, asked: Asked, error: &Pro
         let mut response = Response::new(());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.extend(grpc_trailers(error.code.grpc_status(), &error.detail));
+        headers.extend(grpc_trailers(error.grpc_status(), &error.detail));
         headers.insert("proxy-status", proxy_status);
+        if let Some(pushback) = error.pushback() {
+            headers.insert("grpc-retry-pushback-ms", HeaderValue::from(pushback));
+        }
         // The client may be gone: then there is nobody to tell.
         let _ = respond.send_response(response, true);
         return;
@@ -38,7 +41,10 @@ pub(super) fn error(respond: &mut SendResponse<Bytes>, asked: Asked, error: &Pro
         HeaderValue::from_static("text/plain; charset=utf-8"),
     );
     headers.insert("proxy-status", proxy_status);
-    send(respond, asked, error.code.status(), headers, body);
+    if let Some(seconds) = error.retry_after() {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    send(respond, asked, error.status(), headers, body);
 }
 
 /// An answer that is no error, without a body.

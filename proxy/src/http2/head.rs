@@ -32,6 +32,14 @@ impl RequestView for View<'_> {
         self.0.headers.get(name).map(HeaderValue::as_bytes)
     }
 
+    fn values(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool) {
+        for value in self.0.headers.get_all(name) {
+            if each(value.as_bytes()) {
+                return;
+            }
+        }
+    }
+
     fn host(&self) -> Option<&[u8]> {
         match self.0.uri.authority() {
             Some(authority) => Some(authority.as_str().as_bytes()),

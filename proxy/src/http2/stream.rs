@@ -68,7 +68,7 @@ pub(super) async fn serve(
         Observation::begin(&worker, &flow, &view, context, protocol, started);
     let mut timer = LazyTimer::default();
     let begin = async {
-        flow.admit(&view)?;
+        flow.admit(&worker, &view, started)?;
         Call::begin(&worker, &destination, &view, flow.peer, started).await
     };
     let begun = patiently(&mut respond, &mut timer, None, begin).await;
@@ -162,9 +162,9 @@ impl Exchange<'_> {
         self.ending.error = Some(error.code);
         if self.asked.grpc {
             self.ending.status = 200;
-            self.ending.grpc_status = Some(error.code.grpc_status());
+            self.ending.grpc_status = Some(error.grpc_status());
         } else {
-            self.ending.status = error.code.status();
+            self.ending.status = error.status();
         }
         answer::error(&mut self.respond, self.asked, error);
     }
@@ -527,6 +527,9 @@ impl Exchange<'_> {
             fields::of_map(&plan.response, &mut head.headers);
         }
         fields::add_to_map(&call.cors, &mut head.headers);
+        if let Some(given) = call.session_field(&picked.endpoint.info) {
+            fields::session_to_map(given, &mut head.headers);
+        }
         let response = Response::from_parts(head, ());
         // An error says that the client is gone.
         self.respond
@@ -582,7 +585,7 @@ impl Exchange<'_> {
                 picked.observe(Outcome::Timeout, Instant::now());
                 self.ending.error = Some(ErrorCode::ResponseTimeout);
                 let error = self.timed_out(call, picked);
-                let code = error.code.grpc_status();
+                let code = error.grpc_status();
                 let trailers = answer::grpc_trailers(code, &error.detail);
                 if self.asked.grpc && client.send_trailers(trailers).is_ok() {
                     self.ending.grpc_status = Some(code);

@@ -27,6 +27,8 @@ use crate::worker::Worker;
 use crate::{http1, http2};
 use probes::{Decision, Probes};
 
+mod buckets;
+pub mod limits;
 pub mod local;
 pub mod probes;
 
@@ -119,14 +121,7 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
                 Decision::Refuse => refuse_plaintext(&worker, io, peer, to, "plaintext"),
                 Decision::Ended => {}
                 Decision::Serve => {
-                    let flow = Flow::new(
-                        Direction::Inbound,
-                        Target::Fixed,
-                        destination,
-                        peer,
-                        source,
-                        false,
-                    );
+                    let flow = flow(destination, peer, source, false);
                     let flow = Rc::new(flow.only(probes));
                     match detected {
                         Detected::Http1 { buf } => {
@@ -143,26 +138,12 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             }
         }
         Ok(Detected::Http1 { buf }) => {
-            let flow = Flow::new(
-                Direction::Inbound,
-                Target::Fixed,
-                destination,
-                peer,
-                source,
-                false,
-            );
+            let flow = flow(destination, peer, source, false);
             let prefix = buf.freeze();
             http1::serve(worker, Stream { io, prefix }, Rc::new(flow)).await;
         }
         Ok(Detected::Http2 { buf }) => {
-            let flow = Flow::new(
-                Direction::Inbound,
-                Target::Fixed,
-                destination,
-                peer,
-                source,
-                false,
-            );
+            let flow = flow(destination, peer, source, false);
             let prefix = buf.freeze();
             http2::serve(worker, Stream { io, prefix }, Rc::new(flow)).await;
         }
@@ -258,25 +239,11 @@ async fn mesh(
     };
     match alpn {
         Some(Alpn::Http1) => {
-            let flow = Flow::new(
-                Direction::Inbound,
-                Target::Fixed,
-                destination,
-                peer,
-                source,
-                true,
-            );
+            let flow = flow(destination, peer, source, true);
             http1::serve(worker.clone(), stream, Rc::new(flow)).await;
         }
         Some(Alpn::H2) => {
-            let flow = Flow::new(
-                Direction::Inbound,
-                Target::Fixed,
-                destination,
-                peer,
-                source,
-                true,
-            );
+            let flow = flow(destination, peer, source, true);
             http2::serve(worker.clone(), stream, Rc::new(flow)).await;
         }
         Some(Alpn::Tcp) => {
@@ -287,6 +254,18 @@ async fn mesh(
         // The server's configuration takes no other name.
         None => stream.io.abort(),
     }
+}
+
+/// What is served on a connection: its one endpoint is the application.
+fn flow(destination: Arc<Destination>, peer: SocketAddr, source: Source, mtls: bool) -> Flow {
+    Flow::new(
+        Direction::Inbound,
+        Target::Fixed,
+        destination,
+        peer,
+        source,
+        mtls,
+    )
 }
 
 /// A connection to the application at the address the peer meant.
@@ -307,14 +286,7 @@ async fn copy(
     match opened {
         Ok(server) => {
             let mtls = !matches!(client.io, Io::Plain(_));
-            let flow = Flow::new(
-                Direction::Inbound,
-                Target::Fixed,
-                destination.clone(),
-                peer,
-                source,
-                mtls,
-            );
+            let flow = flow(destination.clone(), peer, source, mtls);
             let labels = flow.labels(None, protocol);
             tcp::relay(worker, &labels, client, server, &tcp::Options::default()).await;
         }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -10,7 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
 
 use super::handle;
-use crate::tables::{Check, MtlsMode, Probe, Workload};
+use super::limits::{LimitKey, PortLimits, Rate, RateLimit};
+use crate::tables::{Check, MtlsMode, Probe, Protocol, Workload, WorkloadPort};
 use crate::telemetry::Counter;
 use crate::telemetry::labels::EventLabels;
 use crate::testing::worker;
@@ -167,6 +169,96 @@ async fn of_grpc_only_the_health_check_passes() {
             let response: http::Response<h2::RecvStream> = response.await.unwrap();
             assert_eq!(response.status().as_u16(), status, "{path}");
         }
+    })
+    .await;
+}
+
+fn limited(worker: &Worker) -> u64 {
+    let counters = worker.metrics.registry().snapshot().counters;
+    let limited = |labels: &EventLabels<Counter>| labels.event == Counter::RateLimited;
+    let matching = counters.iter().filter(|(labels, _)| limited(labels));
+    matching.map(|(_, n)| n).sum()
+}
+
+/// So many requests in an hour, of everybody.
+fn rate_limit(service: &str, requests: u32) -> RateLimit {
+    let per = Duration::from_secs(3600);
+    RateLimit {
+        namespace: "shop".into(),
+        service: service.into(),
+        port: 80,
+        key: LimitKey::Nobody,
+        requests,
+        per,
+        burst: requests,
+        replicas: 1,
+        rate: Rate::new(requests.into(), per, requests.into()),
+        buckets: Arc::default(),
+    }
+}
+
+/// A PERMISSIVE workload whose port has these limits, and a probe of it.
+fn limiting(port: u16, rates: Vec<RateLimit>) -> Workload {
+    Workload {
+        probes: vec![Probe {
+            port,
+            check: Check::Http("/ready".into()),
+        }],
+        ports: vec![WorkloadPort {
+            port,
+            protocol: Protocol::Http,
+            mtls: None,
+            limits: Some(Arc::new(PortLimits { rates })),
+        }],
+        ..Workload::default()
+    }
+}
+
+#[tokio::test]
+async fn over_a_limit_only_probes_pass() {
+    local(async {
+        let (address, asked) = application().await;
+        let (mut client, worker) = connect(address, Check::Tcp).await;
+        let rates = vec![rate_limit("web", 3), rate_limit("shop", 2)];
+        let table = limiting(address.port(), rates);
+        let limits = table.limits(address.port()).unwrap();
+        worker.directory.set_workload(table);
+        let mut get = async |path: &str| {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut text = String::new();
+            let mut buf = [0; 4096];
+            while !text.contains("\r\n\r\n") {
+                let n = client.read(&mut buf).await.unwrap();
+                text.push_str(&String::from_utf8_lossy(&buf[..n]));
+            }
+            text
+        };
+        for path in ["/a", "/b"] {
+            assert!(get(path).await.starts_with("HTTP/1.1 200 OK"));
+        }
+        let refused = get("/c").await;
+        for part in [
+            "HTTP/1.1 429 Too Many Requests\r\n",
+            "\r\nretry-after: 1800\r\n",
+            "error=http_request_denied; details=\"shop/shop:80 takes 2 requests in 3600000 ms",
+        ] {
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        assert!(get("/ready").await.starts_with("HTTP/1.1 200 OK"));
+        assert_eq!(limited(&worker), 1);
+        assert_eq!(
+            *asked.borrow(),
+            ["/a", "/b", "/ready"].map(|path| format!("GET {path} HTTP/1.1"))
+        );
+        // The limit that had room has its token back: it is asked alone, on the same connection.
+        let mut rates = limits.rates.clone();
+        rates.pop();
+        worker
+            .directory
+            .set_workload(limiting(address.port(), rates));
+        assert!(get("/d").await.starts_with("HTTP/1.1 200 OK"));
+        assert!(get("/e").await.contains("shop/web:80"));
     })
     .await;
 }

@@ -32,7 +32,7 @@ use crate::http::ErrorCode;
 use crate::http::flow::{Flow, Target};
 use crate::tables::{
     Backend, Destination, EndpointInfo, EndpointSet, EndpointsCell, Health, Known, ORIGINAL,
-    Protocol, Route, RoutePolicy, Share, fresh_id,
+    Protocol, Route, Share, fresh_id,
 };
 use crate::telemetry::{Counter, Direction};
 use crate::transport::{ConnectError, Io, Stream, connect_plain};
@@ -357,23 +357,12 @@ fn prohibited(worker: &Worker, to: SocketAddr, name: Option<&str>) -> String {
 
 /// A destination that answers every request with an error.
 fn refusing(to: SocketAddr, why: &str) -> Arc<Destination> {
-    let route = Route {
-        id: fresh_id(),
-        name: REFUSED.into(),
-        matches: Vec::new(),
-        backends: Vec::new(),
-        total_weight: 0,
-        policy: RoutePolicy::default(),
-        refused: Some(why.into()),
-        redirect: None,
-        cors: None,
-    };
     let mut destination = Destination::simple(
         Arc::default(),
         REFUSED.into(),
         to.port(),
         Protocol::Auto,
-        route,
+        Route::refusing(REFUSED, why),
     );
     destination.prohibited = true;
     Arc::new(destination)

@@ -184,6 +184,10 @@ pub enum Counter {
     LimitsRejected,
     /// Labels: destination_service, destination_namespace.
     OutlierEjections,
+    /// Labels: fault ("delay", "abort"), destination_service, destination_namespace.
+    FaultsInjected,
+    /// Labels: destination_service, destination_namespace.
+    RateLimited,
     /// Labels: result ("ack", "nack").
     DiscoveryUpdates,
     /// Labels: reason ("queue_full", "export_failed", "no_endpoint").
@@ -193,7 +197,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::TlsHandshakes,
         Self::PlaintextRefused,
         Self::Retries,
@@ -201,6 +205,8 @@ impl Counter {
         Self::Errors,
         Self::LimitsRejected,
         Self::OutlierEjections,
+        Self::FaultsInjected,
+        Self::RateLimited,
         Self::DiscoveryUpdates,
         Self::SpansDropped,
         Self::SpansExported,
@@ -254,6 +260,16 @@ impl Counter {
             Self::OutlierEjections => counter!(
                 "weft_outlier_ejections_total",
                 "Endpoints taken out by outlier detection.",
+                SERVICE
+            ),
+            Self::FaultsInjected => counter!(
+                "weft_faults_injected_total",
+                "Requests delayed or aborted because a policy injects faults.",
+                &["fault", "destination_service", "destination_namespace"]
+            ),
+            Self::RateLimited => counter!(
+                "weft_rate_limited_total",
+                "Requests that this workload's proxy refused because a rate limit was reached.",
                 SERVICE
             ),
             Self::DiscoveryUpdates => counter!(

@@ -160,11 +160,25 @@ spec:
         (0.02..0.25).contains(&share)
     });
     println!("split 90 to 10: {split}");
+    eventually("the route says that it is in force", PATIENCE, || {
+        let route = kube::get(BOOKSHOP, &["grpcroute", "reviews"]);
+        let conditions = &route["status"]["parents"][0]["conditions"];
+        let accepted = conditions.as_array().is_some_and(|conditions| {
+            let is = |kind: &str| {
+                conditions
+                    .iter()
+                    .any(|condition| condition["type"] == kind && condition["status"] == "True")
+            };
+            is("Accepted") && is("ResolvedRefs")
+        });
+        accepted.then_some(()).ok_or_else(|| route.to_string())
+    });
     drop(namespace);
 }
 
 /// Spans of a visit: who is whose parent, by service.
 pub fn a_visit_is_one_trace_in_jaeger() {
+    install::install(&[]);
     let _namespace = Namespace::create(BOOKSHOP, true);
     kube::apply(
         install::NAMESPACE,
@@ -201,17 +215,7 @@ spec:
     ]);
     // Where spans go is told to sidecars when they are put in; a replica of before the upgrade, on its
     // way out, still says what it knew.
-    kube::kubectl(&[
-        "wait",
-        "-n",
-        install::NAMESPACE,
-        "pod",
-        "-l",
-        "app.kubernetes.io/component=control-plane",
-        "--for=condition=Ready",
-        "--timeout=60s",
-    ]);
-    std::thread::sleep(Duration::from_secs(10));
+    install::old_replicas_gone();
     apply("bookshop.yaml");
     all_rolled_out();
     apply("policies/4-telemetry.yaml");

@@ -37,6 +37,25 @@ pub fn install(more: &[&str]) {
     kube::rolled_out(NAMESPACE, CONTROL_PLANE);
 }
 
+/// Waits for the replicas of before an upgrade to be gone.
+pub fn old_replicas_gone() {
+    eventually(
+        "only as many replicas as wanted are there",
+        PATIENCE,
+        || {
+            let wanted = get(NAMESPACE, &[CONTROL_PLANE])["spec"]["replicas"].as_u64();
+            let selector = "app.kubernetes.io/name=weft-control-plane";
+            let pods = get(NAMESPACE, &["pods", "-l", selector]);
+            let there = pods["items"].as_array().map(|pods| pods.len() as u64);
+            if there == wanted {
+                Ok(())
+            } else {
+                Err(format!("{there:?} of {wanted:?}"))
+            }
+        },
+    );
+}
+
 pub fn the_chart_installs() {
     install(&[]);
     let said = helm(&["test", "weft", "--namespace", NAMESPACE]);

@@ -39,7 +39,7 @@ spec:
     )
 }
 
-/// Runs a Job to its end; what its pod's containers printed.
+/// Runs a Job to its end; how long that took.
 #[track_caller]
 fn run(namespace: &str, name: &str, init: bool) -> Duration {
     let began = Instant::now();

@@ -34,6 +34,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     traffic::nothing_goes_over_the_wire_in_the_clear,
     traffic::plain_pods_are_served_until_strict,
     traffic::probes_go_on_under_strict,
+    traffic::tcp_probes_ask_the_application,
     traffic::calls_between_namespaces_carry_both_identities,
     lifecycle::jobs_finish,
     lifecycle::init_containers_have_network,

@@ -219,6 +219,51 @@ pub fn probes_go_on_under_strict() {
     kube::kubectl(&["delete", "peerauthentication", "-n", inside, "strict"]);
 }
 
+/// A `tcpSocket` probe would succeed as soon as the proxy listens.
+pub fn tcp_probes_ask_the_application() {
+    let namespace = Namespace::create("weft-test-probes", true);
+    let ns = namespace.0.as_str();
+    let image = apps::image();
+    for (name, port) in [("well", 7000), ("unwell", 7009)] {
+        let pod = format!(
+            "
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+    - name: app
+      image: {image}
+      imagePullPolicy: IfNotPresent
+      args: [serve]
+      readinessProbe: {{tcpSocket: {{port: {port}}}, periodSeconds: 1}}
+"
+        );
+        kube::apply(ns, &pod);
+    }
+    kube::kubectl(&[
+        "wait",
+        "-n",
+        ns,
+        "pod/well",
+        "--for=condition=Ready",
+        "--timeout=90s",
+    ]);
+    eventually("the kubelet says why", PATIENCE, || {
+        let events = kube::kubectl(&["get", "events", "-n", ns, "-o", "jsonpath={..message}"]);
+        if events.contains("statuscode: 503") {
+            Ok(())
+        } else {
+            Err(events)
+        }
+    });
+    let status = kube::get(ns, &["pod", "unwell"])["status"].clone();
+    let conditions = status["conditions"].as_array().unwrap();
+    let ready = conditions.iter().find(|given| given["type"] == "Ready");
+    assert_eq!(ready.unwrap()["status"], "False", "{status:#}");
+}
+
 pub fn calls_between_namespaces_carry_both_identities() {
     let (inside, _) = mesh();
     let other = Namespace::create("weft-test-other", true);

@@ -10,17 +10,23 @@ use http::{HeaderMap, Request, Response};
 use tokio::sync::mpsc;
 use weft_tests::PATIENCE;
 use weft_tests::mesh::{Mesh, Workload};
+use weft_tests::netns::Host;
 
 fn start() -> (Mesh, SocketAddr) {
+    prepared(|_| {})
+}
+
+fn prepared(prepare: impl FnOnce(&mut Mesh)) -> (Mesh, SocketAddr) {
     let mut mesh = Mesh::new();
     mesh.workload(Workload::new("client"));
     mesh.workload(Workload::new("server").port(9090, None));
     let vip = mesh.service("server", 9090, None);
+    prepare(&mut mesh);
     mesh.start();
     (mesh, vip)
 }
 
-fn run<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn run<T>(body: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -33,12 +39,22 @@ fn run<T>(body: impl Future<Output = T>) -> T {
 }
 
 /// What a handler gets: the request, its body, and the way to answer.
-type Call = (Request<RecvStream>, h2::server::SendResponse<Bytes>);
+pub(crate) type Call = (Request<RecvStream>, h2::server::SendResponse<Bytes>);
 
 /// An HTTP/2 server on the second host; each request is handed to `handle`.
-fn serve<F: Future<Output = ()> + 'static>(mesh: &Mesh, handle: impl Fn(Call) -> F + 'static) {
-    let listener = mesh
-        .host(1)
+pub(crate) fn serve<F: Future<Output = ()> + 'static>(
+    mesh: &Mesh,
+    handle: impl Fn(Call) -> F + 'static,
+) {
+    serve_on(mesh.host(1), handle);
+}
+
+/// An HTTP/2 server on port 9090 of a host.
+pub(crate) fn serve_on<F: Future<Output = ()> + 'static>(
+    host: &Host,
+    handle: impl Fn(Call) -> F + 'static,
+) {
+    let listener = host
         .within(|| std::net::TcpListener::bind(("0.0.0.0", 9090)))
         .unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -60,7 +76,7 @@ fn serve<F: Future<Output = ()> + 'static>(mesh: &Mesh, handle: impl Fn(Call) ->
     });
 }
 
-async fn connect(mesh: &Mesh, to: SocketAddr) -> h2::client::SendRequest<Bytes> {
+pub(crate) async fn connect(mesh: &Mesh, to: SocketAddr) -> h2::client::SendRequest<Bytes> {
     let stream = mesh
         .host(0)
         .within(|| std::net::TcpStream::connect(to))
@@ -88,7 +104,7 @@ async fn whole(body: &mut RecvStream) -> Vec<u8> {
     bytes
 }
 
-fn local<T>(body: impl Future<Output = T>) -> T {
+pub(crate) fn local<T>(body: impl Future<Output = T>) -> T {
     run(async { tokio::task::LocalSet::new().run_until(body).await })
 }
 
@@ -126,6 +142,56 @@ pub fn requests_with_prior_knowledge() {
             assert_eq!(response.headers()["x-y"], "z");
             assert_eq!(whole(&mut response.into_body()).await, b"body");
         }
+    });
+}
+
+pub fn a_session_is_kept() {
+    let (mesh, vip) = prepared(|mesh| {
+        mesh.manifest(
+            "route",
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: server, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: server}]
+  rules:
+  - sessionPersistence: {cookieConfig: {lifetimeType: Permanent}, absoluteTimeout: 5m}
+    backendRefs: [{name: server, port: 80}]
+",
+        );
+    });
+    local(async {
+        serve(&mesh, |(_, mut respond)| async move {
+            let own = Response::builder().header("set-cookie", "own=1");
+            respond.send_response(own.body(()).unwrap(), true).unwrap();
+        });
+        let mut client = connect(&mesh, vip).await;
+        let mut ask = async |cookies: &[&str]| {
+            let mut request = Request::get("http://server.shop/x");
+            for cookie in cookies {
+                request = request.header("cookie", *cookie);
+            }
+            let (response, _) = client
+                .send_request(request.body(()).unwrap(), true)
+                .unwrap();
+            let set = response.await.unwrap();
+            let set = set.headers().get_all("set-cookie");
+            set.iter()
+                .map(|value| value.to_str().unwrap().to_owned())
+                .collect::<Vec<_>>()
+        };
+        let set = ask(&[]).await;
+        let [own, session] = &set[..] else {
+            panic!("{set:?}");
+        };
+        assert_eq!(own, "own=1");
+        assert!(
+            session.starts_with("weft-session-") && session.ends_with("; Path=/; Max-Age=300"),
+            "{session}"
+        );
+        // Cookies may come in fields of their own (RFC 9113 section 8.2.3).
+        let pair = session.split(';').next().unwrap();
+        assert_eq!(ask(&["a=b", pair]).await, ["own=1"]);
     });
 }
 

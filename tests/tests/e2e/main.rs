@@ -7,12 +7,15 @@
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
 mod external;
+mod faults;
 mod http1;
 mod http2;
 mod policy;
+mod rates;
 mod resilience;
 mod routes;
 mod seeing;
+mod sessions;
 mod tcp;
 mod tls;
 
@@ -51,6 +54,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     http1::large_heads_pass,
     http2::requests_with_prior_knowledge,
     http2::grpc_trailers_and_streams_both_ways,
+    http2::a_session_is_kept,
     http2::a_reset_stream_is_reset_at_the_far_end,
     http2::a_slow_reader_holds_the_sender_back,
     tcp::servers_that_speak_first_need_no_configuration,
@@ -73,6 +77,12 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::failed_requests_are_tried_again_when_a_policy_says_so,
     policy::a_post_is_never_sent_twice_by_default,
     policy::a_request_timeout_is_504,
+    faults::requests_are_delayed_and_aborted_as_the_policy_says,
+    faults::http2_and_grpc_get_faults_of_their_own_kind,
+    rates::each_identity_has_its_own_and_429_says_when_to_come_back,
+    rates::headers_and_addresses_are_keys_and_a_change_takes_effect_on_open_connections,
+    rates::a_global_limit_is_divided_by_the_ready_replicas,
+    rates::grpc_calls_are_told_in_trailers,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,
@@ -93,6 +103,9 @@ const TRIALS: &[(&str, fn())] = &trials![
     routes::a_consumer_route_is_for_its_own_namespace,
     routes::ports_and_pod_addresses_are_told_apart,
     routes::cross_origin_requests,
+    sessions::a_client_stays_with_its_endpoint_through_restarts_and_a_rollout,
+    sessions::a_header_keeps_a_session_too,
+    routes::a_backends_own_redirect_and_cors_hold_for_its_share,
     routes::copies_go_their_own_way,
     routes::a_changed_route_takes_effect,
     seeing::traces_are_begun_and_carried_on,

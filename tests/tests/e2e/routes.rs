@@ -613,6 +613,41 @@ pub fn cross_origin_requests() {
     assert_eq!(shop.ask(shop.echo, "OPTIONS /", "").backend, "echo-v1");
 }
 
+pub fn a_backends_own_redirect_and_cors_hold_for_its_share() {
+    let shop = with(
+        "  - matches: [{path: {value: /moved}}]
+    backendRefs:
+    - {name: echo-v1, port: 80, weight: 0}
+    - name: echo-v2
+      port: 80
+      filters:
+      - {type: RequestRedirect, requestRedirect: {hostname: example.org, statusCode: 307}}
+  - matches: [{path: {value: /api}}]
+    filters: [{type: CORS, cors: {allowOrigins: ['http://rule.example']}}]
+    backendRefs:
+    - name: echo-v1
+      port: 80
+      filters: [{type: CORS, cors: {allowOrigins: ['http://backend.example']}}]
+",
+    );
+    let moved = shop.get("/moved?x", "");
+    assert_eq!((moved.status, &*moved.backend), (307, ""));
+    assert_eq!(
+        header(&moved.head, "location"),
+        Some("http://example.org/moved?x")
+    );
+    let allowed = |origin: &str| {
+        let answer = shop.get("/api", &format!("Origin: {origin}\r\n"));
+        assert_eq!(answer.backend, "echo-v1");
+        header(&answer.head, "access-control-allow-origin").map(str::to_owned)
+    };
+    assert_eq!(
+        allowed("http://backend.example").as_deref(),
+        Some("http://backend.example")
+    );
+    assert_eq!(allowed("http://rule.example"), None);
+}
+
 pub fn a_changed_route_takes_effect() {
     let to = |service: &str| format!("  - backendRefs: [{{name: {service}, port: 80}}]\n");
     let shop = with(&to("echo-v1"));

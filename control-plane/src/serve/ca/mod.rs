@@ -47,8 +47,6 @@ use token::TokenKey;
 pub const DEFAULT_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// Shortest lifetime that leaves time for a renewal.
 pub const MIN_LIFETIME: Duration = Duration::from_secs(60);
-/// How long a token is valid when nothing else is said.
-pub const DEFAULT_TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Why the authority cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -353,7 +351,20 @@ impl Authority {
         Trust {
             trust_domain: self.options.trust_domain.clone(),
             roots: self.roots(),
+            session_key: self.session_key(),
         }
+    }
+
+    /// Key of session tokens, 32 bytes.
+    fn session_key(&self) -> Vec<u8> {
+        let inner = self.inner();
+        let hex = inner.state.session_key.as_bytes();
+        let digit = |byte: u8| (byte as char).to_digit(16).unwrap_or(0) as u8;
+        let (pairs, _) = hex.as_chunks::<2>();
+        pairs
+            .iter()
+            .map(|[high, low]| digit(*high) << 4 | digit(*low))
+            .collect()
     }
 
     /// The roots trusted now, DER, oldest first.
@@ -376,11 +387,6 @@ impl Authority {
 
     pub fn trust_domain(&self) -> &str {
         &self.options.trust_domain
-    }
-
-    /// Lifetime of leaves.
-    pub fn lifetime(&self) -> Duration {
-        self.options.lifetime
     }
 
     /// Fires when the roots or the signing root change.
@@ -695,6 +701,7 @@ impl Inner {
         })?;
         let mut state = State::first(&material.id);
         state.longest_lifetime_secs = options.lifetime.as_secs();
+        state.session_key = material.session_key();
         let inner = Self {
             version: String::new(),
             state,
@@ -722,7 +729,12 @@ impl Inner {
         let text = files
             .get(STATE_FILE)
             .ok_or_else(|| in_state("it is missing".to_owned()))?;
-        let state = State::parse(text).map_err(in_state)?;
+        let mut state = State::parse(text).map_err(in_state)?;
+        if state.session_key.is_empty() {
+            // Every replica comes to the same, and the next one to write the state keeps it.
+            let oldest = Material::read(&files, &state.roots[0]).map_err(damaged)?;
+            state.session_key = oldest.session_key();
+        }
         let roots = state
             .roots
             .iter()

@@ -119,6 +119,14 @@ impl Material {
         })
     }
 
+    /// A key for session tokens that only those who know the root's key can make: hexadecimal.
+    pub(super) fn session_key(&self) -> String {
+        use aws_lc_rs::hmac;
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.key.as_bytes());
+        let tag = hmac::sign(&key, b"weft session tokens");
+        tag.as_ref().iter().map(|b| format!("{b:02x}")).collect()
+    }
+
     /// As it is in a store; the name of what is wrong, and why, when something is.
     pub(super) fn read(files: &Files, id: &str) -> Result<Self, (String, String)> {
         let read = |name: String| {

@@ -39,7 +39,7 @@ const SKEW_SECS: u64 = 30;
 const MOVED_FOR: Duration = Duration::from_secs(30);
 
 /// What the authority keeps about itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct State {
     /// Of this file's format.
@@ -56,6 +56,10 @@ pub(super) struct State {
     /// before it was shortened; seconds since the Unix epoch.
     #[serde(default)]
     pub(super) longer_leaves_expire: u64,
+    /// Key of the tokens by which sessions stay with an endpoint: hexadecimal, the same for as long
+    /// as the authority is kept, whatever its roots. Empty in one that is older than sessions.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(super) session_key: String,
     /// Requests taken up already, as they were asked for.
     #[serde(default, skip_serializing_if = "Asked::is_empty")]
     pub(super) done: Asked,
@@ -163,6 +167,17 @@ impl Request {
     }
 }
 
+impl std::fmt::Debug for State {
+    /// Without the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("roots", &self.roots)
+            .field("signing", &self.signing)
+            .field("phase", &self.phase)
+            .finish_non_exhaustive()
+    }
+}
+
 impl State {
     pub(super) fn first(root: &str) -> Self {
         Self {
@@ -172,6 +187,7 @@ impl State {
             phase: Phase::Stable,
             longest_lifetime_secs: 0,
             longer_leaves_expire: 0,
+            session_key: String::new(),
             done: Asked::default(),
         }
     }

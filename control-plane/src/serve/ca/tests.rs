@@ -377,6 +377,20 @@ async fn the_old_root_goes_when_all_are_seen_to_have_moved() {
     assert_eq!(authority.status().phase, "stable");
 }
 
+/// A lifetime that is longer than before: until the leader has noted it, certificates are as short as
+/// before, and are to be renewed as early.
+#[test]
+fn own_certificates_are_renewed_at_half_of_their_own_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = open(dir.path());
+    assert_eq!(authority.options.lifetime, Duration::from_secs(24 * 3600));
+    authority.inner().state.longest_lifetime_secs = 60;
+    let now = SystemTime::now();
+    let own = crate::serve::tls::server_config(&authority, now).unwrap();
+    assert_eq!(own.not_after, unix(now) + 60);
+    assert!(own.renew_at <= now + Duration::from_secs(30));
+}
+
 #[tokio::test]
 async fn leaves_from_before_the_lifetime_was_shortened_count() {
     let dir = tempfile::tempdir().unwrap();

@@ -20,6 +20,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -117,7 +118,7 @@ impl Webhook {
     }
 
     /// Serves, and keeps the certificate and what the apiserver knows of it, until the tasks are
-    /// aborted.
+    /// aborted. The injector that answers is told of the end by [`Injector::end`].
     ///
     /// # Errors
     /// There is no certificate.
@@ -125,7 +126,7 @@ impl Webhook {
         self,
         standing: &Standing,
         metrics: Arc<Metrics>,
-    ) -> Result<Vec<AbortHandle>, TlsError> {
+    ) -> Result<(Vec<AbortHandle>, Arc<Injector>), TlsError> {
         let authority = &standing.authority;
         let names = certificate::names(&self.namespace);
         let (config, half_life) = certificate::server_config(authority, &names, SystemTime::now())?;
@@ -134,9 +135,10 @@ impl Webhook {
             settings: self.settings,
             kubernetes: self.kubernetes,
             metrics,
+            ending: AtomicBool::new(false),
         });
         let mut tasks = vec![
-            tokio::spawn(serve(self.listener, tls.clone(), injector)).abort_handle(),
+            tokio::spawn(serve(self.listener, tls.clone(), injector.clone())).abort_handle(),
             tokio::spawn(certificate::keep(authority.clone(), names, tls, half_life))
                 .abort_handle(),
         ];
@@ -145,7 +147,7 @@ impl Webhook {
             let keep = ca_bundle::keep(client, authority.clone(), standing.leadership.clone());
             tasks.push(tokio::spawn(keep).abort_handle());
         }
-        Ok(tasks)
+        Ok((tasks, injector))
     }
 }
 
@@ -156,6 +158,8 @@ pub struct Injector {
     pub settings: PathBuf,
     pub kubernetes: Version,
     pub metrics: Arc<Metrics>,
+    /// Each connection takes one more request at most.
+    pub ending: AtomicBool,
 }
 
 /// Serves until it is dropped.
@@ -200,7 +204,14 @@ async fn connection(stream: TcpStream, tls: Arc<ServerConfig>, injector: Arc<Inj
     };
     let answer = service_fn(move |request| {
         let injector = injector.clone();
-        async move { Ok::<_, Infallible>(injector.answer(request).await) }
+        async move {
+            let mut answer = injector.answer(request).await;
+            if injector.ending.load(Ordering::Relaxed) {
+                let close = header::HeaderValue::from_static("close");
+                answer.headers_mut().insert(header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -214,6 +225,12 @@ async fn connection(stream: TcpStream, tls: Arc<ServerConfig>, injector: Arc<Inj
 type Answer = Response<Full<Bytes>>;
 
 impl Injector {
+    /// This replica is ending: the apiserver, which keeps its connections, is sent to another one, which
+    /// may have newer settings.
+    pub fn end(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+    }
+
     /// Answers one request; the body is read here.
     pub async fn answer<B>(&self, request: Request<B>) -> Answer
     where

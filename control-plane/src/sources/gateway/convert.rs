@@ -1,6 +1,6 @@
 //! From routes as they are written to the model.
 
-use super::filters::{self, regex};
+use super::filters::{self, Allowed, regex};
 use super::types::{
     BackendRef, GrpcMatch, GrpcMethod, GrpcRoute, GrpcRule, HttpMatch, HttpRoute, HttpRule, Meta,
     NamedMatch, Object, ParentRef, Retry, StreamRule, TlsRoute, TypedValue, Unknown,
@@ -32,7 +32,7 @@ impl Refusals {
         });
     }
 
-    fn unknown(&mut self, fields: &Unknown, place: &str) {
+    pub(super) fn unknown(&mut self, fields: &Unknown, place: &str) {
         for field in fields.keys() {
             self.unsupported(format!("{place}field '{field}' is not known"));
         }
@@ -100,9 +100,9 @@ fn parent(given: ParentRef) -> model::ParentRef {
 fn http_rule(namespace: &str, given: HttpRule) -> Rule {
     let mut refusals = Refusals::default();
     refusals.unknown(&given.unknown, "");
-    if given.session_persistence.is_some() {
-        refusals.unsupported("sessionPersistence is not supported yet");
-    }
+    let session = given
+        .session_persistence
+        .map(|given| given.into_model(&mut refusals));
     let mut dropped = false;
     let mut matches = Vec::with_capacity(given.matches.len().max(1));
     for (index, one) in given.matches.into_iter().enumerate() {
@@ -117,7 +117,8 @@ fn http_rule(namespace: &str, given: HttpRule) -> Rule {
     let by_prefix = matches
         .iter()
         .all(|one| matches!(one.path, PathMatch::Prefix(_)));
-    let filters = filters::filters(namespace, given.filters, by_prefix, "", &mut refusals);
+    let allowed = Allowed::Http { by_prefix };
+    let filters = filters::filters(namespace, given.filters, allowed, "", &mut refusals);
     let retry = given.retry.and_then(|given| retry(given, &mut refusals));
     if let (Some(request), Some(backend)) = (given.timeouts.request, given.timeouts.backend_request)
         && !request.is_zero()
@@ -131,10 +132,11 @@ fn http_rule(namespace: &str, given: HttpRule) -> Rule {
         name: given.name,
         matches,
         filters,
-        backends: backends(namespace, given.backend_refs, by_prefix, &mut refusals),
+        backends: backends(namespace, given.backend_refs, allowed, &mut refusals),
         request_timeout: given.timeouts.request,
         backend_timeout: given.timeouts.backend_request,
         retry,
+        session,
         refused: refusals.0,
         dropped,
     }
@@ -245,7 +247,7 @@ fn retry(given: Retry, refusals: &mut Refusals) -> Option<RouteRetry> {
 pub(super) fn backends(
     namespace: &str,
     given: Vec<BackendRef>,
-    by_prefix: bool,
+    allowed: Allowed,
     refusals: &mut Refusals,
 ) -> Vec<model::BackendRef> {
     given
@@ -253,7 +255,7 @@ pub(super) fn backends(
         .enumerate()
         .map(|(index, given)| {
             let place = format!("backendRefs[{index}].");
-            backend(namespace, given, by_prefix, &place, refusals)
+            backend(namespace, given, allowed, &place, refusals)
         })
         .collect()
 }
@@ -261,7 +263,7 @@ pub(super) fn backends(
 pub(super) fn backend(
     namespace: &str,
     given: BackendRef,
-    by_prefix: bool,
+    allowed: Allowed,
     place: &str,
     refusals: &mut Refusals,
 ) -> model::BackendRef {
@@ -278,16 +280,16 @@ pub(super) fn backend(
         ),
         port: given.port,
         weight,
-        filters: filters::filters(namespace, given.filters, by_prefix, place, refusals),
+        filters: filters::filters(namespace, given.filters, allowed, place, refusals),
     }
 }
 
 fn grpc_rule(namespace: &str, given: GrpcRule) -> Rule {
     let mut refusals = Refusals::default();
     refusals.unknown(&given.unknown, "");
-    if given.session_persistence.is_some() {
-        refusals.unsupported("sessionPersistence is not supported yet");
-    }
+    let session = given
+        .session_persistence
+        .map(|given| given.into_model(&mut refusals));
     let mut dropped = false;
     let mut matches = Vec::with_capacity(given.matches.len().max(1));
     for (index, one) in given.matches.into_iter().enumerate() {
@@ -299,12 +301,13 @@ fn grpc_rule(namespace: &str, given: GrpcRule) -> Rule {
     if matches.is_empty() {
         matches.push(RouteMatch::default());
     }
-    let filters = filters::grpc_filters(namespace, given.filters, &mut refusals);
+    let filters = filters::filters(namespace, given.filters, Allowed::Grpc, "", &mut refusals);
     Rule {
         name: given.name,
         matches,
         filters,
-        backends: backends(namespace, given.backend_refs, false, &mut refusals),
+        backends: backends(namespace, given.backend_refs, Allowed::Grpc, &mut refusals),
+        session,
         refused: refusals.0,
         dropped,
         ..Rule::default()
@@ -369,16 +372,9 @@ fn grpc_method(given: GrpcMethod, refusals: &mut Refusals) -> (PathMatch, (usize
 fn stream_rule(namespace: &str, given: StreamRule) -> Rule {
     let mut refusals = Refusals::default();
     refusals.unknown(&given.unknown, "");
-    let mut found = backends(namespace, given.backend_refs, false, &mut refusals);
-    for backend in &mut found {
-        if !backend.filters.is_empty() {
-            refusals.unsupported("filters are for HTTP and gRPC only");
-            backend.filters.clear();
-        }
-    }
     Rule {
         name: given.name,
-        backends: found,
+        backends: backends(namespace, given.backend_refs, Allowed::None, &mut refusals),
         refused: refusals.0,
         ..Rule::default()
     }

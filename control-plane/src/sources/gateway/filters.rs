@@ -10,7 +10,7 @@ const CORS_MAX_AGE: u32 = 5;
 
 /// Fields that say where a message ends or how its connection is used, and the one that the
 /// rewritten host goes into: not a filter's to change.
-const NOT_TO_EDIT: [&str; 9] = [
+pub(super) const NOT_TO_EDIT: [&str; 9] = [
     "connection",
     "content-length",
     "host",
@@ -58,9 +58,10 @@ pub(super) fn is_token(given: &str) -> bool {
 }
 
 /// Filters of a GRPCRoute: fewer kinds than of an HTTPRoute.
-pub(super) fn grpc_filters(
+fn grpc_filters(
     namespace: &str,
     given: Vec<Filter>,
+    place: &str,
     refusals: &mut Refusals,
 ) -> Vec<model::Filter> {
     for filter in &given {
@@ -69,16 +70,47 @@ pub(super) fn grpc_filters(
             "RequestRedirect" | "URLRewrite" | "CORS"
         ) {
             refusals.unsupported(format!(
-                "filter type '{}' is not one of a GRPCRoute",
+                "{place}filter type '{}' is not one of a GRPCRoute",
                 filter.kind
             ));
         }
     }
-    filters(namespace, given, false, "", refusals)
+    http_filters(namespace, given, false, place, refusals)
 }
 
-/// Reads filters. `by_prefix`: every match of the rule has a path prefix.
+/// Which filters may stand at a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Allowed {
+    /// Of an HTTPRoute. `by_prefix`: every match of the rule has a path prefix.
+    Http {
+        by_prefix: bool,
+    },
+    Grpc,
+    /// None: connections that are not HTTP, and the backend of a mirror.
+    None,
+}
+
+/// Reads the filters of a rule, or of the backendRef that `place` names.
 pub(super) fn filters(
+    namespace: &str,
+    given: Vec<Filter>,
+    allowed: Allowed,
+    place: &str,
+    refusals: &mut Refusals,
+) -> Vec<model::Filter> {
+    match allowed {
+        Allowed::Http { by_prefix } => http_filters(namespace, given, by_prefix, place, refusals),
+        Allowed::Grpc => grpc_filters(namespace, given, place, refusals),
+        Allowed::None => {
+            if !given.is_empty() {
+                refusals.unsupported(format!("{place}filters: there can be none here"));
+            }
+            Vec::new()
+        }
+    }
+}
+
+fn http_filters(
     namespace: &str,
     given: Vec<Filter>,
     by_prefix: bool,
@@ -299,7 +331,13 @@ fn mirror(namespace: &str, given: Mirror, place: &str, refusals: &mut Refusals) 
     }
     let inner = format!("{place}.backendRef.");
     model::Mirror {
-        backend: backend(namespace, given.backend_ref, false, &inner, refusals),
+        backend: backend(
+            namespace,
+            given.backend_ref,
+            Allowed::None,
+            &inner,
+            refusals,
+        ),
         numerator,
         denominator,
     }

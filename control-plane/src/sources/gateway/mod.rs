@@ -6,6 +6,7 @@
 
 mod convert;
 mod filters;
+mod session;
 mod types;
 
 pub use types::{GrpcRoute, HttpRoute, Meta, Object, Spec, TcpRoute, TlsRoute};

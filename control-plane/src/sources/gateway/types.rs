@@ -9,6 +9,8 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use weft_api::policy::Duration;
 
+use super::session::SessionPersistence;
+
 /// Fields that are not known, by name.
 pub(super) type Unknown = BTreeMap<String, IgnoredAny>;
 
@@ -87,7 +89,7 @@ pub struct HttpRule {
     #[serde(default)]
     pub(super) timeouts: Timeouts,
     pub(super) retry: Option<Retry>,
-    pub(super) session_persistence: Option<IgnoredAny>,
+    pub(super) session_persistence: Option<SessionPersistence>,
     #[serde(flatten)]
     pub(super) unknown: Unknown,
 }
@@ -102,7 +104,7 @@ pub struct GrpcRule {
     pub(super) filters: Vec<Filter>,
     #[serde(default)]
     pub(super) backend_refs: Vec<BackendRef>,
-    pub(super) session_persistence: Option<IgnoredAny>,
+    pub(super) session_persistence: Option<SessionPersistence>,
     #[serde(flatten)]
     pub(super) unknown: Unknown,
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Deserializer};
+use weft_api::names::ANNOTATION_PREFIX;
 
 use crate::model::Name;
 
 /// Annotations that are ours, and those by which a pod offers its metrics.
-const PREFIXES: [&str; 2] = ["weft.dev/", "prometheus.io/"];
+const PREFIXES: [&str; 2] = [ANNOTATION_PREFIX, "prometheus.io/"];
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -258,6 +258,8 @@ impl Watched for Pod {
             }
         }
         let mut probes: Vec<Probe> = applications().flat_map(Container::probes).collect();
+        // The proxy's own port is not captured.
+        probes.retain(|probe| probe.port != ADMIN_PORT);
         probes.extend(scraped(annotation));
         probes.sort();
         probes.dedup();

@@ -1,3 +1,6 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use proptest::prelude::*;
 use prost::Message;
 use weft_api::proto::*;
@@ -132,6 +135,106 @@ fn what_is_wrong_is_said() {
 }
 
 #[test]
+fn rate_limits_are_checked_and_keep_their_buckets() {
+    use crate::inbound::limits::{LimitKey, Rate};
+
+    let limit = |requests: u32, replicas: u32| RateLimit {
+        namespace: "shop".into(),
+        service: "web".into(),
+        port: 80,
+        requests,
+        per_ms: 1000,
+        burst: 5,
+        replicas,
+        key: Some(rate_limit::Key::Header("X-User".into())),
+    };
+    let with = |limits: Vec<RateLimit>, before: &tables::Workload| {
+        let mut given = workload();
+        given.ports[0].rate_limits = limits;
+        compile::workload(&given, "shop/web", before).map_err(|Invalid(why)| why)
+    };
+    let none = tables::Workload::default();
+    assert!(with(vec![], &none).unwrap().limits(8080).is_none());
+    let first = with(vec![limit(10, 0)], &none).unwrap();
+    let of = |table: &tables::Workload| table.limits(8080).unwrap().rates[0].clone();
+    assert_eq!(of(&first).key, LimitKey::Header("x-user".into()));
+    let second = Duration::from_secs(1);
+    assert_eq!(of(&first).rate, Rate::new(10, second, 5));
+    // Other numbers, the same callers.
+    let shared = with(vec![limit(20, 4)], &first).unwrap();
+    assert_eq!(of(&shared).rate, Rate::new(20, 4 * second, 2));
+    assert!(Arc::ptr_eq(&of(&shared).buckets, &of(&first).buckets));
+    let mut other = limit(10, 0);
+    other.key = None;
+    let other = with(vec![other], &first).unwrap();
+    assert!(!Arc::ptr_eq(&of(&other).buckets, &of(&first).buckets));
+
+    type Change = fn(&mut RateLimit);
+    let cases: &[(&str, Change)] = &[
+        ("port 8080: a rate limit lets nothing", |l| l.requests = 0),
+        ("lets nothing through", |l| l.burst = 0),
+        ("of no time", |l| l.per_ms = 0),
+        ("above 31 days", |l| l.per_ms = u64::MAX),
+        ("not a header's name", |l| {
+            l.key = Some(rate_limit::Key::Header("a b".into()));
+        }),
+        ("names nothing to count by", |l| {
+            l.key = Some(rate_limit::Key::ClientIdentity(false));
+        }),
+    ];
+    for (expected, change) in cases {
+        let mut wrong = limit(1, 0);
+        change(&mut wrong);
+        let said = with(vec![wrong], &none).unwrap_err();
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
+fn faults_are_checked() {
+    let with = |delay: (u32, u64), abort: (u32, u32, u32)| {
+        let mut given = destination();
+        let fault = FaultInjection {
+            headers: vec![Header {
+                name: "X-Chaos".into(),
+                value: "on".into(),
+            }],
+            delay: Some(FaultDelay {
+                percent: delay.0,
+                duration_ms: delay.1,
+            }),
+            abort: Some(FaultAbort {
+                percent: abort.0,
+                status: abort.1,
+                grpc_status: abort.2,
+            }),
+        };
+        given.routes[0].policy.as_mut().unwrap().fault_injection = Some(fault);
+        compiled(&given)
+    };
+    let table = with((10, 2000), (5, 404, 0)).unwrap();
+    let fault = table.routes[0].policy.fault.clone().unwrap();
+    assert_eq!(fault.headers, [("x-chaos".into(), "on".into())]);
+    assert_eq!(fault.delay.unwrap().duration, Duration::from_secs(2));
+    let abort = fault.abort.unwrap();
+    assert_eq!(
+        (abort.share, abort.status, abort.grpc_status),
+        (0.05, Some(404), 12)
+    );
+    for (expected, delay, abort) in [
+        ("101 percent", (101, 1), (0, 503, 0)),
+        ("101 percent", (0, 1), (101, 503, 0)),
+        ("above 31 days", (0, u64::MAX), (0, 503, 0)),
+        ("status 101", (0, 1), (0, 101, 0)),
+        ("0 is not the code", (0, 1), (0, 0, 0)),
+        ("17 is not the code", (0, 1), (0, 503, 17)),
+    ] {
+        let said = with(delay, abort).unwrap_err();
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+}
+
+#[test]
 fn endpoints_are_checked() {
     let with = |change: fn(&mut Endpoint)| {
         let mut given = endpoints(&["10.1.0.1:80"]);
@@ -165,18 +268,20 @@ fn endpoints_are_checked() {
 
 #[test]
 fn a_workload_is_checked() {
-    let table = compile::workload(&workload(), "shop/web").unwrap();
+    let table = compile::workload(&workload(), "shop/web", &Default::default()).unwrap();
     assert_eq!(table.port(8080), (MtlsMode::Permissive, Protocol::Http));
     assert_eq!(table.port(9090), (MtlsMode::Strict, Protocol::Auto));
     assert_eq!(&*table.display_name, "web");
-    assert!(compile::workload(&workload(), "shop/other").is_err());
+    assert!(compile::workload(&workload(), "shop/other", &Default::default()).is_err());
     let with = |change: fn(&mut Workload)| {
         let mut given = workload();
         change(&mut given);
-        compile::workload(&given, "shop/web").unwrap_err().0
+        compile::workload(&given, "shop/web", &Default::default())
+            .unwrap_err()
+            .0
     };
     assert!(with(|w| w.mtls = 7).contains("not known"));
-    assert!(with(|w| w.ports.push(w.ports[0])).contains("twice"));
+    assert!(with(|w| w.ports.push(w.ports[0].clone())).contains("twice"));
     assert!(with(|w| w.telemetry.as_mut().unwrap().sampling_per_myriad = 10_001).contains("all"));
     assert!(
         with(|w| w.telemetry.as_mut().unwrap().otlp_endpoint = "collector".into()).contains("URL")

@@ -100,6 +100,7 @@ pub(super) fn workload() -> Workload {
             port: 8080,
             protocol: Protocol::Http.into(),
             mtls: Some(MtlsMode::Permissive.into()),
+            ..Default::default()
         }],
         telemetry: Some(Telemetry {
             sampling_per_myriad: 100,

@@ -374,6 +374,7 @@ async fn roots_come_from_the_stream() {
         let trust = Trust {
             trust_domain: domain.into(),
             roots: roots.iter().map(|a| a.cert.to_vec()).collect(),
+            ..Trust::default()
         };
         vec![resource(
             ResourceKind::Trust,

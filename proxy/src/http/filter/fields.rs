@@ -2,6 +2,7 @@
 
 use http::HeaderMap;
 
+use crate::http::session::Given;
 use crate::http1::head::{Edit, Head, Span};
 use crate::tables::FieldEdit;
 
@@ -70,6 +71,28 @@ pub fn add_to_head(
         let line = format!("{name}: {value}\r\n").into_bytes();
         edits.push(Edit::insert(head.tail(buf), line));
     }
+}
+
+/// Adds the field that tells a client of its session.
+pub fn session_to_head(given: &Given, head: &Head, buf: &[u8], edits: &mut Vec<Edit>) {
+    if given.alone {
+        for field in head.all(buf, given.name.as_str()) {
+            edits.push(Edit::remove(head.line(buf, field)));
+        }
+    }
+    let mut line = given.spelling.as_bytes().to_vec();
+    line.extend_from_slice(b": ");
+    line.extend_from_slice(given.value.as_bytes());
+    line.extend_from_slice(b"\r\n");
+    edits.push(Edit::insert(head.tail(buf), line));
+}
+
+/// The same for an HTTP/2 message.
+pub fn session_to_map(given: Given, headers: &mut HeaderMap) {
+    if given.alone {
+        headers.remove(&given.name);
+    }
+    headers.append(given.name, given.value);
 }
 
 /// Puts the edits in the order in which a head is written; where two touch the same bytes, the

@@ -79,7 +79,8 @@ fn rest_holds<R: RequestView + ?Sized>(m: &RouteMatch, request: &R) -> bool {
         })
 }
 
-fn is_grpc<R: RequestView + ?Sized>(request: &R) -> bool {
+/// Whether a request is a gRPC call, by its content type.
+pub fn is_grpc<R: RequestView + ?Sized>(request: &R) -> bool {
     request.header("content-type").is_some_and(|value| {
         value
             .strip_prefix(b"application/grpc")

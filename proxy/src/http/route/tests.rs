@@ -55,6 +55,7 @@ fn route(matches: Vec<RouteMatch>) -> Arc<Route> {
         refused: None,
         redirect: None,
         cors: None,
+        sessions: false,
     })
 }
 

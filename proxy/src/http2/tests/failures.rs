@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use h2::Reason;
+use tokio::sync::Notify;
 
 use super::*;
 use crate::tables::{Fallback, RetryPolicy};
@@ -74,15 +75,20 @@ async fn a_clients_reset_reaches_the_server_with_its_reason() {
 #[tokio::test]
 async fn a_servers_reset_reaches_the_client_with_its_reason() {
     local(async {
-        let (address, _) = server(|request, mut respond| async move {
-            if request.uri().path() == "/early" {
-                return respond.send_reset(Reason::INADEQUATE_SECURITY);
+        // A reset throws away what is not on its way yet: the client says when it has the part.
+        let arrived = Rc::new(Notify::new());
+        let part = arrived.clone();
+        let (address, _) = server(move |request, mut respond| {
+            let part = part.clone();
+            async move {
+                if request.uri().path() == "/early" {
+                    return respond.send_reset(Reason::INADEQUATE_SECURITY);
+                }
+                let mut sink = respond.send_response(Response::new(()), false).unwrap();
+                sink.send_data("part".into(), false).unwrap();
+                part.notified().await;
+                sink.send_reset(Reason::ENHANCE_YOUR_CALM);
             }
-            let mut sink = respond.send_response(Response::new(()), false).unwrap();
-            sink.send_data("part".into(), false).unwrap();
-            // What was sent is on its way before the reset.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            sink.send_reset(Reason::ENHANCE_YOUR_CALM);
         })
         .await;
         let mut client = client(to(address)).await;
@@ -92,6 +98,7 @@ async fn a_servers_reset_reaches_the_client_with_its_reason() {
         let (response, _) = client.send_request(get("/late"), true).unwrap();
         let mut body = response.await.unwrap().into_body();
         assert_eq!(body.data().await.unwrap().unwrap(), "part");
+        arrived.notify_one();
         let error = body.data().await.unwrap().unwrap_err();
         assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
     })

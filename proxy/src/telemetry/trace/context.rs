@@ -9,9 +9,6 @@ pub const SAMPLED: u8 = 0x01;
 /// and so goes with it. The other flags mean nothing yet and are not passed on.
 pub const RANDOM_TRACE_ID: u8 = 0x02;
 
-/// Name of the header, in lower case.
-pub const TRACEPARENT: &str = "traceparent";
-
 /// Length of a version 00 `traceparent`.
 pub const TRACEPARENT_LENGTH: usize = 55;
 

@@ -4,7 +4,8 @@
 use serde::Serialize;
 use weft_api::proto::ResourceKey;
 
-use super::{Hub, State, Variants, hex};
+use super::status::hex;
+use super::{Hub, State, Variants};
 use crate::compile::{Settings, compile};
 use crate::model::{Change, Dirty, Object, ObjectRef};
 use crate::serve::discovery::Key;

@@ -1,3 +1,5 @@
+//! The source on a scripted apiserver: what objects become, and what a watch survives.
+
 #[path = "../../../../tests/support/apiserver.rs"]
 mod apiserver;
 mod convert;

@@ -4,6 +4,9 @@
 //! what does not fit is dropped and counted (`weft_spans_dropped_total`); the log says so once
 //! when it begins, at most once a minute while it lasts, and once when it is over. The data
 //! workers notice nothing of it.
+//!
+//! - [`convert`]: our spans as OTLP's
+//! - [`connect`]: the way to the collector
 
 mod connect;
 mod convert;

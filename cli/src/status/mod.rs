@@ -1,7 +1,8 @@
 //! `weft status`: which proxies are connected, and what each has acknowledged.
 //!
 //! On a cluster every replica of the control plane is asked, each of which knows its own proxies, and
-//! the pods are looked through for proxies that none of them knows.
+//! the pods are looked through for proxies that none of them knows. [`wait`] waits until a change is in
+//! force everywhere.
 
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -12,10 +12,13 @@
 //! | `GET /readyz` | 200 when tables and certificate are in place and it is not draining; else 503 and why |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /stats.json` | metrics again: the golden signals by destination ([`crate::telemetry::stats`]) |
+//! | `GET /probe/…` | what a probe of the application says ([`probe`]); those of `--probe` |
 //! | `GET /config` | what the proxy knows now ([`Introspect`]); loopback only, as is all below |
 //! | `GET /tap` | requests as they end, a line of JSON each ([`crate::telemetry::tap`]) |
 //! | `POST /drain` | begins draining |
 //! | `GET /log`, `PUT /log?level=FILTER` | shows, changes the log filter |
+
+mod probe;
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -35,6 +38,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+
+use weft_api::names::PROBE_PATH;
 
 use crate::telemetry::log::LogControl;
 use crate::telemetry::metrics::Registry;
@@ -80,6 +85,8 @@ pub struct AdminState {
     pub taps: Arc<Taps>,
     /// Other addresses that may do what the loopback address may.
     pub trusted: Vec<IpAddr>,
+    /// What may be asked of the application, see [`probe`].
+    pub probes: Vec<String>,
     /// `None`: the log cannot be changed.
     pub log: Option<LogControl>,
 }
@@ -111,13 +118,20 @@ pub async fn serve(listener: TcpListener, state: AdminState) {
 async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>) {
     // Where it is not supported, the lifetime still ends the connection.
     let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(WRITE_TIMEOUT));
+    // Where the kubelet would have asked the application.
+    let Ok(own) = stream.local_addr() else {
+        return;
+    };
     let tapping = Arc::new(AtomicBool::new(false));
     let service = service_fn({
         let tapping = tapping.clone();
         move |request| {
             let (state, tapping) = (state.clone(), tapping.clone());
             async move {
-                let response = respond(&state, peer, &request).await;
+                let response = match asked(&state, &request) {
+                    Some(asked) => text_of(probe::ask(own.ip(), asked, &request).await),
+                    None => respond(&state, peer, &request).await,
+                };
                 tapping.store(
                     matches!(response.body(), Either::Right(_)),
                     Ordering::Relaxed,
@@ -142,6 +156,18 @@ async fn connection(stream: TcpStream, peer: SocketAddr, state: Arc<AdminState>)
 
 /// A text, or lines for as long as the client listens.
 type Body = Either<Full<Bytes>, StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>>;
+
+/// The probe that a request asks for, if it is one that may be asked.
+fn asked<'a, B>(state: &'a AdminState, request: &Request<B>) -> Option<&'a str> {
+    let target = request.uri().path_and_query()?.as_str();
+    let asked = target.strip_prefix(PROBE_PATH)?;
+    let mut known = state.probes.iter().map(String::as_str);
+    known.find(|probe| *probe == asked && request.method() == Method::GET)
+}
+
+fn text_of((status, said): (StatusCode, String)) -> Response<Body> {
+    text(status, &said)
+}
 
 /// Bodies of requests are not read: nothing here takes one.
 async fn respond<B>(state: &AdminState, peer: SocketAddr, request: &Request<B>) -> Response<Body> {

@@ -1,0 +1,194 @@
+//! What a proxy says at /config that it knows: the part that is used here.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize)]
+pub struct Config {
+    pub workload: Workload,
+    pub destinations: Vec<Destination>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Workload {
+    pub namespace: String,
+    pub name: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Destination {
+    pub address: String,
+    pub namespace: String,
+    pub service: String,
+    pub port: u16,
+    pub protocol: String,
+    pub routes: Vec<Route>,
+    /// For connections that are not HTTP; empty: they take the first of `routes`.
+    #[serde(default)]
+    pub opaque: Vec<Opaque>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Opaque {
+    /// SNI; none: every connection.
+    pub server_names: Vec<String>,
+    pub route: Route,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Route {
+    pub name: String,
+    pub matches: Vec<Match>,
+    pub backends: Vec<Backend>,
+    pub request_timeout_ms: Option<u64>,
+    pub per_try_timeout_ms: Option<u64>,
+    pub idle_timeout_ms: Option<u64>,
+    pub retry: Option<Retry>,
+    pub fallback: Option<serde_json::Value>,
+    #[serde(default)]
+    pub fault: Option<Fault>,
+    /// Why its requests are answered 500.
+    #[serde(default)]
+    pub refused: Option<String>,
+    #[serde(default)]
+    pub redirect: Option<serde_json::Value>,
+    #[serde(default)]
+    pub refused_backends: Vec<RefusedBackend>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefusedBackend {
+    pub weight: u32,
+    pub why: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Match {
+    pub method: Option<String>,
+    pub path: Option<Path>,
+    pub headers: Vec<Header>,
+    #[serde(default)]
+    pub header_patterns: Vec<Pattern>,
+    #[serde(default)]
+    pub query: Vec<Parameter>,
+    /// Which match comes first of those that hold; none: the order of the routes.
+    #[serde(default)]
+    pub order: Option<u32>,
+    /// Only gRPC, or only what is none.
+    #[serde(default)]
+    pub grpc: Option<bool>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pattern {
+    pub name: String,
+    pub regex: String,
+}
+
+/// A condition on a query's parameter.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Parameter {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Path {
+    Exact(String),
+    Prefix(String),
+    Regex(String),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Header {
+    pub name: String,
+    pub value: String,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Retry {
+    pub attempts: u32,
+    pub status_codes: Vec<u16>,
+    pub grpc_codes: Vec<u32>,
+    pub connect_failure: bool,
+    pub refused_stream: bool,
+    pub reset: bool,
+    pub timeout: bool,
+    pub methods: Vec<String>,
+    pub budget_percent: u32,
+    pub budget_min_per_second: u32,
+}
+
+/// Faults that are injected on purpose.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Fault {
+    pub headers: Vec<Header>,
+    pub delay: Option<Delay>,
+    pub abort: Option<Abort>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Delay {
+    pub percent: f64,
+    pub duration_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Abort {
+    pub percent: f64,
+    pub status: Option<u16>,
+    pub grpc_status: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Backend {
+    pub weight: u32,
+    pub namespace: String,
+    pub service: String,
+    pub port: u16,
+    pub algorithm: String,
+    pub connect_timeout_ms: u64,
+    pub limits: Limits,
+    pub outlier_detection: Option<Outlier>,
+    /// How clients stay with their endpoints; none: they do not.
+    #[serde(default)]
+    pub session: Option<Session>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Session {
+    pub name: String,
+    /// "cookie" or "header".
+    #[serde(rename = "in")]
+    pub place: String,
+    pub absolute_timeout_ms: Option<u64>,
+    pub idle_timeout_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Limits {
+    pub max_connections: u32,
+    pub max_requests: u32,
+    pub max_pending_requests: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outlier {
+    pub consecutive_gateway_errors: u32,
+    pub consecutive_5xx: u32,
+    pub base_ejection_ms: u64,
+    pub max_ejection_percent: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Endpoint {
+    pub address: String,
+    pub workload: String,
+    pub identity: Option<String>,
+    pub weight: u32,
+    pub state: String,
+}

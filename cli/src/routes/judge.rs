@@ -1,0 +1,256 @@
+//! What becomes of a connection or a request: a walk through what the proxy knows.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+
+use super::config::{Config, Destination, Header, Match, Parameter, Path, Pattern, Route};
+use super::request::Request;
+
+impl Destination {
+    /// The route that takes a request, with the match that did; `None` there: it takes everything.
+    pub fn route(&self, request: &Request) -> Option<(&Route, Option<&Match>)> {
+        let mut best: Option<(u64, &Route, Option<&Match>)> = None;
+        for (position, route) in (0u64..).zip(&self.routes) {
+            let all = route.matches.is_empty();
+            let holding = route.matches.iter().filter(|m| m.holds(request)).map(Some);
+            for matched in holding.chain(all.then_some(None)) {
+                let order = matched.and_then(|m| m.order).map(u64::from);
+                let order = order.unwrap_or(position);
+                if best.is_none_or(|(first, ..)| order < first) {
+                    best = Some((order, route, matched));
+                }
+            }
+        }
+        best.map(|(_, route, matched)| (route, matched))
+    }
+
+    /// The route that a connection takes which is no HTTP, or of which no request is known.
+    pub fn connection(&self) -> Option<&Route> {
+        let any = self.opaque.iter().find(|o| o.server_names.is_empty());
+        match any.or_else(|| self.opaque.first()) {
+            Some(opaque) => Some(&opaque.route),
+            None => self.routes.first(),
+        }
+    }
+}
+
+/// Whether a pattern is found anywhere in `text`; the control plane has anchored those that must
+/// match all of it.
+fn is_match(pattern: &str, text: &str) -> bool {
+    regex::Regex::new(pattern).is_ok_and(|pattern| pattern.is_match(text))
+}
+
+/// The first value of a query's parameter, percent-decoded.
+fn query_value<'r>(target: &'r str, name: &str) -> Option<Cow<'r, str>> {
+    let (_, query) = target.split_once('?')?;
+    let decoded = |text: &'r str| percent_decode_str(text).decode_utf8_lossy();
+    query
+        .split('&')
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+        .find(|(key, _)| decoded(key) == name)
+        .map(|(_, value)| decoded(value))
+}
+
+/// `application/grpc`, also with a message format or parameters; gRPC-Web is something else.
+fn is_grpc(content_type: &str) -> bool {
+    let rest = content_type.strip_prefix("application/grpc");
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+}
+
+impl Match {
+    pub fn holds(&self, request: &Request) -> bool {
+        let path = request.path.split('?').next().unwrap_or_default();
+        let path_holds = match &self.path {
+            None => true,
+            Some(Path::Exact(exact)) => path == exact,
+            Some(Path::Prefix(prefix)) => {
+                let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
+                // "/" takes every request, "*" too.
+                prefix.is_empty()
+                    || path
+                        .strip_prefix(prefix)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+            Some(Path::Regex(pattern)) => is_match(pattern, path),
+        };
+        let header = |name: &str| {
+            let found = request.headers.iter().find(|(known, _)| known == name);
+            found.map(|(_, value)| value.as_str())
+        };
+        let has = |h: &Header| header(&h.name) == Some(&h.value);
+        let has_pattern =
+            |p: &Pattern| header(&p.name).is_some_and(|value| is_match(&p.regex, value));
+        let has_parameter = |p: &Parameter| {
+            query_value(&request.path, &p.name).is_some_and(|value| {
+                p.exact.as_ref().is_none_or(|exact| *exact == value)
+                    && p.regex.as_ref().is_none_or(|regex| is_match(regex, &value))
+            })
+        };
+        let grpc = header("content-type").is_some_and(is_grpc);
+        self.method.as_ref().is_none_or(|m| *m == request.method)
+            && path_holds
+            && self.headers.iter().all(has)
+            && self.header_patterns.iter().all(has_pattern)
+            && self.query.iter().all(has_parameter)
+            && self.grpc.is_none_or(|wanted| wanted == grpc)
+    }
+
+    pub fn describe(&self) -> String {
+        let mut parts = Vec::new();
+        if let Some(method) = &self.method {
+            parts.push(format!("method {method}"));
+        }
+        match &self.path {
+            Some(Path::Exact(path)) => parts.push(format!("path {path}")),
+            Some(Path::Prefix(path)) => parts.push(format!("path under {path}")),
+            Some(Path::Regex(path)) => parts.push(format!("path like {path}")),
+            None => {}
+        }
+        for Header { name, value } in &self.headers {
+            parts.push(format!("{name}: {value}"));
+        }
+        for Pattern { name, regex } in &self.header_patterns {
+            parts.push(format!("{name}: like {regex}"));
+        }
+        for Parameter { name, exact, regex } in &self.query {
+            match (exact, regex) {
+                (Some(value), _) => parts.push(format!("?{name}={value}")),
+                (None, regex) => {
+                    parts.push(format!("?{name} like {}", regex.as_deref().unwrap_or(".*")));
+                }
+            }
+        }
+        match self.grpc {
+            Some(true) => parts.push("gRPC".to_owned()),
+            Some(false) => parts.push("no gRPC".to_owned()),
+            None => {}
+        }
+        parts.join(" and ")
+    }
+}
+
+impl Config {
+    /// The destination that `given` names: by address, or by the Service's name as the workload's
+    /// own resolver would have it.
+    pub fn find(&self, given: &str) -> Option<&Destination> {
+        self.destinations
+            .iter()
+            .find(|d| d.address == given)
+            .or_else(|| {
+                let (host, port) = match given.rsplit_once(':') {
+                    Some((host, port)) => (host, Some(port.parse::<u16>().ok()?)),
+                    None => (given, None),
+                };
+                let host = host.trim_end_matches('.');
+                self.destinations.iter().find(|d| {
+                    let full = format!("{}.{}", d.service, d.namespace);
+                    let own = d.namespace == self.workload.namespace && host == d.service;
+                    let known = own
+                        || host == full
+                        || host
+                            .strip_prefix(full.as_str())
+                            .is_some_and(|rest| rest == ".svc" || rest.starts_with(".svc."));
+                    known && port.is_none_or(|port| d.port == port)
+                })
+            })
+    }
+}
+
+/// What would become of it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Verdict<'a> {
+    /// Whether it would be sent to an endpoint (or passed through).
+    pub served: bool,
+    /// Why, in a sentence.
+    pub why: String,
+    pub destination: Option<&'a Destination>,
+    pub route: Option<&'a Route>,
+}
+
+pub fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verdict<'a> {
+    let Some(destination) = config.find(given) else {
+        return Verdict {
+            served: true,
+            why: format!(
+                "The proxy of {}/{} does not know {given}: its application has not called it \
+                 lately, or it is not of the mesh. The first connection asks the control plane; \
+                 what that does not know either passes through to its original address, untouched",
+                config.workload.namespace, config.workload.name
+            ),
+            destination: None,
+            route: None,
+        };
+    };
+    let taken = match request {
+        Some(request) => destination.route(request),
+        None => destination.connection().map(|route| (route, None)),
+    };
+    let Some((route, matched)) = taken else {
+        return Verdict {
+            served: false,
+            why: match request {
+                Some(_) => "No route matches: the proxy answers 404 itself".to_owned(),
+                None => "The destination has no route: the connection is refused".to_owned(),
+            },
+            destination: Some(destination),
+            route: None,
+        };
+    };
+    let (mut well, mut all) = (0, 0);
+    for backend in route.backends.iter().filter(|b| b.weight > 0) {
+        all += backend.endpoints.len();
+        well += backend
+            .endpoints
+            .iter()
+            .filter(|e| e.state == "ready")
+            .count();
+    }
+    let because = match (request, matched.map(Match::describe)) {
+        (None, _) => "the first route, as any connection does".to_owned(),
+        (Some(_), None) => "the first route that takes everything".to_owned(),
+        (Some(_), Some(m)) => format!("the first route whose match holds ({m})"),
+    };
+    let verdict = |served, why| Verdict {
+        served,
+        why,
+        destination: Some(destination),
+        route: Some(route),
+    };
+    if let Some(why) = &route.refused {
+        return verdict(
+            false,
+            format!("It takes {because}, which cannot be used: 500 ({why})"),
+        );
+    }
+    if let Some(redirect) = &route.redirect {
+        return verdict(
+            true,
+            format!("It takes {because}, which redirects: {redirect}"),
+        );
+    }
+    let refused: Vec<&str> = (route.refused_backends.iter())
+        .filter(|backend| backend.weight > 0)
+        .map(|backend| backend.why.as_str())
+        .collect();
+    if !refused.is_empty() {
+        let why = refused.join("; ");
+        let how = if all == 0 {
+            "answered 500"
+        } else {
+            "in part answered 500"
+        };
+        return verdict(all > 0, format!("It takes {because}, and is {how}: {why}"));
+    }
+    let why = match (well, all) {
+        (0, 0) => format!("It takes {because}, which has no endpoint: 503"),
+        (0, _) => format!(
+            "It takes {because}; none of its {all} endpoints is well: all are used while so few \
+             are (panic threshold), else 503"
+        ),
+        _ => format!("It takes {because}; {well} of its {all} endpoints are well"),
+    };
+    verdict(well > 0, why)
+}

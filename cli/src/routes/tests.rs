@@ -1,0 +1,194 @@
+use serde_json::json;
+
+use super::config::Match;
+use super::*;
+
+fn config() -> Config {
+    let endpoint = |address: &str, state: &str| {
+        json!({
+            "address": address, "workload": "shop/catalog-1", "zone": "", "weight": 1,
+            "identity": "spiffe://cluster.local/ns/shop/sa/catalog", "state": state,
+        })
+    };
+    let route = |name: &str, matches: serde_json::Value, endpoints: serde_json::Value| {
+        json!({
+            "name": name, "matches": matches,
+            "backends": [{
+                "weight": 1, "namespace": "shop", "service": "catalog", "port": 80,
+                "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000,
+                "limits": {"max_connections": 0, "max_requests": 100, "max_pending_requests": 0},
+                "session": {
+                    "name": "stay", "in": "cookie", "permanent": false,
+                    "absolute_timeout_ms": null, "idle_timeout_ms": 600_000,
+                },
+                "outlier_detection": {
+                    "consecutive_gateway_errors": 3, "consecutive_5xx": 5,
+                    "success_rate_threshold_percent": 0, "base_ejection_ms": 3000,
+                    "max_ejection_percent": 50,
+                },
+                "endpoints": endpoints,
+            }],
+            "request_timeout_ms": 3000, "per_try_timeout_ms": null, "idle_timeout_ms": null,
+            "retry": {
+                "attempts": 2, "status_codes": [503], "grpc_codes": [], "connect_failure": true,
+                "refused_stream": false, "reset": false, "timeout": false, "methods": [],
+                "budget_percent": 20, "budget_min_per_second": 10,
+            },
+            "fallback": null,
+            "fault": {
+                "headers": [{"name": "x-chaos", "value": "on"}],
+                "delay": {"percent": 10.0, "duration_ms": 2000},
+                "abort": {"percent": 2.0, "status": 503, "grpc_status": 14},
+            },
+        })
+    };
+    let canary = json!([{
+        "method": "GET", "path": {"prefix": "/items"},
+        "headers": [{"name": "canary", "value": "yes please"}],
+    }]);
+    serde_json::from_value(json!({
+        "version": "0.1.0",
+        "workload": {"namespace": "shop", "name": "front-1"},
+        "destinations": [
+            {
+                "address": "10.96.0.20:80", "namespace": "shop", "service": "catalog",
+                "port": 80, "protocol": "PROTOCOL_HTTP",
+                "routes": [
+                    route("HTTPRoute/shop/canary", canary, json!([])),
+                    route("Service/shop/catalog", json!([]), json!([
+                        endpoint("10.77.0.5:8080", "ready"),
+                        endpoint("10.77.0.6:8080", "ejected"),
+                    ])),
+                ],
+            },
+            {
+                "address": "10.96.0.9:80", "namespace": "other", "service": "catalog",
+                "port": 80, "protocol": "PROTOCOL_AUTO",
+                "routes": [route("x", json!([{"method": "GET", "path": {"exact": "/only"}, "headers": []}]), json!([]))],
+            },
+        ],
+    }))
+    .unwrap()
+}
+
+#[test]
+fn requests_are_read() {
+    let request: Request = "GET /x?q=1 Host: shop canary: yes please".parse().unwrap();
+    assert_eq!(request.path, "/x?q=1");
+    let headers = [("host", "shop"), ("canary", "yes please")];
+    assert_eq!(
+        request.headers,
+        headers.map(|(n, v)| (n.to_owned(), v.to_owned()))
+    );
+    assert!(
+        "GET / a:b"
+            .parse::<Request>()
+            .is_ok_and(|r| r.headers[0].1 == "b")
+    );
+    for bad in ["", "GET", "GET x", "GET / value", "G@T /"] {
+        assert!(bad.parse::<Request>().is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn destinations_are_found_as_the_application_names_them() {
+    let config = config();
+    let address = |given: &str| config.find(given).map(|d| d.address.as_str());
+    for (given, expected) in [
+        ("10.96.0.20:80", Some("10.96.0.20:80")),
+        ("catalog:80", Some("10.96.0.20:80")),
+        ("catalog.shop:80", Some("10.96.0.20:80")),
+        ("catalog.shop.svc.cluster.local.:80", Some("10.96.0.20:80")),
+        ("catalog.other.svc:80", Some("10.96.0.9:80")),
+        ("catalog:81", None),
+        ("catalog", Some("10.96.0.20:80")),
+        ("catalog:http", None),
+        ("catalog.shopping:80", None),
+    ] {
+        assert_eq!(address(given), expected, "{given}");
+    }
+}
+
+#[test]
+fn matches_of_the_gateway_api_are_understood() {
+    let mut config = config();
+    let destination = &mut config.destinations[0];
+    let conditions = json!({
+        "method": null, "path": {"regex": "^(?:/v[0-9]+/.*)$"}, "headers": [],
+        "header_patterns": [{"name": "user", "regex": "^(?:a.*)$"}],
+        "query": [{"name": "q", "exact": "1"}, {"name": "r", "regex": "^(?:[xy])$"}],
+        "order": 0, "grpc": false,
+    });
+    let mut first = destination.routes[1].clone();
+    first.name = "HTTPRoute/shop/patterns/0".to_owned();
+    first.matches = vec![serde_json::from_value(conditions).unwrap()];
+    destination.routes.push(first);
+    destination.routes[0].matches[0].order = Some(1);
+    let taken = |request: &str| {
+        let request: Request = request.parse().unwrap();
+        let (route, _) = config.destinations[0].route(&request).unwrap();
+        route.name.clone()
+    };
+    assert_eq!(
+        taken("GET /v2/a?r=x&q=1 user: anna"),
+        "HTTPRoute/shop/patterns/0"
+    );
+    for other in [
+        "GET /va/a?r=x&q=1 user: anna",
+        "GET /v2/a?r=z&q=1 user: anna",
+        "GET /v2/a?r=x user: anna",
+        "GET /v2/a?r=x&q=1 user: bea",
+        "GET /v2/a?r=x&q=1 user: anna content-type: application/grpc",
+        "GET /v2/a?r=x&q=1 user: anna content-type: application/grpc+proto",
+    ] {
+        assert_eq!(taken(other), "Service/shop/catalog", "{other}");
+    }
+    // As the proxy reads them: parameters are decoded, gRPC-Web is no gRPC.
+    for same in [
+        "GET /v2/a?%72=%78&q=%31 user: anna",
+        "GET /v2/a?r=x&q=1 user: anna content-type: application/grpc-web",
+    ] {
+        assert_eq!(taken(same), "HTTPRoute/shop/patterns/0", "{same}");
+    }
+    let everything = json!([{"method": null, "path": {"prefix": "/"}, "headers": []}]);
+    let everything: Vec<Match> = serde_json::from_value(everything).unwrap();
+    assert!(everything[0].holds(&"OPTIONS *".parse().unwrap()));
+    config.destinations[0].routes[1].refused = Some("no such Service".to_owned());
+    let verdict = judge(&config, "catalog:80", Some(&"GET /else".parse().unwrap()));
+    assert!(!verdict.served && verdict.why.contains("500 (no such Service)"));
+}
+
+#[test]
+fn the_first_route_that_matches_is_taken_and_explained() {
+    let config = config();
+    let judge = |given: &str, request: &str| {
+        let request = (!request.is_empty()).then(|| request.parse().unwrap());
+        judge(&config, given, request.as_ref())
+    };
+    let plain = judge("catalog:80", "GET /items/3");
+    assert!(plain.served);
+    assert_eq!(plain.route.unwrap().name, "Service/shop/catalog");
+    assert!(plain.why.contains("1 of its 2 endpoints"), "{}", plain.why);
+    let text = explain(&plain, Paint::NEVER);
+    for part in [
+        "10.96.0.20:80 is shop/catalog:80, protocol http\n",
+        "timeouts  request 3.0 s\n",
+        "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
+        "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
+        "backend   shop/catalog:80 (100 %)\n",
+        "balancer  PeakEWMA, connect timeout 1.0 s\n",
+        "session   by the cookie stay, idle 10 min 0 s\n",
+        "limits    100 requests at once\n",
+        "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
+        "10.77.0.6:8080  shop/catalog-1  ejected  1       spiffe://cluster.local/ns/shop/sa/catalog\n",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let canary = judge("catalog:80", "GET /items?x canary: yes please");
+    assert_eq!(canary.route.unwrap().name, "HTTPRoute/shop/canary");
+    assert!(!canary.served);
+    assert!(canary.why.contains("has no endpoint"), "{}", canary.why);
+    assert!(judge("catalog.other:80", "GET /else").why.contains("404"));
+    assert!(judge("10.1.2.3:443", "").why.contains("passes through"));
+    assert!(list(&config, Paint::NEVER).contains("10.96.0.9:80   other/catalog:80  auto"));
+}

@@ -1,0 +1,291 @@
+//! What of it people read.
+
+use std::fmt::Write;
+
+use super::config::{Backend, Config, Destination, Fault, Retry, Route};
+use super::judge::Verdict;
+use crate::output::{Cell, Paint, Tone, span, table};
+
+/// "PROTOCOL_HTTP2" as people write it.
+fn protocol(name: &str) -> String {
+    name.trim_start_matches("PROTOCOL_").to_ascii_lowercase()
+}
+
+/// "ALGORITHM_PEAK_EWMA" as policies have it.
+fn algorithm(name: &str) -> &str {
+    match name.trim_start_matches("ALGORITHM_") {
+        "PEAK_EWMA" => "PeakEWMA",
+        "LEAST_REQUEST" => "LeastRequest",
+        "ROUND_ROBIN" => "RoundRobin",
+        "RANDOM" => "Random",
+        "RING_HASH" => "RingHash",
+        "MAGLEV" => "Maglev",
+        other => other,
+    }
+}
+
+/// Every destination known.
+pub fn list(config: &Config, paint: Paint) -> String {
+    if config.destinations.is_empty() {
+        return format!(
+            "The proxy of {}/{} knows no destination: its application has not called any yet.\n",
+            config.workload.namespace, config.workload.name
+        );
+    }
+    let mut rows: Vec<Vec<Cell>> = Vec::new();
+    let mut destinations: Vec<&Destination> = config.destinations.iter().collect();
+    destinations.sort_by(|a, b| a.address.cmp(&b.address));
+    for d in destinations {
+        let endpoints = d
+            .routes
+            .iter()
+            .flat_map(|r| &r.backends)
+            .flat_map(|b| &b.endpoints);
+        let (mut well, mut all) = (0, 0);
+        for endpoint in endpoints {
+            all += 1;
+            well += usize::from(endpoint.state == "ready");
+        }
+        let tone = match (well, all) {
+            (0, _) => Tone::Bad,
+            (w, a) if w < a => Tone::Warning,
+            _ => Tone::Good,
+        };
+        rows.push(vec![
+            Cell::from(d.address.as_str()),
+            Cell::from(format!("{}/{}:{}", d.namespace, d.service, d.port)),
+            Cell::from(protocol(&d.protocol)),
+            Cell::from(d.routes.len().to_string()),
+            Cell::new(tone, format!("{well} of {all} well")),
+        ]);
+    }
+    table(
+        &["ADDRESS", "SERVICE", "PROTOCOL", "ROUTES", "ENDPOINTS"],
+        &rows,
+        paint,
+    )
+}
+
+pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
+    let mut out = String::new();
+    let tone = if verdict.served {
+        Tone::Good
+    } else {
+        Tone::Bad
+    };
+    if let Some(d) = verdict.destination {
+        let _ = writeln!(
+            out,
+            "{} is {}/{}:{}, protocol {}",
+            d.address,
+            d.namespace,
+            d.service,
+            d.port,
+            protocol(&d.protocol)
+        );
+    }
+    let _ = writeln!(out, "{}.", paint.paint(tone, &verdict.why));
+    let Some(route) = verdict.route else {
+        return out;
+    };
+    let _ = writeln!(
+        out,
+        "\nroute     {}",
+        paint.paint(Tone::Strong, &route.name)
+    );
+    let _ = writeln!(out, "timeouts  {}", timeouts(route));
+    let _ = writeln!(out, "retries   {}", retries(route.retry.as_ref()));
+    if let Some(fallback) = &route.fallback {
+        let _ = writeln!(out, "fallback  {fallback}");
+    }
+    if let Some(fault) = &route.fault {
+        let _ = writeln!(
+            out,
+            "faults    {}",
+            paint.paint(Tone::Warning, &faults(fault))
+        );
+    }
+    let total: u32 = route.backends.iter().map(|b| b.weight).sum();
+    for backend in &route.backends {
+        out.push_str(&self::backend(backend, total, paint));
+    }
+    out
+}
+
+fn millis(ms: u64) -> String {
+    span(ms as f64 / 1e3)
+}
+
+fn timeouts(route: &Route) -> String {
+    let each = [
+        ("request", route.request_timeout_ms),
+        ("each try", route.per_try_timeout_ms),
+        ("idle", route.idle_timeout_ms),
+    ];
+    let set: Vec<String> = each
+        .iter()
+        .filter_map(|(name, ms)| Some(format!("{name} {}", millis((*ms)?))))
+        .collect();
+    if set.is_empty() {
+        "none".to_owned()
+    } else {
+        set.join(", ")
+    }
+}
+
+fn retries(retry: Option<&Retry>) -> String {
+    let Some(retry) = retry.filter(|r| r.attempts > 0) else {
+        return "only what was never processed".to_owned();
+    };
+    let mut on: Vec<String> = [
+        (retry.connect_failure, "connect failure"),
+        (retry.refused_stream, "refused stream"),
+        (retry.reset, "reset"),
+        (retry.timeout, "timeout"),
+    ]
+    .iter()
+    .filter(|(set, _)| *set)
+    .map(|(_, name)| (*name).to_owned())
+    .collect();
+    on.extend(retry.status_codes.iter().map(u16::to_string));
+    on.extend(retry.grpc_codes.iter().map(|code| format!("gRPC {code}")));
+    let methods = if retry.methods.is_empty() {
+        "idempotent methods".to_owned()
+    } else {
+        retry.methods.join(", ")
+    };
+    format!(
+        "{} more on {}; {methods}; budget {} % and {}/s",
+        retry.attempts,
+        on.join(", "),
+        retry.budget_percent,
+        retry.budget_min_per_second
+    )
+}
+
+fn faults(fault: &Fault) -> String {
+    let mut parts = Vec::new();
+    if let Some(delay) = &fault.delay {
+        let (percent, how_long) = (delay.percent, millis(delay.duration_ms));
+        parts.push(format!("{percent} % wait {how_long}"));
+    }
+    if let Some(abort) = &fault.abort {
+        let grpc = format!("gRPC calls with code {}", abort.grpc_status);
+        let with = match abort.status {
+            Some(status) => format!("with {status}, {grpc}"),
+            None => grpc,
+        };
+        parts.push(format!("{} % fail, {with}", abort.percent));
+    }
+    let mut text = parts.join("; ");
+    if !fault.headers.is_empty() {
+        let headers = fault.headers.iter();
+        let headers: Vec<String> = headers
+            .map(|h| format!("{}: {}", h.name, h.value))
+            .collect();
+        text.push_str(&format!(" (of requests with {})", headers.join(", ")));
+    }
+    text
+}
+
+fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
+    let mut out = String::new();
+    let share = match total {
+        0 => 0.0,
+        total => f64::from(backend.weight) * 100.0 / f64::from(total),
+    };
+    let _ = writeln!(
+        out,
+        "\nbackend   {} ({share:.0} %)",
+        paint.paint(
+            Tone::Strong,
+            &format!("{}/{}:{}", backend.namespace, backend.service, backend.port)
+        )
+    );
+    let _ = writeln!(
+        out,
+        "balancer  {}, connect timeout {}",
+        algorithm(&backend.algorithm),
+        millis(backend.connect_timeout_ms)
+    );
+    if let Some(session) = &backend.session {
+        let ends = [
+            ("idle", session.idle_timeout_ms),
+            ("in all", session.absolute_timeout_ms),
+        ];
+        let ends = ends.iter().filter_map(|(what, ms)| {
+            let ms = (*ms)?;
+            Some(format!(", {what} {}", millis(ms)))
+        });
+        let ends: String = ends.collect();
+        let _ = writeln!(
+            out,
+            "session   by the {} {}{ends}",
+            session.place, session.name
+        );
+    }
+    let limits: Vec<String> = [
+        (backend.limits.max_connections, "connections"),
+        (backend.limits.max_requests, "requests at once"),
+        (backend.limits.max_pending_requests, "waiting requests"),
+    ]
+    .iter()
+    .filter(|(n, _)| *n > 0)
+    .map(|(n, what)| format!("{n} {what}"))
+    .collect();
+    if !limits.is_empty() {
+        let _ = writeln!(out, "limits    {}", limits.join(", "));
+    }
+    if let Some(o) = &backend.outlier_detection {
+        let after: Vec<String> = [
+            (o.consecutive_gateway_errors, "gateway errors in a row"),
+            (o.consecutive_5xx, "5xx in a row"),
+        ]
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, what)| format!("{n} {what}"))
+        .collect();
+        let _ = writeln!(
+            out,
+            "ejection  after {}, for {} at first, at most {} % at once",
+            if after.is_empty() {
+                "too low a success rate".to_owned()
+            } else {
+                after.join(" or ")
+            },
+            millis(o.base_ejection_ms),
+            o.max_ejection_percent
+        );
+    }
+    let rows: Vec<Vec<Cell>> = backend
+        .endpoints
+        .iter()
+        .map(|e| {
+            let tone = match e.state.as_str() {
+                "ready" => Tone::Good,
+                "ejected" => Tone::Bad,
+                _ => Tone::Warning,
+            };
+            vec![
+                Cell::from(e.address.as_str()),
+                Cell::from(e.workload.as_str()),
+                Cell::new(tone, e.state.replace('_', " ")),
+                Cell::from(e.weight.to_string()),
+                match &e.identity {
+                    Some(identity) => Cell::from(identity.as_str()),
+                    None => Cell::new(Tone::Warning, "plaintext"),
+                },
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        let _ = writeln!(out, "{}", paint.paint(Tone::Bad, "no endpoints"));
+    } else {
+        out.push_str(&table(
+            &["ENDPOINT", "WORKLOAD", "STATE", "WEIGHT", "IDENTITY"],
+            &rows,
+            paint,
+        ));
+    }
+    out
+}

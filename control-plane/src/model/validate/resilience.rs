@@ -1,0 +1,170 @@
+//! Faults, and what a destination takes no more of.
+
+use weft_api::policy::resilience::{FaultInjection, RateLimit, RateLimitKey};
+use weft_api::policy::traffic::TrafficPolicySpec;
+
+use super::{Findings, is_token};
+
+pub(super) fn check(spec: &TrafficPolicySpec, findings: &mut Findings) {
+    if let Some(fault) = &spec.fault_injection {
+        check_fault(fault, findings);
+    }
+    if let Some(limit) = &spec.rate_limit {
+        check_rate_limit(limit, findings);
+    }
+}
+
+fn check_fault(fault: &FaultInjection, findings: &mut Findings) {
+    let at = "spec.faultInjection";
+    if fault.delay.is_none() && fault.abort.is_none() {
+        findings.add(
+            at,
+            "faultInjection says neither delay nor abort",
+            "write one of the two, or leave faultInjection out",
+        );
+    }
+    for (index, header) in fault.headers.iter().enumerate() {
+        let sent = |byte: u8| byte >= b' ' || byte == b'\t';
+        if !is_token(&header.name) || !header.value.bytes().all(sent) {
+            findings.add(
+                &format!("{at}.headers.{index}"),
+                format!(
+                    "no request can have header '{}' with this value",
+                    header.name
+                ),
+                "use a valid name and value",
+            );
+        }
+    }
+    if let Some(delay) = &fault.delay {
+        let path = format!("{at}.delay.duration");
+        if delay.duration.is_zero() {
+            findings.add(
+                &path,
+                "duration of 0s makes no sense",
+                "write a duration above zero, such as 2s",
+            );
+        }
+        findings.timeout(&path, Some(delay.duration));
+    }
+    if let Some(abort) = &fault.abort {
+        if abort.status.is_none() && abort.grpc_status.is_none() {
+            findings.add(
+                &format!("{at}.abort"),
+                "abort names no status",
+                "write status: 503, or grpcStatus: UNAVAILABLE for gRPC calls",
+            );
+        }
+        if let Some(status) = abort.status
+            && !(200..=599).contains(&status)
+        {
+            findings.add(
+                &format!("{at}.abort.status"),
+                format!("{status} is not a final HTTP status"),
+                "write a number from 200 to 599",
+            );
+        }
+    }
+}
+
+fn check_rate_limit(limit: &RateLimit, findings: &mut Findings) {
+    let at = "spec.rateLimit";
+    for (field, number) in [("requests", Some(limit.requests)), ("burst", limit.burst)] {
+        if number == Some(0) {
+            findings.add(
+                &format!("{at}.{field}"),
+                format!("{field} of 0 lets nothing through"),
+                "write a number of at least 1",
+            );
+        }
+    }
+    if limit.per.is_zero() {
+        findings.add(
+            &format!("{at}.per"),
+            "per of 0s makes no sense",
+            "write a duration above zero, such as 1s or 1m",
+        );
+    }
+    findings.timeout(&format!("{at}.per"), Some(limit.per));
+    let wrong = match &limit.key {
+        Some(RateLimitKey::ClientIdentity(false)) => {
+            "clientIdentity: false names nothing to count by"
+        }
+        Some(RateLimitKey::SourceAddress(false)) => {
+            "sourceAddress: false names nothing to count by"
+        }
+        Some(RateLimitKey::Header(name)) if !is_token(name) => "this is not a header name",
+        _ => return,
+    };
+    findings.add(
+        &format!("{at}.key"),
+        wrong,
+        "write clientIdentity: true, sourceAddress: true or header: NAME, or leave key out",
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::sources::folder::manifest;
+
+    /// What is said of a `spec`.
+    fn refused(spec: &str) -> Vec<String> {
+        let policy = format!(
+            "apiVersion: policy.weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\nspec: {spec}\n"
+        );
+        match manifest::parse(Path::new("p.yaml"), &policy) {
+            Ok(_) => Vec::new(),
+            Err(findings) => findings.into_iter().map(|f| f.message).collect(),
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for (spec, said) in [
+            ("{faultInjection: {}}", "neither delay nor abort"),
+            ("{faultInjection: {abort: {percent: 5}}}", "names no status"),
+            (
+                "{faultInjection: {abort: {status: 100}}}",
+                "not a final HTTP status",
+            ),
+            (
+                "{faultInjection: {abort: {status: 503, percent: 101}}}",
+                "not a percentage",
+            ),
+            (
+                "{faultInjection: {delay: {duration: 0s}}}",
+                "makes no sense",
+            ),
+            (
+                "{faultInjection: {delay: {duration: 25h}}}",
+                "longer than a day",
+            ),
+            (
+                "{faultInjection: {delay: {duration: 1s}, headers: [{name: 'a b', value: x}]}}",
+                "no request can have",
+            ),
+            ("{rateLimit: {requests: 0}}", "lets nothing through"),
+            (
+                "{rateLimit: {requests: 1, burst: 0}}",
+                "lets nothing through",
+            ),
+            ("{rateLimit: {requests: 1, per: 0s}}", "makes no sense"),
+            (
+                "{rateLimit: {requests: 1, key: {clientIdentity: false}}}",
+                "names nothing",
+            ),
+            (
+                "{rateLimit: {requests: 1, key: {header: 'a b'}}}",
+                "not a header name",
+            ),
+            ("{rateLimit: {per: 1s}}", "requests"),
+        ] {
+            let found = refused(spec);
+            assert!(found.iter().any(|f| f.contains(said)), "{spec}: {found:?}");
+        }
+        let good = "{faultInjection: {delay: {duration: 1s}, abort: {grpcStatus: ABORTED}, headers: [{name: a, value: x}]}}";
+        assert_eq!(refused(good), Vec::<String>::new());
+    }
+}
