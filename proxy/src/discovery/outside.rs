@@ -62,6 +62,16 @@ impl Outside {
         }
     }
 
+    /// Every host as it is written, with what connections to it are.
+    pub fn hosts(&self) -> impl Iterator<Item = (String, &Arc<DestinationCell>)> {
+        self.ports.values().flat_map(|port| {
+            let exact = port.exact.iter();
+            let exact = exact.map(|host| (host.name.host.to_string(), &host.cell));
+            let wildcards = port.wildcards.iter();
+            exact.chain(wildcards.map(|(suffix, cell)| (format!("*{suffix}"), cell)))
+        })
+    }
+
     /// The hosts of a port; `None` when there are none.
     pub fn port(&self, port: u16) -> Option<&Hosts> {
         self.ports.get(&port)
