@@ -7,6 +7,7 @@ use weft_api::identity::SpiffeId;
 use weft_api::proto::{Endpoint, Endpoints, Health};
 
 use super::Settings;
+use super::workload::is_plaintext;
 use crate::model::{
     EndpointSlice, Name, Service, ServicePort, SliceEndpoint, TargetPort, Workload, World,
 };
@@ -221,7 +222,7 @@ fn of_workload(
         &workload.service_account,
     )
     .ok()
-    .filter(|_| workload.sidecar);
+    .filter(|_| workload.sidecar && !is_plaintext(world, workload, port));
     Endpoint {
         address: SocketAddr::new(address, port).to_string(),
         identity: identity.map_or(String::new(), |identity| identity.to_string()),

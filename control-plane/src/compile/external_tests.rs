@@ -364,3 +364,185 @@ fn what_makes_no_sense_is_refused_with_a_sentence() {
         );
     }
 }
+
+fn said(manifests: &str) -> Vec<String> {
+    let problems = problems(&world(manifests)).into_iter();
+    problems
+        .map(|p| format!("{}: {}", p.object, p.message))
+        .collect()
+}
+
+#[test]
+fn what_is_somebody_elses_already_is_said() {
+    let fixed = |name: &str, spec: &str| external(name, spec);
+    let twice = "{addresses: [240.0.0.1], resolution: Passthrough, ports: [{port: 80}]}";
+    let host = "{hosts: [a.example.org], ports: [{port: 80}]}";
+    let vip = "{addresses: [10.96.0.1], resolution: Passthrough, ports: [{port: 80}]}";
+    let egress = |name: &str, mode: &str| {
+        format!(
+            "apiVersion: policy.weft.dev/v1alpha1
+kind: EgressPolicy
+metadata: {{name: {name}, namespace: shop}}
+spec: {{mode: {mode}}}
+---
+"
+        )
+    };
+    let found = said(
+        &(fixed("shop/a", twice)
+            + &fixed("shop/b", twice)
+            + &fixed("other/c", twice)
+            + &fixed("shop/d", host)
+            + &fixed("shop/e", host)
+            + &fixed("shop/f", vip)
+            + &egress("one", "AllowAny")
+            + &egress("two", "RegistryOnly")
+            + "apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: cart}, ports: [{name: http, port: 80}]}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {name: cart-1, namespace: shop, labels: {app: cart}}
+spec: {addresses: [10.0.0.1]}
+"),
+    );
+    assert_eq!(
+        found,
+        [
+            "ExternalService shop/b: 240.0.0.1/32 is ExternalService shop/a's already, with the same port, which is used",
+            "ExternalService shop/e: a.example.org:80 is ExternalService shop/d's already, which is used",
+            "ExternalService shop/f: 10.96.0.1:80 is Service shop/cart, which is used",
+            "EgressPolicy shop/two: namespace shop has EgressPolicy shop/one already, which is used; this one is not",
+        ]
+    );
+}
+
+const CART: &str = "apiVersion: v1
+kind: Service
+metadata: {name: cart, namespace: shop}
+spec: {clusterIP: 10.96.0.1, selector: {app: cart}, ports: [{name: NAME, port: 80, targetPort: 8080}]}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {name: cart-1, namespace: shop, labels: {app: cart}}
+spec: {addresses: [10.0.0.1], SIDECAR ports: [{port: 8080}]}
+---
+";
+
+fn cart(port_name: &str, sidecar: &str) -> String {
+    CART.replace("NAME", port_name).replace("SIDECAR", sidecar)
+}
+
+#[test]
+fn rules_that_no_request_comes_to_are_said() {
+    let route = |name: &str, rules: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  parentRefs: [{{group: '', kind: Service, name: cart}}]
+  rules:
+{rules}
+---
+"
+        )
+    };
+    let to = "backendRefs: [{name: cart, port: 80}]";
+    let rule = |matches: &str| format!("  - {{matches: [{matches}], {to}}}\n");
+    let found = said(
+        &(cart("http", "")
+            + &route(
+                "a",
+                &(rule("{path: {type: PathPrefix, value: /x}}")
+                    + &rule("{path: {type: PathPrefix, value: /x}}")
+                    // A header makes it more specific: it comes first.
+                    + &rule("{path: {type: PathPrefix, value: /x}, headers: [{name: a, value: b}]}")
+                    + &rule("{path: {type: Exact, value: /x/y}}")
+                    // One of its matches is reached.
+                    + &rule("{path: {type: Exact, value: /x/y}}, {path: {value: /z}}")),
+            )
+            + &route("b", &rule("{path: {type: PathPrefix, value: /x}}"))),
+    );
+    assert_eq!(
+        found,
+        [
+            "HTTPRoute shop/a: no request comes to rule HTTPRoute/shop/a/1: HTTPRoute/shop/a/0 takes each of them before",
+            "HTTPRoute shop/b: no request comes to rule HTTPRoute/shop/b/0: HTTPRoute/shop/a/0 takes each of them before",
+        ]
+    );
+}
+
+#[test]
+fn ports_that_do_not_say_what_is_spoken_are_said_when_it_matters() {
+    let policy = "apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: p, namespace: shop}
+spec: {targetRefs: [{kind: Service, name: cart}], SPEC}
+";
+    let about = |port: &str, spec: &str| said(&(cart(port, "") + &policy.replace("SPEC", spec)));
+    let found = about("web", "retries: {attempts: 1}");
+    assert!(
+        found[0].contains("TrafficPolicy shop/p is about requests to port 80"),
+        "{found:?}"
+    );
+    assert_eq!(
+        about("http-web", "retries: {attempts: 1}"),
+        Vec::<String>::new()
+    );
+    // What holds for connections needs no protocol.
+    assert_eq!(
+        about("web", "timeouts: {connect: 1s}"),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn mutual_tls_that_cannot_be_is_said() {
+    let mode = |spec: &str| {
+        format!(
+            "apiVersion: policy.weft.dev/v1alpha1
+kind: PeerAuthentication
+metadata: {{name: m, namespace: shop}}
+spec: {spec}
+"
+        )
+    };
+    let found = said(&(cart("http", "sidecar: false,") + &mode("{mtls: {mode: STRICT}}")));
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with(
+        "Workload shop/cart-1: mutual TLS is required of it (STRICT), but it has no proxy"
+    ));
+    let port = "{selector: {matchLabels: {app: cart}}, portLevelMtls: {80: {mode: STRICT}}}";
+    assert_eq!(
+        said(&(cart("http", "") + &mode(port))),
+        ["PeerAuthentication shop/m: no workload that it selects has port 80"]
+    );
+    assert_eq!(
+        said(&(cart("http", "") + &mode(&port.replace("80:", "8080:")))),
+        Vec::<String>::new()
+    );
+}
+
+/// A port that takes plaintext only is called in plaintext.
+#[test]
+fn callers_know_of_a_port_without_mutual_tls() {
+    let mut world = world(&cart("http", ""));
+    let identity = |world: &World| match body(world, ResourceKind::Endpoints, "shop/cart:80", "") {
+        Some(Body::Endpoints(endpoints)) => endpoints.endpoints[0].identity.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert!(!identity(&world).is_empty());
+    let dirty = apply(
+        &mut world,
+        "apiVersion: policy.weft.dev/v1alpha1
+kind: PeerAuthentication
+metadata: {name: m, namespace: shop}
+spec: {selector: {matchLabels: {app: cart}}, portLevelMtls: {8080: {mode: DISABLE}}}
+",
+    );
+    assert_eq!(identity(&world), "");
+    assert!(dirty.endpoints.iter().any(|name| name.name == "cart"));
+}

@@ -1,4 +1,12 @@
 //! What in the model cannot work, or most likely is not meant, as sentences.
+//!
+//! - [`unreachable`]: rules that no request comes to; ports that do not say that there are requests
+//! - [`mtls`]: mutual TLS asked of those who cannot speak it
+//! - [`outside`]: services outside the mesh
+
+mod mtls;
+mod outside;
+mod unreachable;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +69,9 @@ pub fn problems(world: &World) -> Vec<Problem> {
     selectors(world, &mut found);
     routes(world, &mut found);
     probes(world, &mut found);
+    outside::find(world, &mut found);
+    unreachable::find(world, &mut found);
+    mtls::find(world, &mut found);
     found.0.sort();
     found.0
 }

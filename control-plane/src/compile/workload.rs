@@ -107,6 +107,12 @@ pub(super) fn is_strict(world: &World, workload: &Workload, port: u16) -> bool {
     *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Strict
 }
 
+/// Whether a port of a workload takes no mutual TLS.
+pub(super) fn is_plaintext(world: &World, workload: &Workload, port: u16) -> bool {
+    let modes = modes(world, workload);
+    *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Disable
+}
+
 pub(super) fn display_name(workload: &Workload) -> String {
     ["app.kubernetes.io/name", "app"]
         .iter()

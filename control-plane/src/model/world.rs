@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::policy::meta::selects;
 use weft_api::policy::{
-    EgressPolicySpec, ExternalServiceSpec, PeerAuthenticationSpec, TelemetrySpec,
+    EgressPolicySpec, ExternalServiceSpec, MtlsMode, PeerAuthenticationSpec, TelemetrySpec,
     TrafficPolicySpec,
 };
 
@@ -112,9 +112,7 @@ impl World {
                     Object::ExternalService(new) => self.set_external(name, Some(*new), dirty),
                     Object::Route(new) => self.set_route(new.reference(), Some(*new), dirty),
                     Object::PeerAuthentication(new) => {
-                        if put(&mut self.peer_authentication, name.clone(), Some(new)) {
-                            dirty.policy(name.namespace);
-                        }
+                        self.set_peer_authentication(name, Some(new), dirty);
                     }
                     Object::EgressPolicy(new) => {
                         if put(&mut self.egress, name.clone(), Some(new)) {
@@ -150,9 +148,7 @@ impl World {
                 self.set_route(ObjectRef { kind, name }, None, dirty);
             }
             Kind::PeerAuthentication => {
-                if put(&mut self.peer_authentication, name.clone(), None) {
-                    dirty.policy(name.namespace);
-                }
+                self.set_peer_authentication(name, None, dirty);
             }
             Kind::EgressPolicy => {
                 if put(&mut self.egress, name.clone(), None) {
@@ -374,6 +370,34 @@ impl World {
         let mesh = (namespace != CONTROL_PLANE_NAMESPACE)
             .then(|| in_namespace(&self.external, CONTROL_PLANE_NAMESPACE));
         in_namespace(&self.external, namespace).chain(mesh.into_iter().flatten())
+    }
+
+    fn set_peer_authentication(
+        &mut self,
+        name: Name,
+        new: Option<Policy<PeerAuthenticationSpec>>,
+        dirty: &mut Dirty,
+    ) {
+        let old = self.peer_authentication.get(&name);
+        if old == new.as_ref() {
+            return;
+        }
+        // Who calls a port that takes no mutual TLS has to know.
+        let disables = |policy: &Policy<PeerAuthenticationSpec>| {
+            let ports = policy.spec.port_level_mtls.values();
+            let mut modes = ports.chain(&policy.spec.mtls);
+            modes.any(|mtls| mtls.mode == MtlsMode::Disable)
+        };
+        if old.into_iter().chain(&new).any(disables) {
+            let mesh = name.namespace == CONTROL_PLANE_NAMESPACE;
+            let meant = self.workloads.values();
+            for workload in meant.filter(|w| mesh || w.name.namespace == name.namespace) {
+                dirty.workloads.insert(workload.name.clone());
+                self.touch_endpoints_of(workload, dirty);
+            }
+        }
+        dirty.policy(name.namespace.clone());
+        put(&mut self.peer_authentication, name, new);
     }
 
     fn set_external(
