@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::admin::Introspect;
 use crate::balance::HealthState;
 use crate::config::Config;
-use crate::discovery::{Directory, LinkState};
+use crate::discovery::{Directory, LinkState, Outside};
 use crate::http::session::{Place, Session};
 use crate::identity;
 use crate::inbound::limits::{LimitKey, RateLimit};
@@ -212,8 +212,9 @@ impl Introspect for Introspection {
                 },
                 "identity": identity,
                 "discovery": discovery,
+                "outside": show_outside(&self.directory.outside()),
                 "destinations": self.destinations().iter()
-                    .map(|(address, destination)| show_destination(*address, destination))
+                    .map(|(address, destination)| show_destination(&address.to_string(), destination))
                     .collect::<Vec<_>>(),
             })
         })
@@ -255,9 +256,23 @@ fn state_of(info: &EndpointInfo) -> EndpointState {
     }
 }
 
-fn show_destination(address: SocketAddr, destination: &Destination) -> Value {
+fn show_outside(outside: &Outside) -> Value {
+    let hosts = outside.hosts().filter_map(|(host, cell)| match cell.known() {
+        Known::Present(destination) => Some(json!({
+            "host": host,
+            "destination": show_destination(&format!("{host}:{}", destination.port), &destination),
+        })),
+        Known::Pending | Known::Absent => None,
+    });
     json!({
-        "address": address.to_string(),
+        "registry_only": outside.registry_only,
+        "hosts": hosts.collect::<Vec<_>>(),
+    })
+}
+
+fn show_destination(address: &str, destination: &Destination) -> Value {
+    json!({
+        "address": address,
         "namespace": &*destination.namespace,
         "service": &*destination.service,
         "port": destination.port,

@@ -8,12 +8,16 @@
 //!
 //! - [`workload`]: a process at an address (outside Kubernetes: what a Pod is inside).
 //! - [`traffic`]: how requests to a Service are balanced, limited, retried and timed out.
+//! - [`egress`]: whether what is not known may be called.
+//! - [`external`]: services outside the mesh.
 //! - [`resilience`]: its faults and its limits at the destination.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
 
 pub mod duration;
+pub mod egress;
+pub mod external;
 pub mod meta;
 pub mod percent;
 pub mod resilience;
@@ -23,6 +27,8 @@ pub mod traffic;
 pub mod workload;
 
 pub use duration::Duration;
+pub use egress::{EgressPolicy, EgressPolicySpec};
+pub use external::{ExternalService, ExternalServiceSpec};
 pub use meta::{LabelSelector, Metadata};
 pub use percent::Percent;
 pub use security::{MtlsMode, PeerAuthentication, PeerAuthenticationSpec};

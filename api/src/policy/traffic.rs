@@ -28,8 +28,8 @@ pub struct TrafficPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// The Services, routes or namespace meant, of the policy's own namespace. Empty: the
-    /// namespace.
+    /// The Services, ExternalServices, routes or namespace meant, of the policy's own namespace.
+    /// Empty: the namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub target_refs: Vec<TargetRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,8 +60,8 @@ impl TrafficPolicySpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
-    /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route.
-    /// Default "", which goes for routes too.
+    /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route,
+    /// "policy.weft.dev" for an ExternalService. Default "", which goes for all of them.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
     pub kind: TargetKind,
@@ -80,6 +80,8 @@ pub enum TargetKind {
     GRPCRoute,
     /// The policy's own.
     Namespace,
+    /// Of the group `policy.weft.dev`.
+    ExternalService,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,6 +6,22 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     pub workload: Workload,
     pub destinations: Vec<Destination>,
+    #[serde(default)]
+    pub outside: Outside,
+}
+
+/// What is known by name, outside the mesh.
+#[derive(Debug, Default, Deserialize)]
+pub struct Outside {
+    /// What is not known is refused.
+    pub registry_only: bool,
+    pub hosts: Vec<Host>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Host {
+    pub host: String,
+    pub destination: Destination,
 }
 
 #[derive(Debug, Deserialize)]

@@ -69,7 +69,11 @@ impl Level {
 
 /// Whether a target is this port, and how specifically.
 pub(super) fn level(target: &TargetRef, service: &Service, port: &ServicePort) -> Option<Level> {
-    if target.kind != TargetKind::Service || target.name != service.name.name {
+    let kind = match service.external {
+        true => TargetKind::ExternalService,
+        false => TargetKind::Service,
+    };
+    if target.kind != kind || target.name != service.name.name {
         return None;
     }
     match &target.section_name {

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
+mod external;
 mod faults;
 mod http1;
 mod http2;
@@ -120,6 +121,12 @@ const TRIALS: &[(&str, fn())] = &trials![
     seeing::the_access_log_can_be_of_errors_only,
     seeing::the_admin_port_answers,
     http1::fields_of_the_hop_do_not_pass,
+    external::plaintext_becomes_tls_with_a_server_that_proves_its_name,
+    external::endpoints_follow_dns_and_outlive_it,
+    external::a_dead_address_family_costs_little_and_no_request,
+    external::the_original_destination_rules_whatever_the_host_says,
+    external::hosts_on_one_address_are_told_apart_request_by_request,
+    external::only_what_is_known_may_be_called,
 ];
 
 fn main() -> ExitCode {

@@ -31,6 +31,7 @@ fn check_target(target: &TargetRef, index: usize, namespace: &str, findings: &mu
     let fits = match target.kind {
         TargetKind::Service | TargetKind::Namespace => matches!(group, "" | "core"),
         TargetKind::HTTPRoute | TargetKind::GRPCRoute => matches!(group, "" | ROUTES),
+        TargetKind::ExternalService => matches!(group, "" | "policy.weft.dev"),
     };
     if !fits {
         findings.add(
