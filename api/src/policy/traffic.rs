@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::duration::Duration;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
-use super::resilience::{FaultInjection, RateLimit, SlowStart};
+use super::resilience::{FaultInjection, RateLimit, RequestHeaders, SlowStart};
 
 /// How requests to Services are sent. For a Service port, the policies that name the port come
 /// before those that name the Service, and these before the namespace's default (no
@@ -44,6 +44,8 @@ pub struct TrafficPolicySpec {
     pub fault_injection: Option<FaultInjection>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_headers: Option<RequestHeaders>,
 }
 
 /// A Service or one of its ports (Gateway API `LocalPolicyTargetReferenceWithSectionName`).

@@ -377,7 +377,7 @@ macro_rules! inherit {
     };
 }
 
-inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
+inherit!(TrafficPolicySpec { fault_injection, rate_limit, request_headers } deep {
     load_balancer, circuit_breaker, retries, timeouts
 });
 inherit!(LoadBalancer {

@@ -84,6 +84,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     rates::grpc_calls_are_told_in_trailers,
     rates::who_asks_for_a_pause_gets_it_and_is_not_ejected,
     rates::grpc_calls_are_steered_away_by_trailers,
+    rates::large_heads_are_refused_where_they_arrive,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,
