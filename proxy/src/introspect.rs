@@ -345,6 +345,7 @@ fn show_route(route: &Route) -> Value {
             Fallback::Response { status, .. } => json!({ "response": { "status": status } }),
             Fallback::Backend(backend) => json!({ "backend": show_backend(backend) }),
         }),
+        "hedge_after_ms": policy.hedge_after.map(millis),
         "fault": policy.fault.as_deref().map(|fault| json!({
             "headers": fault.headers.iter().map(|(n, v)| json!({ "name": n, "value": v })).collect::<Vec<_>>(),
             "delay": fault.delay.map(|delay| json!({

@@ -98,6 +98,15 @@ pub struct RequestHeaders {
     pub max_count: Option<u32>,
 }
 
+/// A second try beside the first, for requests without a body that may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hedging {
+    /// When another endpoint is asked too, if no answer has begun by then. The one that answers
+    /// first is used, the other cancelled; it draws on the retry budget.
+    pub delay: Duration,
+}
+
 /// New endpoints take their share of the requests little by little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::duration::Duration;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
-use super::resilience::{FaultInjection, RateLimit, RequestHeaders, SlowStart};
+use super::resilience::{FaultInjection, Hedging, RateLimit, RequestHeaders, SlowStart};
 
 /// How requests to Services are sent. For a Service port, the policies that name the port come
 /// before those that name the Service, and these before the namespace's default (no
@@ -267,6 +267,9 @@ pub struct Retries {
     pub max_body_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
+    /// Default: no second try while the first one runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedging: Option<Hedging>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

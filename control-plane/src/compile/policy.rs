@@ -232,6 +232,11 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
         retry: spec.retries.as_ref().map(retry),
         fallback: None,
         fault_injection: spec.fault_injection.as_ref().map(resilience::fault),
+        hedge_after_ms: spec
+            .retries
+            .as_ref()
+            .and_then(|retries| retries.hedging)
+            .map_or(0, |hedging| hedging.delay.as_millis()),
         ..proto::RoutePolicy::default()
     }
 }
@@ -401,7 +406,7 @@ inherit!(OutlierDetection {
     max_ejection_time,
     max_ejection_percent
 });
-inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes } deep { backoff, budget });
+inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes, hedging } deep { backoff, budget });
 inherit!(Backoff { base, max });
 inherit!(RetryBudget {
     percent,

@@ -385,4 +385,26 @@ spec:
         assert_eq!((port.port, &*limit.service, limit.port), (8080, "cart", 80));
         assert_eq!((limit.max_bytes, limit.max_count), (4096, 0));
     }
+
+    #[test]
+    fn hedging_comes_with_retries() {
+        let world = with(
+            "
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: all, namespace: shop}
+spec: {retries: {hedging: {delay: 50ms}}}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: cart-http, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: cart, sectionName: http}]
+  retries: {attempts: 1}
+",
+        );
+        let policy = route_policy(&world, "cart.shop:80");
+        assert_eq!(policy.hedge_after_ms, 50);
+        assert_eq!(policy.retry.unwrap().attempts, 1);
+    }
 }

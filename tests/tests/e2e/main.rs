@@ -89,6 +89,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     resilience::a_killed_endpoint_costs_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,
     resilience::an_endpoint_that_fails_is_ejected_and_comes_back,
+    resilience::another_endpoint_is_asked_when_one_takes_long,
     resilience::a_new_endpoint_gets_its_share_little_by_little,
     resilience::a_polite_restart_of_the_servers_proxy_loses_no_request,
     resilience::a_polite_restart_of_the_clients_proxy_loses_no_request,

@@ -19,6 +19,17 @@ pub(super) fn check(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(balancer) = &spec.load_balancer {
         check_slow_start(balancer, findings);
     }
+    if let Some(hedging) = spec.retries.as_ref().and_then(|retries| retries.hedging) {
+        let path = "spec.retries.hedging.delay";
+        if hedging.delay.is_zero() {
+            findings.add(
+                path,
+                "delay of 0s would ask two endpoints each time",
+                "write about what the slowest tenth of the requests takes, such as 100ms",
+            );
+        }
+        findings.timeout(path, Some(hedging.delay));
+    }
     if let Some(headers) = &spec.request_headers {
         check_request_headers(headers, findings);
     }
