@@ -450,6 +450,11 @@ fn show_backend(backend: &Backend) -> Value {
             "base_ejection_ms": millis(outlier.base_ejection),
             "max_ejection_percent": outlier.max_ejection_percent,
         })),
+        "retry_constraint": policy.retry_constraint.as_ref().map(|constraint| json!({
+            "percent": constraint.percent,
+            "interval_ms": millis(constraint.interval),
+            "floor": constraint.floor,
+        })),
         "endpoints": backend.endpoints.current.load().endpoints.iter().map(|info| json!({
             "address": info.address.to_string(),
             "workload": &*info.workload,

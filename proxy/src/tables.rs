@@ -373,6 +373,18 @@ pub struct BackendPolicy {
     pub max_pending_requests: u32,
     pub outlier: Option<OutlierDetection>,
     pub connect_timeout: Duration,
+    /// In place of the budgets of the routes that lead here.
+    pub retry_constraint: Option<RetryConstraint>,
+}
+
+/// Retries that a backend gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryConstraint {
+    /// Percent 0-100 of the requests of the last interval.
+    pub percent: u32,
+    pub interval: Duration,
+    /// And this many in each interval.
+    pub floor: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -510,6 +522,7 @@ impl Default for BackendPolicy {
             max_pending_requests: 0,
             outlier: None,
             connect_timeout: Duration::from_secs(5),
+            retry_constraint: None,
         }
     }
 }

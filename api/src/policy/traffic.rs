@@ -7,10 +7,11 @@ use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
 use super::resilience::{FaultInjection, Hedging, RateLimit, RequestHeaders, SlowStart};
 
-/// How requests to Services are sent. For a Service port, the policies that name the port come
-/// before those that name the Service, and these before the namespace's default (no
-/// `targetRefs`); the most specific one that sets a field wins, field by field. Of two policies
-/// with the same target, the older is used and the other refused.
+/// How requests to Services are sent. For a request, the policies that name the rule of the route
+/// that it takes come before those that name the route, then those that name the Service port that
+/// was called, its Service, and the namespace (or nothing); the most specific one that sets a field
+/// wins, field by field. Of two policies with the same target, the older is used and the other
+/// refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicy {
@@ -27,8 +28,8 @@ pub struct TrafficPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// The Services meant, of the policy's own namespace. Empty: every Service of the namespace
-    /// for which no other policy says anything.
+    /// The Services, routes or namespace meant, of the policy's own namespace. Empty: the
+    /// namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub target_refs: Vec<TargetRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,18 +49,28 @@ pub struct TrafficPolicySpec {
     pub request_headers: Option<RequestHeaders>,
 }
 
-/// A Service or one of its ports (Gateway API `LocalPolicyTargetReferenceWithSectionName`).
+impl TrafficPolicySpec {
+    /// Whether it is the default of its namespace.
+    pub fn is_default(&self) -> bool {
+        let namespace = |target: &TargetRef| target.kind == TargetKind::Namespace;
+        self.target_refs.is_empty() || self.target_refs.iter().any(namespace)
+    }
+}
+
+/// A Service, one of its ports, a route, one of its rules, or the namespace (Gateway API
+/// `LocalPolicyTargetReferenceWithSectionName`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
-    /// API group; Services are of the core group, written "". Default "".
+    /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route.
+    /// Default "", which goes for routes too.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
-    /// `Service`.
     pub kind: TargetKind,
-    /// Name of the Service.
+    /// Its name; of the namespace the policy's own.
     pub name: String,
-    /// Name or number of one port of the Service. Default: all its ports.
+    /// Name or number of one port of the Service, or the name of one rule of the route. Default:
+    /// all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section_name: Option<String>,
 }
@@ -67,6 +78,10 @@ pub struct TargetRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TargetKind {
     Service,
+    HTTPRoute,
+    GRPCRoute,
+    /// The policy's own.
+    Namespace,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

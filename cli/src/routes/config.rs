@@ -162,7 +162,17 @@ pub struct Backend {
     /// How clients stay with their endpoints; none: they do not.
     #[serde(default)]
     pub session: Option<Session>,
+    /// In place of the route's retry budget.
+    #[serde(default)]
+    pub retry_constraint: Option<RetryConstraint>,
     pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RetryConstraint {
+    pub percent: u32,
+    pub interval_ms: u64,
+    pub floor: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

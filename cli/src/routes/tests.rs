@@ -21,6 +21,7 @@ fn config() -> Config {
                     "name": "stay", "in": "cookie", "permanent": false,
                     "absolute_timeout_ms": null, "idle_timeout_ms": 600_000,
                 },
+                "retry_constraint": {"percent": 5, "interval_ms": 10_000, "floor": 100},
                 "outlier_detection": {
                     "consecutive_gateway_errors": 3, "consecutive_5xx": 5,
                     "success_rate_threshold_percent": 0, "base_ejection_ms": 3000,
@@ -178,6 +179,7 @@ fn the_first_route_that_matches_is_taken_and_explained() {
         "backend   shop/catalog:80 (100 %)\n",
         "balancer  PeakEWMA, connect timeout 1.0 s, slow start 30.0 s\n",
         "session   by the cookie stay, idle 10 min 0 s\n",
+        "budget    5 % of the requests of the last 10.0 s and 100 retries\n",
         "limits    100 requests at once\n",
         "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
         "10.77.0.6:8080  shop/catalog-1  ejected  1       spiffe://cluster.local/ns/shop/sa/catalog\n",

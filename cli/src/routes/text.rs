@@ -235,6 +235,15 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             session.place, session.name
         );
     }
+    if let Some(budget) = &backend.retry_constraint {
+        let _ = writeln!(
+            out,
+            "budget    {} % of the requests of the last {} and {} retries",
+            budget.percent,
+            millis(budget.interval_ms),
+            budget.floor
+        );
+    }
     let limits: Vec<String> = [
         (backend.limits.max_connections, "connections"),
         (backend.limits.max_requests, "requests at once"),

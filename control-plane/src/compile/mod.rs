@@ -10,14 +10,15 @@
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
-//! - [`policy`]: the most specific policy wins, field by field; [`resilience`]: faults, and what a
-//!   destination takes no more of.
+//! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used;
+//!   [`resilience`]: faults, and what a destination takes no more of.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
 mod destination;
 mod endpoints;
 mod findings;
 mod policy;
+mod policy_status;
 mod resilience;
 mod routes;
 mod session;
@@ -30,6 +31,7 @@ use std::collections::BTreeSet;
 use weft_api::proto::{ResourceKey, ResourceKind, Trust, resource::Body};
 
 pub use findings::{Problem, problems};
+pub use policy_status::policy_statuses;
 pub use status::{CONTROLLER, Condition, ParentStatus, RouteStatus, status};
 pub use version::Compiled;
 
@@ -82,6 +84,8 @@ pub fn special_clients(world: &World, key: &ResourceKey) -> BTreeSet<String> {
 /// Name of the one Trust resource.
 pub const TRUST: &str = "trust";
 
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod route_tests;
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! [`Object`] is what a source reports; [`World`] is all of them, with the indexes the compiler
 //! needs; [`World::apply`] takes one change and says what it may have changed for proxies.
 
+mod backend_traffic;
 mod index;
 mod route;
 mod session;
@@ -17,6 +18,7 @@ use std::net::IpAddr;
 use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
 use weft_api::proto::{Health, Protocol};
 
+pub use backend_traffic::{BackendTraffic, RetryConstraint};
 pub use route::{
     BackendRef, Cors, Filter, HeaderEdits, Mirror, ParentRef, PathEdit, PathMatch, Redirect,
     Refused, RefusedReason, Rewrite, Route, RouteKind, RouteMatch, RouteRetry, Rule, TextMatch,
@@ -69,6 +71,7 @@ pub enum Kind {
     GRPCRoute,
     TLSRoute,
     TCPRoute,
+    XBackendTrafficPolicy,
 }
 
 /// Which object: unique among all that a source reports.
@@ -94,6 +97,9 @@ impl ObjectRef {
             "grpcroute" | "grpcroutes" => Kind::GRPCRoute,
             "tlsroute" | "tlsroutes" => Kind::TLSRoute,
             "tcproute" | "tcproutes" => Kind::TCPRoute,
+            "xbackendtrafficpolicy" | "xbackendtrafficpolicies" | "xbtrafficpolicy" => {
+                Kind::XBackendTrafficPolicy
+            }
             _ => return None,
         };
         (!name.is_empty() && !name.contains('/')).then(|| Self {
@@ -120,6 +126,7 @@ pub enum Object {
     PeerAuthentication(Policy<PeerAuthenticationSpec>),
     Telemetry(Policy<TelemetrySpec>),
     Route(Box<Route>),
+    BackendTraffic(Box<BackendTraffic>),
 }
 
 impl Object {
@@ -133,6 +140,7 @@ impl Object {
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
             Self::Telemetry(policy) => (Kind::Telemetry, &policy.name),
             Self::Route(route) => (route.kind.kind(), &route.name),
+            Self::BackendTraffic(policy) => (Kind::XBackendTrafficPolicy, &policy.name),
         };
         ObjectRef {
             kind,

@@ -9,6 +9,7 @@ use weft_api::policy::{Duration, TelemetrySpec};
 use super::{Object, Service, Workload};
 
 mod resilience;
+mod targets;
 
 /// Largest weight of a workload.
 const MAX_WEIGHT: u32 = 10_000;
@@ -80,7 +81,10 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
     match object {
         Object::Service(service) => check_service(service, &mut findings),
         Object::Workload(workload) => check_workload(workload, &mut findings),
-        Object::TrafficPolicy(policy) => check_traffic(&policy.spec, &mut findings),
+        Object::TrafficPolicy(policy) => {
+            targets::check(&policy.spec, &policy.name.namespace, &mut findings);
+            check_traffic(&policy.spec, &mut findings);
+        }
         Object::Telemetry(policy) => check_telemetry(&policy.spec, &mut findings),
         Object::PeerAuthentication(policy) => {
             if policy.spec.selector.is_none() && !policy.spec.port_level_mtls.is_empty() {
@@ -91,8 +95,11 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
                 );
             }
         }
-        // What a rule of a route says wrong is said by the route's conditions.
-        Object::EndpointSlice(_) | Object::Node(_) | Object::Route(_) => {}
+        // What a rule of a route, or such a policy, says wrong is said by its conditions.
+        Object::EndpointSlice(_)
+        | Object::Node(_)
+        | Object::Route(_)
+        | Object::BackendTraffic(_) => {}
     }
     findings.0
 }
@@ -166,15 +173,6 @@ fn check_workload(workload: &Workload, findings: &mut Findings) {
 }
 
 fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
-    for (index, target) in spec.target_refs.iter().enumerate() {
-        if !target.group.is_empty() && target.group != "core" {
-            findings.add(
-                &format!("spec.targetRefs.{index}.group"),
-                format!("group '{}' has no Service", target.group),
-                "leave group out: Services are of the core group",
-            );
-        }
-    }
     if let Some(load_balancer) = &spec.load_balancer {
         match &load_balancer.hash_key {
             Some(HashKey::SourceAddress(false)) => findings.add(

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::policy::meta::selects;
+use weft_api::policy::traffic::TargetKind;
 use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
 
 use super::index::Index;
 use super::{
-    Change, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Route, Service, Workload,
+    BackendTraffic, Change, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Route,
+    Service, Workload,
 };
 
 /// Everything the sources have reported, indexed for the compiler: a change costs what it touches,
@@ -24,6 +26,7 @@ pub struct World {
     pub(crate) peer_authentication: BTreeMap<Name, Policy<PeerAuthenticationSpec>>,
     pub(crate) telemetry: BTreeMap<Name, Policy<TelemetrySpec>>,
     pub(crate) routes: BTreeMap<ObjectRef, Route>,
+    pub(crate) backend_traffic: BTreeMap<Name, BackendTraffic>,
     /// TrafficPolicies that say something to the workloads behind a Service, beside its callers.
     limiting: BTreeSet<Name>,
     /// Routes by a Service that they name as their parent or a backend.
@@ -69,6 +72,8 @@ pub struct Dirty {
     pub workloads_of: BTreeSet<String>,
     /// Every workload's own table.
     pub all_workloads: bool,
+    /// What is said of policies in return.
+    pub statuses: bool,
 }
 
 impl Dirty {
@@ -98,6 +103,9 @@ impl World {
                     Object::Node(new) => self.set_node(name, Some(new), dirty),
                     Object::TrafficPolicy(new) => self.set_traffic(name, Some(*new), dirty),
                     Object::Route(new) => self.set_route(new.reference(), Some(*new), dirty),
+                    Object::BackendTraffic(new) => {
+                        self.set_backend_traffic(name, Some(*new), dirty);
+                    }
                     Object::PeerAuthentication(new) => {
                         if put(&mut self.peer_authentication, name.clone(), Some(new)) {
                             dirty.policy(name.namespace);
@@ -111,6 +119,7 @@ impl World {
                 }
             }
             Change::Generation { object, generation } => {
+                dirty.statuses = true;
                 self.generations.insert(object, generation);
             }
             Change::Remove(object) => {
@@ -130,6 +139,7 @@ impl World {
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
                 self.set_route(ObjectRef { kind, name }, None, dirty);
             }
+            Kind::XBackendTrafficPolicy => self.set_backend_traffic(name, None, dirty),
             Kind::PeerAuthentication => {
                 if put(&mut self.peer_authentication, name.clone(), None) {
                     dirty.policy(name.namespace);
@@ -159,6 +169,9 @@ impl World {
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
                 Object::Route(Box::new(self.routes.get(of)?.clone()))
             }
+            Kind::XBackendTrafficPolicy => {
+                Object::BackendTraffic(Box::new(self.backend_traffic.get(name)?.clone()))
+            }
         })
     }
 
@@ -182,7 +195,9 @@ impl World {
             .map(of(Kind::PeerAuthentication));
         let telemetry = self.telemetry.keys().map(of(Kind::Telemetry));
         let routes = self.routes.keys().cloned();
-        let policies = traffic.chain(security).chain(telemetry);
+        let backends = self.backend_traffic.keys();
+        let backends = backends.map(of(Kind::XBackendTrafficPolicy));
+        let policies = traffic.chain(security).chain(telemetry).chain(backends);
         policies.chain(routes).collect()
     }
 
@@ -457,6 +472,7 @@ impl World {
         if old == new.as_ref() {
             return;
         }
+        dirty.statuses = true;
         let limits = |policy: &Policy<TrafficPolicySpec>| {
             policy.spec.rate_limit.is_some() || policy.spec.request_headers.is_some()
         };
@@ -467,11 +483,23 @@ impl World {
         }
         for policy in old.into_iter().chain(&new) {
             let targets = &policy.spec.target_refs;
+            let own = |name_of: &str| Name::new(name.namespace.clone(), name_of);
             for target in targets {
-                let service = Name::new(name.namespace.clone(), &target.name);
-                self.touch_service(service, dirty);
+                let kind = match target.kind {
+                    TargetKind::Service => {
+                        self.touch_service(own(&target.name), dirty);
+                        continue;
+                    }
+                    TargetKind::Namespace => continue,
+                    TargetKind::HTTPRoute => Kind::HTTPRoute,
+                    TargetKind::GRPCRoute => Kind::GRPCRoute,
+                };
+                let name = own(&target.name);
+                let route = self.routes.get(&ObjectRef { kind, name });
+                let services = route.into_iter().flat_map(Route::services);
+                dirty.services.extend(services);
             }
-            if targets.is_empty() {
+            if policy.spec.is_default() {
                 for service in self.services_in(&name.namespace) {
                     self.touch_service(service.name.clone(), dirty);
                 }
@@ -481,6 +509,22 @@ impl World {
             self.limiting.remove(&name);
         }
         put(&mut self.traffic, name, new);
+    }
+
+    fn set_backend_traffic(&mut self, name: Name, new: Option<BackendTraffic>, dirty: &mut Dirty) {
+        let old = self.backend_traffic.get(&name);
+        if old == new.as_ref() {
+            return;
+        }
+        dirty.statuses = true;
+        for service in old
+            .into_iter()
+            .chain(&new)
+            .flat_map(BackendTraffic::services)
+        {
+            self.touch_service(service, dirty);
+        }
+        put(&mut self.backend_traffic, name, new);
     }
 
     fn set_slice(&mut self, name: Name, new: Option<EndpointSlice>, dirty: &mut Dirty) {

@@ -21,8 +21,8 @@ use crate::http::route::Index;
 use crate::http::session::ShareSession;
 use crate::tables::{
     Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
-    Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryPolicy, Route,
-    RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
+    Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryConstraint,
+    RetryPolicy, Route, RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
 };
 
 /// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
@@ -45,6 +45,9 @@ const MAX_FALLBACK_BODY: usize = 1024 * 1024;
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_BACKOFF_BASE: Duration = Duration::from_millis(25);
 const DEFAULT_BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// Of the kind's own schema (BudgetDetails, RequestRate).
+const DEFAULT_CONSTRAINT_INTERVAL: Duration = Duration::from_secs(10);
+const DEFAULT_MIN_INTERVAL: Duration = Duration::from_secs(1);
 const DEFAULT_OUTLIER_INTERVAL: Duration = Duration::from_secs(10);
 const DEFAULT_BASE_EJECTION: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_EJECTION: Duration = Duration::from_secs(300);
@@ -456,6 +459,24 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
             .flatten(),
         connect_timeout: duration(given.connect_timeout_ms, "the connect timeout")?
             .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
+        retry_constraint: given
+            .retry_constraint
+            .as_ref()
+            .map(retry_constraint)
+            .transpose()?,
+    })
+}
+
+fn retry_constraint(given: &proto::RetryConstraint) -> Result<RetryConstraint> {
+    let interval = duration(given.interval_ms, "the interval of a retry constraint")?
+        .unwrap_or(DEFAULT_CONSTRAINT_INTERVAL);
+    let min_interval = duration(given.min_interval_ms, "the interval of a least retry rate")?
+        .unwrap_or(DEFAULT_MIN_INTERVAL);
+    let floor = u128::from(given.min_count) * interval.as_millis() / min_interval.as_millis();
+    Ok(RetryConstraint {
+        percent: percent(given.percent, "the retry constraint")?,
+        interval,
+        floor: u64::try_from(floor).unwrap_or(u64::MAX),
     })
 }
 

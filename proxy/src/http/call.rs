@@ -147,7 +147,7 @@ impl Call {
             key: hash_key(backend, request, peer),
             on_fallback: false,
             permit: None,
-            budget: retry.map(|policy| worker.budget(route, policy)),
+            budget: retry.map(|policy| worker.budget_of(backend, route, policy)),
             balancer,
         };
         if let Some(budget) = &call.budget {
