@@ -206,6 +206,12 @@ impl Introspect for Introspection {
                         "mtls": port.mtls.map(|m| m.as_str_name()),
                         "rate_limits": port.limits.iter().flat_map(|limits| &limits.rates)
                             .map(show_rate_limit).collect::<Vec<_>>(),
+                        "header_limits": port.limits.iter().flat_map(|limits| &limits.heads)
+                            .map(|limit| json!({
+                                "service": format!("{}/{}:{}", limit.namespace, limit.service, limit.port),
+                                "max_bytes": limit.max_bytes,
+                                "max_count": limit.max_fields,
+                            })).collect::<Vec<_>>(),
                     })).collect::<Vec<_>>(),
                     "sampling_percent": f64::from(workload.sampling_per_myriad) / 100.0,
                     "access_log": workload.access_log.as_str_name(),
@@ -354,6 +360,7 @@ fn show_route(route: &Route) -> Value {
             Fallback::Response { status, .. } => json!({ "response": { "status": status } }),
             Fallback::Backend(backend) => json!({ "backend": show_backend(backend) }),
         }),
+        "hedge_after_ms": policy.hedge_after.map(millis),
         "fault": policy.fault.as_deref().map(|fault| json!({
             "headers": fault.headers.iter().map(|(n, v)| json!({ "name": n, "value": v })).collect::<Vec<_>>(),
             "delay": fault.delay.map(|delay| json!({

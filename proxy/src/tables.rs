@@ -324,6 +324,8 @@ pub struct RoutePolicy {
     pub retry: Option<Arc<RetryPolicy>>,
     pub fallback: Option<Arc<Fallback>>,
     pub fault: Option<Box<FaultInjection>>,
+    /// When another endpoint is asked too; only with `retry`.
+    pub hedge_after: Option<Duration>,
 }
 
 /// Faults that are made on purpose; the ways of it are in `http::fault`.

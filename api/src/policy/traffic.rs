@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::duration::Duration;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
-use super::resilience::{FaultInjection, RateLimit, SlowStart};
+use super::resilience::{FaultInjection, Hedging, RateLimit, RequestHeaders, SlowStart};
 
 /// How requests to Services are sent. For a request, the policies that name the rule of the route
 /// that it takes come before those that name the route, then those that name the Service port that
@@ -45,6 +45,8 @@ pub struct TrafficPolicySpec {
     pub fault_injection: Option<FaultInjection>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_headers: Option<RequestHeaders>,
 }
 
 impl TrafficPolicySpec {
@@ -282,6 +284,9 @@ pub struct Retries {
     pub max_body_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
+    /// Default: no second try while the first one runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedging: Option<Hedging>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -113,7 +113,7 @@ pub const CODES: [Code; 16] = [
     Code {
         name: "http_request_error",
         statuses: &[400, 408, 431],
-        meaning: "The client's request could not be taken: it is not valid HTTP or could be read in two ways (400), its head did not arrive in time (408), or its head is larger than 64 KiB or 1,024 fields (431).",
+        meaning: "The client's request could not be taken: it is not valid HTTP or could be read in two ways (400), its head did not arrive in time (408), or its head is larger than the proxy takes (1 MiB or 8,192 fields; 64 KiB in HTTP/2) or than requestHeaders in the destination's TrafficPolicy allows (431).",
         help: &[
             "The details name what is wrong with it (repeated lengths, a bare CR, a folded line…): mend the client.",
             "A protocol that is not HTTP on a port that is declared HTTP: correct appProtocol or the port's name in the Service.",

@@ -62,6 +62,9 @@ pub struct Route {
     pub fallback: Option<serde_json::Value>,
     #[serde(default)]
     pub fault: Option<Fault>,
+    /// When another endpoint is asked too.
+    #[serde(default)]
+    pub hedge_after_ms: Option<u64>,
     /// Why its requests are answered 500.
     #[serde(default)]
     pub refused: Option<String>,

@@ -96,6 +96,13 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     );
     let _ = writeln!(out, "timeouts  {}", timeouts(route));
     let _ = writeln!(out, "retries   {}", retries(route.retry.as_ref()));
+    if let Some(delay) = route.hedge_after_ms {
+        let _ = writeln!(
+            out,
+            "hedging   another endpoint is asked too after {}",
+            millis(delay)
+        );
+    }
     if let Some(fallback) = &route.fallback {
         let _ = writeln!(out, "fallback  {fallback}");
     }

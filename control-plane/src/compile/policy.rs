@@ -353,6 +353,11 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
         retry: spec.retries.as_ref().map(retry),
         fallback: None,
         fault_injection: spec.fault_injection.as_ref().map(resilience::fault),
+        hedge_after_ms: spec
+            .retries
+            .as_ref()
+            .and_then(|retries| retries.hedging)
+            .map_or(0, |hedging| hedging.delay.as_millis()),
         ..proto::RoutePolicy::default()
     }
 }
@@ -498,7 +503,7 @@ macro_rules! inherit {
     };
 }
 
-inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
+inherit!(TrafficPolicySpec { fault_injection, rate_limit, request_headers } deep {
     load_balancer, circuit_breaker, retries, timeouts
 });
 inherit!(LoadBalancer {
@@ -522,7 +527,7 @@ inherit!(OutlierDetection {
     max_ejection_time,
     max_ejection_percent
 });
-inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes } deep { backoff, budget });
+inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes, hedging } deep { backoff, budget });
 inherit!(Backoff { base, max });
 inherit!(RetryBudget {
     percent,

@@ -39,7 +39,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
     for port in modes.ports.keys() {
         ports.entry(*port).or_insert(Protocol::Auto);
     }
-    let mut limits = resilience::rate_limits(world, workload);
+    let mut limits = resilience::limits(world, workload);
     for port in limits.keys() {
         ports.entry(*port).or_insert(Protocol::Auto);
     }
@@ -52,11 +52,15 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
         mtls: modes.all.into(),
         ports: ports
             .into_iter()
-            .map(|(port, protocol)| proto::WorkloadPort {
-                port: u32::from(port),
-                protocol: protocol.into(),
-                mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
-                rate_limits: limits.remove(&port).unwrap_or_default(),
+            .map(|(port, protocol)| {
+                let limits = limits.remove(&port).unwrap_or_default();
+                proto::WorkloadPort {
+                    port: u32::from(port),
+                    protocol: protocol.into(),
+                    mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
+                    rate_limits: limits.rates,
+                    header_limits: limits.heads,
+                }
             })
             .collect(),
         telemetry: Some(telemetry(world, settings, workload)),

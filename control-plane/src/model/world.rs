@@ -590,7 +590,9 @@ impl World {
             return;
         }
         dirty.statuses = true;
-        let limits = |policy: &Policy<TrafficPolicySpec>| policy.spec.rate_limit.is_some();
+        let limits = |policy: &Policy<TrafficPolicySpec>| {
+            policy.spec.rate_limit.is_some() || policy.spec.request_headers.is_some()
+        };
         let (before, after) = (old.is_some_and(limits), new.as_ref().is_some_and(limits));
         // Until the tables of those that it no longer limits are made.
         if before || after {

@@ -316,6 +316,10 @@ fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<Fallb
         idle_timeout: duration(given.idle_timeout_ms, "the idle timeout")?,
         retry: given.retry.as_ref().map(retry).transpose()?.map(Arc::new),
         fallback: None,
+        hedge_after: match given.retry {
+            Some(_) => duration(given.hedge_after_ms, "the delay of hedging")?,
+            None => None,
+        },
         fault: match &given.fault_injection {
             None => None,
             Some(fault) => Some(Box::new(resilience::fault(fault)?)),

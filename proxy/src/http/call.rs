@@ -321,6 +321,39 @@ impl Call {
         Some(pause)
     }
 
+    /// When another endpoint is asked too, if this first one has not answered by then. Who stays with
+    /// an endpoint has no other.
+    pub fn hedge_after(&self, method: &[u8]) -> Option<Duration> {
+        let after = self.route.policy.hedge_after?;
+        let policy = self.route.policy.retry.as_deref()?;
+        let first = self.tries == 1 && self.session.is_none();
+        (first && retry::is_repeatable(policy, method)).then_some(after)
+    }
+
+    /// Chooses the endpoint that is asked beside `first`; `None`: there is no other, or the retry
+    /// budget is spent.
+    pub fn hedge(
+        &mut self,
+        worker: &Worker,
+        first: SocketAddr,
+        now: Instant,
+    ) -> Option<Picked<Pools>> {
+        let tried = [first];
+        let picked = self.balancer.pick(self.key, &tried, now).ok()?;
+        if picked.endpoint.info.address == first {
+            return None;
+        }
+        let backend = self.balancer.backend();
+        let labels = [&*backend.service, &*backend.namespace];
+        if !self.budget.as_ref()?.withdraw(now) {
+            worker.metrics.count(Counter::RetryBudgetExhausted, &labels);
+            return None;
+        }
+        worker.metrics.count(Counter::Hedges, &labels);
+        self.tries += 1;
+        Some(picked)
+    }
+
     /// Deadline of the current try, to the head of its response.
     pub fn try_deadline(&self, now: Instant) -> Option<Instant> {
         let per_try = self.route.policy.per_try_timeout.map(|t| now + t);

@@ -187,7 +187,13 @@ impl Exchange<'_> {
         let mut duplex = Duplex::new(client, server, out, to_client, &mut body, *replay);
         duplex.ready = self.ready;
         duplex.tees = self.tees.clone();
-        let deadline = call.try_deadline(Instant::now());
+        let deadline = match self.raced.take() {
+            None => call.try_deadline(Instant::now()),
+            Some(raced) => {
+                duplex.resume(raced.sent);
+                raced.deadline
+            }
+        };
         let idle = call.route.policy.idle_timeout;
         let mut passed = false;
         // Until the final head.

@@ -23,7 +23,7 @@ use super::kept;
 use crate::http::mirror::Tees;
 
 /// Bytes of pipelined requests that are read ahead while an exchange runs.
-const READ_AHEAD: usize = 16 * 1024;
+pub(super) const READ_AHEAD: usize = 16 * 1024;
 
 /// How far the request has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,6 +133,12 @@ impl<'a> Duplex<'a> {
             head_seen: 0,
             progress: 0,
         }
+    }
+
+    /// So much of the head has been sent already.
+    pub fn resume(&mut self, sent: usize) {
+        self.sent = sent;
+        self.flush_server = true;
     }
 
     /// Moves what can be moved; ready when the driver has to act. `head` takes the response's

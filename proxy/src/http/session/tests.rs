@@ -9,6 +9,10 @@ struct Request {
 }
 
 impl RequestView for Request {
+    fn size(&self) -> crate::http::HeadSize {
+        crate::http::HeadSize::default()
+    }
+
     fn method(&self) -> &[u8] {
         b"GET"
     }
