@@ -371,6 +371,34 @@ pub struct BackendPolicy {
     pub connect_timeout: Duration,
     /// In place of the budgets of the routes that lead here.
     pub retry_constraint: Option<RetryConstraint>,
+    pub health_check: Option<Arc<HealthCheck>>,
+}
+
+/// How endpoints are asked whether they are well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub probe: HealthProbe,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Checks in a row.
+    pub unhealthy_threshold: u32,
+    pub healthy_threshold: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthProbe {
+    Http {
+        /// With its query.
+        path: Box<str>,
+        /// `None`: the endpoint's address.
+        host: Option<Box<str>>,
+        /// Empty: 200 to 299.
+        statuses: Box<[u16]>,
+    },
+    Grpc {
+        service: Box<str>,
+    },
+    Tcp,
 }
 
 /// Retries that a backend gets.
@@ -518,6 +546,7 @@ impl Default for BackendPolicy {
             outlier: None,
             connect_timeout: Duration::from_secs(5),
             retry_constraint: None,
+            health_check: None,
         }
     }
 }

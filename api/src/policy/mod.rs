@@ -11,9 +11,11 @@
 //! - [`resilience`]: its faults and its limits at the destination.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
+//! - [`health`]: how the endpoints of a Service are asked whether they are well.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
 
 pub mod duration;
+pub mod health;
 pub mod meta;
 pub mod percent;
 pub mod resilience;

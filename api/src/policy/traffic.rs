@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::duration::Duration;
+use super::health::HealthCheck;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
 use super::resilience::{FaultInjection, RateLimit};
@@ -45,6 +46,9 @@ pub struct TrafficPolicySpec {
     pub fault_injection: Option<FaultInjection>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    /// Default: nobody is asked; endpoints are judged by their answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 impl TrafficPolicySpec {

@@ -159,7 +159,19 @@ pub struct Backend {
     /// In place of the route's retry budget.
     #[serde(default)]
     pub retry_constraint: Option<RetryConstraint>,
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
     pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// What is asked, in words.
+    pub probe: String,
+    pub interval_ms: u64,
+    pub timeout_ms: u64,
+    pub unhealthy_threshold: u32,
+    pub healthy_threshold: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -21,6 +21,10 @@ fn config() -> Config {
                     "name": "stay", "in": "cookie", "permanent": false,
                     "absolute_timeout_ms": null, "idle_timeout_ms": 600_000,
                 },
+                "health_check": {
+                    "probe": "GET /live", "interval_ms": 5000, "timeout_ms": 500,
+                    "unhealthy_threshold": 3, "healthy_threshold": 2,
+                },
                 "retry_constraint": {"percent": 5, "interval_ms": 10_000, "floor": 100},
                 "outlier_detection": {
                     "consecutive_gateway_errors": 3, "consecutive_5xx": 5,
@@ -179,6 +183,7 @@ fn the_first_route_that_matches_is_taken_and_explained() {
         "backend   shop/catalog:80 (100 %)\n",
         "balancer  PeakEWMA, connect timeout 1.0 s\n",
         "session   by the cookie stay, idle 10 min 0 s\n",
+        "checks    GET /live every 5.0 s within 500 ms; unwell after 3, well after 2\n",
         "budget    5 % of the requests of the last 10.0 s and 100 retries\n",
         "limits    100 requests at once\n",
         "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",

@@ -224,6 +224,17 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             session.place, session.name
         );
     }
+    if let Some(check) = &backend.health_check {
+        let _ = writeln!(
+            out,
+            "checks    {} every {} within {}; unwell after {}, well after {}",
+            check.probe,
+            millis(check.interval_ms),
+            millis(check.timeout_ms),
+            check.unhealthy_threshold,
+            check.healthy_threshold
+        );
+    }
     if let Some(budget) = &backend.retry_constraint {
         let _ = writeln!(
             out,
@@ -272,7 +283,7 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         .map(|e| {
             let tone = match e.state.as_str() {
                 "ready" => Tone::Good,
-                "ejected" => Tone::Bad,
+                "ejected" | "unhealthy" => Tone::Bad,
                 _ => Tone::Warning,
             };
             vec![

@@ -1,5 +1,6 @@
 //! The most specific policy wins, field by field.
 
+use weft_api::policy::health::HealthCheck;
 use weft_api::policy::traffic::{
     Algorithm, Backoff, CircuitBreaker, Fallback, FallbackBackend, HashKey, Limits, LoadBalancer,
     OutlierDetection, Retries, RetryBudget, RetryCondition, TargetKind, TargetRef, Timeouts,
@@ -10,7 +11,7 @@ use weft_api::proto;
 
 use super::destination::route_policy;
 use super::resilience;
-use super::session;
+use super::{health, session};
 use crate::model::{
     BackendTraffic, Name, Policy, Route, RouteKind, Rule, Service, ServicePort, World, in_namespace,
 };
@@ -328,10 +329,11 @@ pub(super) fn direct_backend() -> proto::BackendPolicy {
 }
 
 /// A Service's policy for one workload addressed directly: there is nothing to choose from, so
-/// nothing is ejected.
+/// nothing is ejected, and nobody is asked.
 pub(super) fn direct(policy: proto::BackendPolicy) -> proto::BackendPolicy {
     proto::BackendPolicy {
         outlier_detection: None,
+        health_check: None,
         ..policy
     }
 }
@@ -411,6 +413,7 @@ fn backend(spec: &TrafficPolicySpec) -> proto::BackendPolicy {
             .timeouts
             .and_then(|timeouts| timeouts.connect)
             .map_or(CONNECT_TIMEOUT_MS, Duration::as_millis),
+        health_check: spec.health_check.as_ref().and_then(health::compile),
         ..proto::BackendPolicy::default()
     }
 }
@@ -491,7 +494,8 @@ macro_rules! inherit {
 }
 
 inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
-    load_balancer, circuit_breaker, retries, timeouts
+    load_balancer,
+    health_check, circuit_breaker, retries, timeouts
 });
 inherit!(LoadBalancer {
     algorithm,
@@ -514,6 +518,13 @@ inherit!(OutlierDetection {
     max_ejection_percent
 });
 inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes } deep { backoff, budget });
+inherit!(HealthCheck {
+    probe,
+    interval,
+    timeout,
+    unhealthy_threshold,
+    healthy_threshold
+});
 inherit!(Backoff { base, max });
 inherit!(RetryBudget {
     percent,

@@ -8,6 +8,7 @@ use weft_api::policy::{Duration, TelemetrySpec};
 
 use super::{Object, Service, Workload};
 
+mod health;
 mod resilience;
 mod targets;
 
@@ -233,6 +234,9 @@ fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
             ),
             _ => {}
         }
+    }
+    if let Some(check) = &spec.health_check {
+        health::check(check, findings);
     }
     if let Some(retries) = &spec.retries {
         check_retries(retries, findings);

@@ -72,6 +72,8 @@ pub struct EndpointStatus {
     pub ewma: Duration,
     /// Outlier ejection, over all workers.
     pub state: HealthState,
+    /// What active checks say.
+    pub well: bool,
     /// Ejections and returns so far, over all workers.
     pub ejections: u64,
     pub returns: u64,
@@ -189,7 +191,8 @@ impl<P: Default> Balancer<P> {
         }
         let due = |i: &u32| {
             let slot = &view.slots[*i as usize];
-            slot.out && slot.info.health.try_probe(policy, now)
+            let health = &slot.info.health;
+            slot.out && health.is_well() && health.try_probe(policy, now)
         };
         match key {
             Some(key) => view.walk(key).next().filter(due),
@@ -245,6 +248,7 @@ impl<P: Default> Balancer<P> {
                 in_flight: slot.endpoint.in_flight(),
                 ewma: slot.endpoint.ewma(now),
                 state: slot.info.health.state(),
+                well: slot.info.health.is_well(),
                 ejections: slot.info.health.ejections(),
                 returns: slot.info.health.returns(),
             })

@@ -26,7 +26,7 @@ pub(super) struct Slot<P> {
     /// As last told; the endpoint's own `info` is from when it was first seen.
     pub(super) info: Arc<EndpointInfo>,
     pub(super) ready: bool,
-    /// Ejected or half-open, as of the last regrouping.
+    /// Ejected, half-open, or unwell by active checks, as of the last regrouping.
     pub(super) out: bool,
     /// Weight as a share of the mean weight of those ready.
     pub(super) share: f64,
@@ -190,8 +190,10 @@ impl<P: Default> View<P> {
         self.avoid_until = 0;
         for slot in self.slots.iter_mut().filter(|slot| slot.ready) {
             let health = &slot.info.health;
-            let probe_at = health.probe_at().filter(|_| ejecting);
-            slot.out = probe_at.is_some();
+            // One that active checks find unwell is theirs to ask, not a request's.
+            let unwell = !health.is_well();
+            let probe_at = health.probe_at().filter(|_| ejecting && !unwell);
+            slot.out = unwell || probe_at.is_some();
             ready += 1;
             well += usize::from(!slot.out);
             self.probe_at = self.probe_at.min(probe_at.unwrap_or(u64::MAX));

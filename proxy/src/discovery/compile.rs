@@ -13,6 +13,7 @@ use weft_api::identity::SpiffeId;
 use weft_api::proto;
 
 use super::filters::{self, PlanDraft};
+use super::health;
 use super::matches::route_match;
 use super::resilience;
 use super::sessions;
@@ -456,6 +457,12 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
             .as_ref()
             .map(retry_constraint)
             .transpose()?,
+        health_check: given
+            .health_check
+            .as_ref()
+            .map(health::check)
+            .transpose()?
+            .map(Arc::new),
     })
 }
 
