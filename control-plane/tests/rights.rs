@@ -134,6 +134,13 @@ fn fill(server: &ApiServer) {
         json!({"metadata": {"name": "cart", "namespace": "shop"},
             "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]}}),
     );
+    server.put(
+        "trafficpolicies",
+        json!({"apiVersion": "policy.weft.dev/v1alpha1", "kind": "TrafficPolicy",
+            "metadata": {"name": "cart", "namespace": "shop", "generation": 1},
+            "spec": {"targetRefs": [{"kind": "Service", "name": "cart"}],
+                "timeouts": {"request": "3s"}}}),
+    );
     let route = |kind: &str, name: &str| {
         json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": kind,
             "metadata": {"name": name, "namespace": "shop", "generation": 1},

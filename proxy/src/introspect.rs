@@ -444,6 +444,7 @@ fn show_backend(backend: &Backend) -> Value {
             HashKey::Cookie(name) => json!({ "cookie": name }),
             HashKey::SourceAddress => json!("source_address"),
         }),
+        "slow_start_ms": policy.slow_start.map(millis),
         "connect_timeout_ms": millis(policy.connect_timeout),
         "limits": {
             "max_connections": policy.max_connections,

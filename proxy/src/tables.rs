@@ -363,6 +363,8 @@ pub struct BackendPolicy {
     pub hash_key: Option<HashKey>,
     /// Percent 0-100: with fewer well endpoints than this, all are used.
     pub panic_threshold: u32,
+    /// Until a new endpoint has its full weight.
+    pub slow_start: Option<Duration>,
     /// 0 is no limit.
     pub max_connections: u32,
     pub max_requests: u32,
@@ -540,6 +542,7 @@ impl Default for BackendPolicy {
             algorithm: Algorithm::PeakEwma,
             hash_key: None,
             panic_threshold: 50,
+            slow_start: None,
             max_connections: 0,
             max_requests: 0,
             max_pending_requests: 0,

@@ -6,7 +6,7 @@ use super::duration::Duration;
 use super::health::HealthCheck;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
-use super::resilience::{FaultInjection, RateLimit};
+use super::resilience::{FaultInjection, RateLimit, SlowStart};
 
 /// How requests to Services are sent. For a request, the policies that name the rule of the route
 /// that it takes come before those that name the route, then those that name the Service port that
@@ -99,6 +99,9 @@ pub struct LoadBalancer {
     /// never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_threshold: Option<Percent>,
+    /// Default: new endpoints take their full share at once. Not with `RingHash` and `Maglev`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -150,6 +150,9 @@ pub struct Backend {
     pub service: String,
     pub port: u16,
     pub algorithm: String,
+    /// Until a new endpoint has its full weight.
+    #[serde(default)]
+    pub slow_start_ms: Option<u64>,
     pub connect_timeout_ms: u64,
     pub limits: Limits,
     pub outlier_detection: Option<Outlier>,

@@ -204,9 +204,13 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     );
     let _ = writeln!(
         out,
-        "balancer  {}, connect timeout {}",
+        "balancer  {}, connect timeout {}{}",
         algorithm(&backend.algorithm),
-        millis(backend.connect_timeout_ms)
+        millis(backend.connect_timeout_ms),
+        match backend.slow_start_ms {
+            Some(window) => format!(", slow start {}", millis(window)),
+            None => String::new(),
+        }
     );
     if let Some(session) = &backend.session {
         let ends = [

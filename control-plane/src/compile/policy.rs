@@ -443,6 +443,10 @@ fn load_balancer(given: &LoadBalancer) -> proto::LoadBalancer {
         panic_threshold_percent: given
             .panic_threshold
             .map_or(PANIC_THRESHOLD_PERCENT, Percent::get),
+        slow_start_ms: match given.slow_start {
+            Some(slow) if !hashed => slow.window.as_millis(),
+            _ => 0,
+        },
     }
 }
 
@@ -500,7 +504,8 @@ inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
 inherit!(LoadBalancer {
     algorithm,
     hash_key,
-    panic_threshold
+    panic_threshold,
+    slow_start
 });
 inherit!(CircuitBreaker { fallback } deep { limits, outlier_detection });
 inherit!(Limits {

@@ -441,6 +441,10 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
         algorithm,
         hash_key,
         panic_threshold,
+        slow_start: match &given.load_balancer {
+            None => None,
+            Some(balancer) => duration(balancer.slow_start_ms, "the slow start")?,
+        },
         max_connections: limits.max_connections,
         max_requests: limits.max_requests,
         max_pending_requests: limits.max_pending_requests,

@@ -22,6 +22,7 @@ use super::backoff::{Backoff, jitter};
 use super::meta;
 use crate::finding::{Finding, Severity};
 use crate::model::{Change, Kind, Name, Object, ObjectRef};
+use crate::sources::gateway;
 
 /// Wait after the first failure, and the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
@@ -312,9 +313,14 @@ impl<K: Watched> Watch<K> {
                 K::PLURAL,
                 K::group(&())
             ),
-            help:
-                "install the CRDs, which are part of the Helm chart; they are looked for every 10 s"
-                    .to_owned(),
+            help: match &*K::group(&()) {
+                gateway::GROUP => {
+                    "for such routes install the CRDs of the Gateway API (1.6 or newer); they are \
+                     looked for every 10 s"
+                }
+                _ => "install the CRDs, which are part of the Helm chart; they are looked for every 10 s",
+            }
+            .to_owned(),
         };
         self.trouble(finding).await?;
         // The first time, nothing can be known; later it may be the apiserver that is starting.

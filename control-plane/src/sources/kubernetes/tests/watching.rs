@@ -241,13 +241,18 @@ async fn a_policy_that_cannot_be_read_is_a_finding_and_the_last_good_one_stays()
 #[tokio::test]
 async fn missing_kinds_are_said_and_looked_for() {
     let server = server().await;
-    for kind in ["trafficpolicies", "peerauthentications", "telemetries"] {
+    for kind in [
+        "trafficpolicies",
+        "peerauthentications",
+        "telemetries",
+        "tcproutes",
+    ] {
         server.set_missing(kind, true);
     }
     let mut running = Running::synced(server).await;
     assert!(running.has_service("a"), "the rest is not held up");
     running
-        .until("three findings", |now| now.findings.len() == 3)
+        .until("four findings", |now| now.findings.len() == 4)
         .await;
     let first = &running.findings[0];
     assert_eq!(first.severity, Severity::Warning);
@@ -257,13 +262,20 @@ async fn missing_kinds_are_said_and_looked_for() {
             .contains("peerauthentications.policy.weft.dev"),
         "{first}"
     );
+    // Whoever installs the chart has no Gateway API by that.
+    let help = |kind: &str| {
+        let of = |finding: &&Finding| finding.message.contains(kind);
+        running.findings.iter().find(of).unwrap().help.clone()
+    };
+    assert!(help("telemetries.policy.weft.dev").contains("Helm chart"));
+    assert!(help("tcproutes.gateway.networking.k8s.io").contains("Gateway API"));
     running
         .server
         .put("trafficpolicies", policy("a", json!({})));
     running.server.set_missing("trafficpolicies", false);
     running
         .until("the policy", |now| {
-            now.world.traffic.len() == 1 && now.findings.len() == 2
+            now.world.traffic.len() == 1 && now.findings.len() == 3
         })
         .await;
 }
