@@ -445,6 +445,7 @@ fn show_backend(backend: &Backend) -> Value {
             HashKey::SourceAddress => json!("source_address"),
         }),
         "slow_start_ms": policy.slow_start.map(millis),
+        "zone_threshold_percent": policy.zone_threshold,
         "connect_timeout_ms": millis(policy.connect_timeout),
         "limits": {
             "max_connections": policy.max_connections,

@@ -365,6 +365,9 @@ pub struct BackendPolicy {
     pub panic_threshold: u32,
     /// Until a new endpoint has its full weight.
     pub slow_start: Option<Duration>,
+    /// Percent 0-100 of an equal part that the proxy's own zone must be able to take, for requests
+    /// to stay there.
+    pub zone_threshold: Option<u32>,
     /// 0 is no limit.
     pub max_connections: u32,
     pub max_requests: u32,
@@ -543,6 +546,7 @@ impl Default for BackendPolicy {
             hash_key: None,
             panic_threshold: 50,
             slow_start: None,
+            zone_threshold: None,
             max_connections: 0,
             max_requests: 0,
             max_pending_requests: 0,

@@ -12,6 +12,7 @@
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
 //! - [`health`]: how the endpoints of a Service are asked whether they are well.
+//! - [`zone`]: endpoints near by.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
 
 pub mod duration;
@@ -23,6 +24,7 @@ pub mod security;
 pub mod telemetry;
 pub mod traffic;
 pub mod workload;
+pub mod zone;
 
 pub use duration::Duration;
 pub use meta::{LabelSelector, Metadata};

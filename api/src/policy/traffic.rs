@@ -7,6 +7,7 @@ use super::health::HealthCheck;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
 use super::resilience::{FaultInjection, RateLimit, SlowStart};
+use super::zone::ZonePreference;
 
 /// How requests to Services are sent. For a request, the policies that name the rule of the route
 /// that it takes come before those that name the route, then those that name the Service port that
@@ -102,6 +103,9 @@ pub struct LoadBalancer {
     /// Default: new endpoints take their full share at once. Not with `RingHash` and `Maglev`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// Default: every zone alike. Not with `RingHash` and `Maglev`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_preference: Option<ZonePreference>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

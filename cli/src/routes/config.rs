@@ -153,6 +153,9 @@ pub struct Backend {
     /// Until a new endpoint has its full weight.
     #[serde(default)]
     pub slow_start_ms: Option<u64>,
+    /// Requests stay in the proxy's own zone while it can take so much of its part.
+    #[serde(default)]
+    pub zone_threshold_percent: Option<u32>,
     pub connect_timeout_ms: u64,
     pub limits: Limits,
     pub outlier_detection: Option<Outlier>,

@@ -204,9 +204,13 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     );
     let _ = writeln!(
         out,
-        "balancer  {}, connect timeout {}{}",
+        "balancer  {}, connect timeout {}{}{}",
         algorithm(&backend.algorithm),
         millis(backend.connect_timeout_ms),
+        match backend.zone_threshold_percent {
+            Some(percent) => format!(", own zone while it takes {percent} % of its part"),
+            None => String::new(),
+        },
         match backend.slow_start_ms {
             Some(window) => format!(", slow start {}", millis(window)),
             None => String::new(),

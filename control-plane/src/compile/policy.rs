@@ -18,6 +18,8 @@ use crate::model::{
 
 /// Fewer well endpoints than this share: all are used. Percent.
 const PANIC_THRESHOLD_PERCENT: u32 = 50;
+/// Less of its part than this that a zone can take: all zones are used. Percent.
+const ZONE_THRESHOLD_PERCENT: u32 = 70;
 /// Gateway errors in a row that take an endpoint out.
 const CONSECUTIVE_GATEWAY_ERRORS: u32 = 5;
 const OUTLIER_INTERVAL_MS: u64 = 10_000;
@@ -447,6 +449,11 @@ fn load_balancer(given: &LoadBalancer) -> proto::LoadBalancer {
             Some(slow) if !hashed => slow.window.as_millis(),
             _ => 0,
         },
+        zone_preference: given.zone_preference.filter(|_| !hashed).map(|zone| {
+            proto::ZonePreference {
+                threshold_percent: zone.threshold.map_or(ZONE_THRESHOLD_PERCENT, Percent::get),
+            }
+        }),
     }
 }
 
@@ -505,7 +512,8 @@ inherit!(LoadBalancer {
     algorithm,
     hash_key,
     panic_threshold,
-    slow_start
+    slow_start,
+    zone_preference
 });
 inherit!(CircuitBreaker { fallback } deep { limits, outlier_detection });
 inherit!(Limits {

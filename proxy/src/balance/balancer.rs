@@ -103,6 +103,18 @@ impl<P: Default> Balancer<P> {
         Self::with_view(backend, self.view.borrow_mut().successor())
     }
 
+    /// The same for a proxy in a zone; empty when it is not known.
+    pub fn replace_in(&self, backend: Arc<Backend>, zone: Arc<str>) -> Self {
+        let next = self.replace(backend);
+        next.view.borrow_mut().zone = zone;
+        next
+    }
+
+    /// The zone that it prefers, where the policy says so.
+    pub fn is_in(&self, zone: &Arc<str>) -> bool {
+        self.view.borrow().zone == *zone
+    }
+
     pub fn backend(&self) -> &Arc<Backend> {
         &self.local.backend
     }
@@ -143,7 +155,13 @@ impl<P: Default> Balancer<P> {
             backing_off_at: (view.avoid_until > millis).then_some(millis),
         };
         let chosen = probe.map(|slot| (slot, true)).or_else(|| {
+            let far =
+                policy.zone_threshold.is_some() && !tried.is_empty() && view.are_all_tried(tried);
             let slot = match key {
+                None if far => {
+                    let other = view.elsewhere(tried);
+                    other.or_else(|| view.choose(policy.algorithm, avoid, now))
+                }
                 Some(key) => view.choose_by_key(key, avoid),
                 None => view.choose(policy.algorithm, avoid, now),
             };

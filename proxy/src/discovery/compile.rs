@@ -445,6 +445,12 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
             None => None,
             Some(balancer) => duration(balancer.slow_start_ms, "the slow start")?,
         },
+        zone_threshold: given
+            .load_balancer
+            .as_ref()
+            .and_then(|balancer| balancer.zone_preference.as_ref())
+            .map(|zone| percent(zone.threshold_percent, "the threshold of a zone"))
+            .transpose()?,
         max_connections: limits.max_connections,
         max_requests: limits.max_requests,
         max_pending_requests: limits.max_pending_requests,

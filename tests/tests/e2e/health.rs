@@ -101,3 +101,48 @@ pub fn an_application_that_takes_no_connection_is_unwell() {
     let _two = Server::answering(mesh.host(2), 8080, ok("2"));
     eventually("it is back", PATIENCE, || answering(&mesh, vip).len() == 2);
 }
+
+/// Zone preference: requests stay near, and go farther when the zone is unwell.
+pub fn requests_stay_in_the_clients_zone_while_it_is_well() {
+    let mut mesh = Mesh::new();
+    let zone = |zone: &str| format!("  zone: {zone}\n");
+    mesh.workload(Workload::new("client").extra(&zone("a")));
+    for (i, of) in (1..).zip(["a", "b"]) {
+        let server = Workload::new(&format!("server-{i}")).extra(&zone(of));
+        mesh.workload(server.port(8080, Some("http")));
+    }
+    let vip = mesh.service("server", 8080, Some("http"));
+    mesh.traffic_policy(
+        "server",
+        "  loadBalancer: {algorithm: RoundRobin, zonePreference: {}}
+  healthCheck: {interval: 100ms, healthyThreshold: 1, probe: {http: {path: /live}}}",
+    );
+    mesh.start();
+    let well = Arc::new(AtomicBool::new(true));
+    let _servers: Vec<Server> = (1..=2)
+        .map(|i| {
+            let well = well.clone();
+            Server::start(mesh.host(i), 8080, move |wire| {
+                let well = well.clone();
+                serve_http(wire, move |head| {
+                    match head.starts_with("GET /live ") && i == 1 && !well.load(Ordering::SeqCst) {
+                        true => b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n".to_vec(),
+                        false => ok(&i.to_string()),
+                    }
+                });
+            })
+        })
+        .collect();
+    let only = |name: &str| BTreeSet::from([name.to_owned()]);
+    eventually("requests stay near", PATIENCE, || {
+        answering(&mesh, vip) == only("1")
+    });
+    well.store(false, Ordering::SeqCst);
+    eventually("they go farther", PATIENCE, || {
+        answering(&mesh, vip) == only("2")
+    });
+    well.store(true, Ordering::SeqCst);
+    eventually("they come back", PATIENCE, || {
+        answering(&mesh, vip) == only("1")
+    });
+}
