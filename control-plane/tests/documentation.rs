@@ -104,6 +104,7 @@ fn every_field_has_an_example() {
     let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/src/policy");
     for file in [
         "workload.rs",
+        "health.rs",
         "traffic.rs",
         "resilience.rs",
         "security.rs",

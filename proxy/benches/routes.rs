@@ -11,7 +11,7 @@ use std::time::Instant;
 use weft_api::proto;
 use weft_proxy::balance::SharedLimits;
 use weft_proxy::discovery::compile::{self, BackendKey, Links};
-use weft_proxy::http::{RequestView, route};
+use weft_proxy::http::{HeadSize, RequestView, route};
 use weft_proxy::tables::{Destination, EndpointsCell};
 
 const RULES: [usize; 4] = [1, 10, 100, 1000];
@@ -39,6 +39,11 @@ struct Request {
 }
 
 impl RequestView for Request {
+    // No rule asks for it.
+    fn size(&self) -> HeadSize {
+        HeadSize::default()
+    }
+
     fn method(&self) -> &[u8] {
         b"GET"
     }

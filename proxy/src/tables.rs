@@ -392,6 +392,9 @@ pub struct BackendPolicy {
     pub panic_threshold: u32,
     /// Until a new endpoint has its full weight.
     pub slow_start: Option<Duration>,
+    /// Percent 0-100 of an equal part that the proxy's own zone must be able to take, for requests
+    /// to stay there.
+    pub zone_threshold: Option<u32>,
     /// 0 is no limit.
     pub max_connections: u32,
     pub max_requests: u32,
@@ -402,6 +405,34 @@ pub struct BackendPolicy {
     pub retry_constraint: Option<RetryConstraint>,
     /// TLS with endpoints outside the mesh; `None`: what the endpoint's identity says.
     pub origin: Option<Arc<Origin>>,
+    pub health_check: Option<Arc<HealthCheck>>,
+}
+
+/// How endpoints are asked whether they are well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub probe: HealthProbe,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Checks in a row.
+    pub unhealthy_threshold: u32,
+    pub healthy_threshold: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthProbe {
+    Http {
+        /// With its query.
+        path: Box<str>,
+        /// `None`: the endpoint's address.
+        host: Option<Box<str>>,
+        /// Empty: 200 to 299.
+        statuses: Box<[u16]>,
+    },
+    Grpc {
+        service: Box<str>,
+    },
+    Tcp,
 }
 
 /// Retries that a backend gets.
@@ -551,6 +582,7 @@ impl Default for BackendPolicy {
             hash_key: None,
             panic_threshold: 50,
             slow_start: None,
+            zone_threshold: None,
             max_connections: 0,
             max_requests: 0,
             max_pending_requests: 0,
@@ -558,6 +590,7 @@ impl Default for BackendPolicy {
             connect_timeout: Duration::from_secs(5),
             retry_constraint: None,
             origin: None,
+            health_check: None,
         }
     }
 }

@@ -13,11 +13,14 @@
 //! - [`resilience`]: its faults and its limits at the destination.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
+//! - [`health`]: how the endpoints of a Service are asked whether they are well.
+//! - [`zone`]: endpoints near by.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
 
 pub mod duration;
 pub mod egress;
 pub mod external;
+pub mod health;
 pub mod meta;
 pub mod percent;
 pub mod resilience;
@@ -25,6 +28,7 @@ pub mod security;
 pub mod telemetry;
 pub mod traffic;
 pub mod workload;
+pub mod zone;
 
 pub use duration::Duration;
 pub use egress::{EgressPolicy, EgressPolicySpec};

@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::duration::Duration;
+use super::health::HealthCheck;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
 use super::resilience::{FaultInjection, Hedging, RateLimit, RequestHeaders, SlowStart};
+use super::zone::ZonePreference;
 
 /// How requests to Services are sent. For a request, the policies that name the rule of the route
 /// that it takes come before those that name the route, then those that name the Service port that
@@ -47,6 +49,9 @@ pub struct TrafficPolicySpec {
     pub rate_limit: Option<RateLimit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_headers: Option<RequestHeaders>,
+    /// Default: nobody is asked; endpoints are judged by their answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 impl TrafficPolicySpec {
@@ -102,6 +107,9 @@ pub struct LoadBalancer {
     /// Default: new endpoints take their full share at once. Not with `RingHash` and `Maglev`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// Default: every zone alike. Not with `RingHash` and `Maglev`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_preference: Option<ZonePreference>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

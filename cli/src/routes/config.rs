@@ -172,6 +172,9 @@ pub struct Backend {
     /// Until a new endpoint has its full weight.
     #[serde(default)]
     pub slow_start_ms: Option<u64>,
+    /// Requests stay in the proxy's own zone while it can take so much of its part.
+    #[serde(default)]
+    pub zone_threshold_percent: Option<u32>,
     pub connect_timeout_ms: u64,
     pub limits: Limits,
     pub outlier_detection: Option<Outlier>,
@@ -181,7 +184,19 @@ pub struct Backend {
     /// In place of the route's retry budget.
     #[serde(default)]
     pub retry_constraint: Option<RetryConstraint>,
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
     pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// What is asked, in words.
+    pub probe: String,
+    pub interval_ms: u64,
+    pub timeout_ms: u64,
+    pub unhealthy_threshold: u32,
+    pub healthy_threshold: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

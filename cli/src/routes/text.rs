@@ -233,9 +233,13 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     );
     let _ = writeln!(
         out,
-        "balancer  {}, connect timeout {}{}",
+        "balancer  {}, connect timeout {}{}{}",
         algorithm(&backend.algorithm),
         millis(backend.connect_timeout_ms),
+        match backend.zone_threshold_percent {
+            Some(percent) => format!(", own zone while it takes {percent} % of its part"),
+            None => String::new(),
+        },
         match backend.slow_start_ms {
             Some(window) => format!(", slow start {}", millis(window)),
             None => String::new(),
@@ -255,6 +259,17 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             out,
             "session   by the {} {}{ends}",
             session.place, session.name
+        );
+    }
+    if let Some(check) = &backend.health_check {
+        let _ = writeln!(
+            out,
+            "checks    {} every {} within {}; unwell after {}, well after {}",
+            check.probe,
+            millis(check.interval_ms),
+            millis(check.timeout_ms),
+            check.unhealthy_threshold,
+            check.healthy_threshold
         );
     }
     if let Some(budget) = &backend.retry_constraint {
@@ -305,7 +320,7 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         .map(|e| {
             let tone = match e.state.as_str() {
                 "ready" => Tone::Good,
-                "ejected" => Tone::Bad,
+                "ejected" | "unhealthy" => Tone::Bad,
                 _ => Tone::Warning,
             };
             vec![

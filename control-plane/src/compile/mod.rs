@@ -13,12 +13,14 @@
 //! - [`session`]: who stays with the endpoint it has.
 //! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used;
 //!   [`resilience`]: faults, and what a destination takes no more of.
+//! - [`health`]: how endpoints are asked whether they are well.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
 mod destination;
 mod endpoints;
 mod external;
 mod findings;
+mod health;
 mod policy;
 mod policy_status;
 mod resilience;

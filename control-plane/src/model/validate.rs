@@ -2,7 +2,7 @@
 //! keeps the last good one.
 
 use weft_api::policy::traffic::{
-    Fallback, HashKey, OutlierDetection, Retries, Timeouts, TrafficPolicySpec,
+    Algorithm, Fallback, HashKey, OutlierDetection, Retries, Timeouts, TrafficPolicySpec,
 };
 use weft_api::policy::{Duration, TelemetrySpec};
 
@@ -10,6 +10,7 @@ mod external;
 
 use super::{Object, Service, Workload};
 
+mod health;
 mod resilience;
 mod targets;
 
@@ -178,6 +179,15 @@ fn check_workload(workload: &Workload, findings: &mut Findings) {
 
 fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(load_balancer) = &spec.load_balancer {
+        if let (Some(_), Some(algorithm @ (Algorithm::RingHash | Algorithm::Maglev))) =
+            (load_balancer.zone_preference, load_balancer.algorithm)
+        {
+            findings.add(
+                "spec.loadBalancer.zonePreference",
+                format!("{algorithm:?} gives each key its endpoint, in whatever zone that is"),
+                "leave zonePreference out, or choose another algorithm",
+            );
+        }
         match &load_balancer.hash_key {
             Some(HashKey::SourceAddress(false)) => findings.add(
                 "spec.loadBalancer.hashKey",
@@ -237,6 +247,9 @@ fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
             ),
             _ => {}
         }
+    }
+    if let Some(check) = &spec.health_check {
+        health::check(check, findings);
     }
     if let Some(retries) = &spec.retries {
         check_retries(retries, findings);

@@ -13,6 +13,7 @@ use weft_api::identity::SpiffeId;
 use weft_api::proto;
 
 use super::filters::{self, PlanDraft};
+use super::health;
 use super::matches::route_match;
 use super::resilience;
 use super::sessions;
@@ -459,6 +460,12 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
             None => None,
             Some(balancer) => duration(balancer.slow_start_ms, "the slow start")?,
         },
+        zone_threshold: given
+            .load_balancer
+            .as_ref()
+            .and_then(|balancer| balancer.zone_preference.as_ref())
+            .map(|zone| percent(zone.threshold_percent, "the threshold of a zone"))
+            .transpose()?,
         max_connections: limits.max_connections,
         max_requests: limits.max_requests,
         max_pending_requests: limits.max_pending_requests,
@@ -476,6 +483,12 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
             .map(retry_constraint)
             .transpose()?,
         origin: given.originate_tls.as_ref().map(origin).transpose()?,
+        health_check: given
+            .health_check
+            .as_ref()
+            .map(health::check)
+            .transpose()?
+            .map(Arc::new),
     })
 }
 

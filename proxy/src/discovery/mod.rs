@@ -14,6 +14,7 @@ pub mod compile;
 pub mod dial;
 mod directory;
 mod filters;
+mod health;
 mod matches;
 mod outside;
 mod resilience;

@@ -8,6 +8,7 @@
 
 mod external;
 mod faults;
+mod health;
 mod http1;
 mod http2;
 mod policy;
@@ -111,6 +112,9 @@ const TRIALS: &[(&str, fn())] = &trials![
     routes::ports_and_pod_addresses_are_told_apart,
     routes::cross_origin_requests,
     sessions::a_client_stays_with_its_endpoint_through_restarts_and_a_rollout,
+    health::an_endpoint_that_says_it_is_unwell_gets_no_requests,
+    health::an_application_that_takes_no_connection_is_unwell,
+    health::requests_stay_in_the_clients_zone_while_it_is_well,
     sessions::a_header_keeps_a_session_too,
     sessions::a_backends_policy_keeps_sessions_without_a_route,
     routes::a_backends_own_redirect_and_cors_hold_for_its_share,

@@ -77,6 +77,7 @@ fn of_backends(spec: &TrafficPolicySpec) -> Vec<&'static str> {
             "circuitBreaker.outlierDetection",
         ),
         (spec.rate_limit.is_some(), "rateLimit"),
+        (spec.health_check.is_some(), "healthCheck"),
         (
             timeouts.is_some_and(|timeouts| timeouts.connect.is_some()),
             "timeouts.connect",

@@ -4,6 +4,7 @@ mod choice;
 mod ejection;
 mod limits;
 mod slow_start;
+mod zones;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
