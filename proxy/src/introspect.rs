@@ -444,6 +444,7 @@ fn show_backend(backend: &Backend) -> Value {
             HashKey::Cookie(name) => json!({ "cookie": name }),
             HashKey::SourceAddress => json!("source_address"),
         }),
+        "slow_start_ms": policy.slow_start.map(millis),
         "connect_timeout_ms": millis(policy.connect_timeout),
         "limits": {
             "max_connections": policy.max_connections,
@@ -456,6 +457,11 @@ fn show_backend(backend: &Backend) -> Value {
             "success_rate_threshold_percent": outlier.success_rate_threshold,
             "base_ejection_ms": millis(outlier.base_ejection),
             "max_ejection_percent": outlier.max_ejection_percent,
+        })),
+        "retry_constraint": policy.retry_constraint.as_ref().map(|constraint| json!({
+            "percent": constraint.percent,
+            "interval_ms": millis(constraint.interval),
+            "floor": constraint.floor,
         })),
         "endpoints": backend.endpoints.current.load().endpoints.iter().map(|info| json!({
             "address": info.address.to_string(),

@@ -388,6 +388,8 @@ pub struct BackendPolicy {
     pub hash_key: Option<HashKey>,
     /// Percent 0-100: with fewer well endpoints than this, all are used.
     pub panic_threshold: u32,
+    /// Until a new endpoint has its full weight.
+    pub slow_start: Option<Duration>,
     /// 0 is no limit.
     pub max_connections: u32,
     pub max_requests: u32,
@@ -396,6 +398,18 @@ pub struct BackendPolicy {
     pub connect_timeout: Duration,
     /// TLS with endpoints outside the mesh; `None`: what the endpoint's identity says.
     pub origin: Option<Arc<Origin>>,
+    /// In place of the budgets of the routes that lead here.
+    pub retry_constraint: Option<RetryConstraint>,
+}
+
+/// Retries that a backend gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryConstraint {
+    /// Percent 0-100 of the requests of the last interval.
+    pub percent: u32,
+    pub interval: Duration,
+    /// And this many in each interval.
+    pub floor: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -534,12 +548,14 @@ impl Default for BackendPolicy {
             algorithm: Algorithm::PeakEwma,
             hash_key: None,
             panic_threshold: 50,
+            slow_start: None,
             max_connections: 0,
             max_requests: 0,
             max_pending_requests: 0,
             outlier: None,
             connect_timeout: Duration::from_secs(5),
             origin: None,
+            retry_constraint: None,
         }
     }
 }

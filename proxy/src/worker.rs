@@ -17,7 +17,7 @@ use crate::balance::{Balancer, RetryBudget};
 use crate::config::Config;
 use crate::discovery::Directory;
 use crate::inbound::local;
-use crate::tables::{Backend, Destination, RetryPolicy, Route, Workload};
+use crate::tables::{Backend, Destination, RetryConstraint, RetryPolicy, Route, Workload};
 use crate::telemetry::{
     AccessLogSink, Direction, FlowLabels, FlowProtocol, Registry, Sampler, Taps, Tracer,
     WorkerMetrics, trace::SpanSink,
@@ -65,6 +65,8 @@ pub struct Worker {
     open: Cell<usize>,
     balancers: RefCell<HashMap<(usize, usize), Rc<Balancer<Pools>>>>,
     budgets: RefCell<HashMap<Arc<str>, (Arc<RetryPolicy>, Rc<RetryBudget>)>>,
+    /// Of backends that have their own, by their endpoints.
+    constraints: RefCell<HashMap<Arc<str>, (RetryConstraint, Rc<RetryBudget>)>>,
     /// With the workload they were made from.
     locals: RefCell<(Arc<Workload>, HashMap<SocketAddr, Arc<Destination>>)>,
     rng: RefCell<SmallRng>,
@@ -145,6 +147,7 @@ impl Worker {
             open: Cell::new(0),
             balancers: RefCell::default(),
             budgets: RefCell::default(),
+            constraints: RefCell::default(),
             locals: RefCell::default(),
             rng: RefCell::new(SmallRng::from_os_rng()),
         })
@@ -245,6 +248,31 @@ impl Worker {
                 let share = floor.div_ceil(self.config.workers.max(1) as u32);
                 let budget = Rc::new(RetryBudget::new(policy.budget_percent, share));
                 budgets.insert(route.name.clone(), (policy.clone(), budget.clone()));
+                budget
+            }
+        }
+    }
+
+    /// This worker's share of the retries that a request may draw on: of its backend's budget, else
+    /// of its route's.
+    pub fn budget_of(
+        &self,
+        backend: &Backend,
+        route: &Route,
+        policy: &Arc<RetryPolicy>,
+    ) -> Rc<RetryBudget> {
+        let Some(constraint) = backend.policy.retry_constraint else {
+            return self.budget(route, policy);
+        };
+        let mut constraints = self.constraints.borrow_mut();
+        match constraints.get(&backend.endpoints.name) {
+            Some((of, budget)) if *of == constraint => budget.clone(),
+            _ => {
+                let floor = constraint.floor;
+                let share = floor.div_ceil(self.config.workers.max(1) as u64);
+                let budget = RetryBudget::within(constraint.interval, constraint.percent, share);
+                let budget = Rc::new(budget);
+                constraints.insert(backend.endpoints.name.clone(), (constraint, budget.clone()));
                 budget
             }
         }

@@ -84,6 +84,15 @@ pub enum RateLimitKey {
     SourceAddress(bool),
 }
 
+/// New endpoints take their share of the requests little by little.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SlowStart {
+    /// Until an endpoint that has come, or become ready, has its full weight; from a tenth of it, in
+    /// a straight line.
+    pub window: Duration,
+}
+
 fn second() -> Duration {
     Duration::from_secs(1)
 }

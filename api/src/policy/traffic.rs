@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use super::duration::Duration;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
-use super::resilience::{FaultInjection, RateLimit};
+use super::resilience::{FaultInjection, RateLimit, SlowStart};
 
-/// How requests to Services are sent. For a Service port, the policies that name the port come
-/// before those that name the Service, and these before the namespace's default (no
-/// `targetRefs`); the most specific one that sets a field wins, field by field. Of two policies
-/// with the same target, the older is used and the other refused.
+/// How requests to Services are sent. For a request, the policies that name the rule of the route
+/// that it takes come before those that name the route, then those that name the Service port that
+/// was called, its Service, and the namespace (or nothing); the most specific one that sets a field
+/// wins, field by field. Of two policies with the same target, the older is used and the other
+/// refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicy {
@@ -27,8 +28,8 @@ pub struct TrafficPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// The Services and ExternalServices meant, of the policy's own namespace. Empty: every one of
-    /// the namespace for which no other policy says anything.
+    /// The Services, ExternalServices, routes or namespace meant, of the policy's own namespace.
+    /// Empty: the namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub target_refs: Vec<TargetRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,18 +47,28 @@ pub struct TrafficPolicySpec {
     pub rate_limit: Option<RateLimit>,
 }
 
-/// A Service or one of its ports (Gateway API `LocalPolicyTargetReferenceWithSectionName`).
+impl TrafficPolicySpec {
+    /// Whether it is the default of its namespace.
+    pub fn is_default(&self) -> bool {
+        let namespace = |target: &TargetRef| target.kind == TargetKind::Namespace;
+        self.target_refs.is_empty() || self.target_refs.iter().any(namespace)
+    }
+}
+
+/// A Service, one of its ports, a route, one of its rules, or the namespace (Gateway API
+/// `LocalPolicyTargetReferenceWithSectionName`).
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
-    /// API group; Services are of the core group, written "". Default: the kind's.
+    /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route,
+    /// "policy.weft.dev" for an ExternalService. Default "", which goes for each of them.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
-    /// `Service` or `ExternalService`.
     pub kind: TargetKind,
-    /// Name of the Service.
+    /// Its name; of the namespace the policy's own.
     pub name: String,
-    /// Name or number of one port of the Service. Default: all its ports.
+    /// Name or number of one port of the Service, or the name of one rule of the route. Default:
+    /// all of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section_name: Option<String>,
 }
@@ -65,8 +76,11 @@ pub struct TargetRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TargetKind {
     Service,
-    /// Of the group `policy.weft.dev`.
     ExternalService,
+    HTTPRoute,
+    GRPCRoute,
+    /// The policy's own.
+    Namespace,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +96,9 @@ pub struct LoadBalancer {
     /// never does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_threshold: Option<Percent>,
+    /// Default: new endpoints take their full share at once. Not with `RingHash` and `Maglev`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<SlowStart>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -166,13 +166,26 @@ pub struct Backend {
     pub service: String,
     pub port: u16,
     pub algorithm: String,
+    /// Until a new endpoint has its full weight.
+    #[serde(default)]
+    pub slow_start_ms: Option<u64>,
     pub connect_timeout_ms: u64,
     pub limits: Limits,
     pub outlier_detection: Option<Outlier>,
     /// How clients stay with their endpoints; none: they do not.
     #[serde(default)]
     pub session: Option<Session>,
+    /// In place of the route's retry budget.
+    #[serde(default)]
+    pub retry_constraint: Option<RetryConstraint>,
     pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RetryConstraint {
+    pub percent: u32,
+    pub interval_ms: u64,
+    pub floor: u64,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

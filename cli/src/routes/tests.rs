@@ -15,12 +15,13 @@ fn config() -> Config {
             "name": name, "matches": matches,
             "backends": [{
                 "weight": 1, "namespace": "shop", "service": "catalog", "port": 80,
-                "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000,
+                "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000, "slow_start_ms": 30000,
                 "limits": {"max_connections": 0, "max_requests": 100, "max_pending_requests": 0},
                 "session": {
                     "name": "stay", "in": "cookie", "permanent": false,
                     "absolute_timeout_ms": null, "idle_timeout_ms": 600_000,
                 },
+                "retry_constraint": {"percent": 5, "interval_ms": 10_000, "floor": 100},
                 "outlier_detection": {
                     "consecutive_gateway_errors": 3, "consecutive_5xx": 5,
                     "success_rate_threshold_percent": 0, "base_ejection_ms": 3000,
@@ -176,8 +177,9 @@ fn the_first_route_that_matches_is_taken_and_explained() {
         "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
         "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
         "backend   shop/catalog:80 (100 %)\n",
-        "balancer  PeakEWMA, connect timeout 1.0 s\n",
+        "balancer  PeakEWMA, connect timeout 1.0 s, slow start 30.0 s\n",
         "session   by the cookie stay, idle 10 min 0 s\n",
+        "budget    5 % of the requests of the last 10.0 s and 100 retries\n",
         "limits    100 requests at once\n",
         "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
         "10.77.0.6:8080  shop/catalog-1  ejected  1       spiffe://cluster.local/ns/shop/sa/catalog\n",

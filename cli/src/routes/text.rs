@@ -226,9 +226,13 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     );
     let _ = writeln!(
         out,
-        "balancer  {}, connect timeout {}",
+        "balancer  {}, connect timeout {}{}",
         algorithm(&backend.algorithm),
-        millis(backend.connect_timeout_ms)
+        millis(backend.connect_timeout_ms),
+        match backend.slow_start_ms {
+            Some(window) => format!(", slow start {}", millis(window)),
+            None => String::new(),
+        }
     );
     if let Some(session) = &backend.session {
         let ends = [
@@ -244,6 +248,15 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             out,
             "session   by the {} {}{ends}",
             session.place, session.name
+        );
+    }
+    if let Some(budget) = &backend.retry_constraint {
+        let _ = writeln!(
+            out,
+            "budget    {} % of the requests of the last {} and {} retries",
+            budget.percent,
+            millis(budget.interval_ms),
+            budget.floor
         );
     }
     let limits: Vec<String> = [

@@ -7,7 +7,7 @@ use weft_api::proto::{Backend, Destination, Fallback, Protocol, Route, WeightedB
 
 use super::external::{self, Found};
 use super::{endpoints, policy, routes};
-use crate::model::{Name, Service, ServicePort, Workload, World};
+use crate::model::{self, Name, Rule, Service, ServicePort, Workload, World};
 
 /// Compiles `<address>:<port>` or `<host>:<port>` for clients of a namespace; `None` when nothing
 /// is known there.
@@ -114,13 +114,14 @@ fn to_service(world: &World, service: &Service, port: &ServicePort, client: &str
     }
 }
 
-/// What holds for requests to a Service port, whatever their route.
+/// What holds for requests to a Service port: for those that take a rule, or whatever their route.
 pub(super) fn route_policy(
     world: &World,
     service: &Service,
     port: &ServicePort,
+    of: Option<(&model::Route, &Rule)>,
 ) -> weft_api::proto::RoutePolicy {
-    let effective = policy::effective(world, service, port);
+    let effective = policy::effective(world, service, port, of);
     let mut route_policy = effective.route;
     if let Some(target) = effective.fallback_backend {
         route_policy.fallback = Some(Fallback {
@@ -143,7 +144,7 @@ pub(super) fn own_route(world: &World, service: &Service, port: &ServicePort) ->
             backend: Some(backend(world, service, port)),
             ..WeightedBackend::default()
         }],
-        policy: Some(route_policy(world, service, port)),
+        policy: Some(route_policy(world, service, port, None)),
         ..Route::default()
     }
 }
@@ -154,7 +155,7 @@ pub(super) fn backend(world: &World, service: &Service, port: &ServicePort) -> B
         service: service.name.name.clone(),
         port: u32::from(port.port),
         endpoints: endpoints::name_of(&service.name, port.port),
-        policy: Some(policy::effective(world, service, port).backend),
+        policy: Some(policy::effective(world, service, port, None).backend),
     }
 }
 
@@ -180,7 +181,7 @@ fn fallback_backend(world: &World, name: &Name, number: u16) -> Backend {
 fn to_workload(world: &World, workload: &Workload, number: u16) -> Destination {
     let port = workload.ports.iter().find(|port| port.port == number);
     let headless = headless_service(world, workload, number)
-        .map(|(service, port)| policy::effective(world, service, port));
+        .map(|(service, port)| policy::effective(world, service, port, None));
     let (route_policy, backend_policy) = match headless {
         Some(effective) => (effective.route, policy::direct(effective.backend)),
         None => (policy::default_route(), policy::direct_backend()),

@@ -178,8 +178,8 @@ pub(super) fn destination(
     let service_port = service.ports.iter().find(|known| known.port == port.port);
     let (route_policy, mut backend_policy) = match service_port {
         Some(service_port) => (
-            route_policy(world, &service, service_port),
-            policy::effective(world, &service, service_port).backend,
+            route_policy(world, &service, service_port, None),
+            policy::effective(world, &service, service_port, None).backend,
         ),
         None => (policy::default_route(), policy::default_backend()),
     };

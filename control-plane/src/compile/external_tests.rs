@@ -284,6 +284,16 @@ spec: {{targetRefs: {target}, timeouts: {{request: {timeout}s}}}}
     assert!(dirty.services.iter().any(|name| name.name == "api"));
     let said: Vec<String> = problems(&world).into_iter().map(|p| p.message).collect();
     assert_eq!(said, ["there is no Service shop/api"]);
+    // There is no proxy of its own to keep a rate.
+    let limit = policy("limit", target, 1).replace(
+        "timeouts: {request: 1s}",
+        "rateLimit: {requests: 1, per: 1s}",
+    );
+    let findings = manifest::parse(Path::new("test.yaml"), &limit).unwrap_err();
+    assert!(
+        findings[0].message.contains("an ExternalService has none"),
+        "{findings:?}"
+    );
 }
 
 #[test]

@@ -8,14 +8,13 @@ mod mtls;
 mod outside;
 mod unreachable;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_api::policy::traffic::{Fallback, TargetKind};
+use weft_api::policy::traffic::Fallback;
 
 use super::endpoints::target_port;
-use super::external::as_service;
-use super::policy::{Level, is_port, winner};
+use super::policy::default_winner;
+use super::policy_status::{Unused, of_backend, used};
 use super::resilience;
 use super::status::status;
 use super::workload::{display_name, is_strict};
@@ -66,6 +65,7 @@ pub fn problems(world: &World) -> Vec<Problem> {
     addresses(world, &mut found);
     slices(world, &mut found);
     traffic(world, &mut found);
+    backend_traffic(world, &mut found);
     selectors(world, &mut found);
     routes(world, &mut found);
     probes(world, &mut found);
@@ -243,65 +243,34 @@ fn traffic(world: &World, found: &mut Problems) {
                     "remove one of the two targetRefs",
                 );
             }
-            let target_name = Name::new(name.namespace.clone(), &target.name);
-            let service = match target.kind {
-                TargetKind::Service => world.service(&target_name).map(Cow::Borrowed),
-                TargetKind::ExternalService => {
-                    let external = world.external.get(&target_name);
-                    external.map(|external| Cow::Owned(as_service(external)))
+            match used(world, policy, target) {
+                Ok(()) => {}
+                Err(Unused::NotFound(why)) => {
+                    let own = Name::new(name.namespace.clone(), &target.name);
+                    let known =
+                        world.service(&own).is_some() || world.external.contains_key(&own);
+                    let section = target.section_name.is_some() && known;
+                    let (field, help) = if section {
+                        ("sectionName", "write the name or the number of one of its ports")
+                    } else {
+                        (
+                            "name",
+                            "correct the name; a policy's targets are of its own namespace",
+                        )
+                    };
+                    found.add(at, &format!("{path}.{field}"), Severity::Warning, why, help);
                 }
-            };
-            let Some(service) = service else {
-                found.add(
-                    at,
-                    &format!("{path}.name"),
-                    Severity::Warning,
-                    format!("there is no {:?} {target_name}", target.kind),
-                    "correct the name; a policy's targets are of its own namespace",
-                );
-                continue;
-            };
-            let mut ports = service.ports.iter().peekable();
-            let wanted = match &target.section_name {
-                None => Level::Service,
-                Some(section) => {
-                    if !service.ports.iter().any(|port| is_port(section, port)) {
-                        found.add(
-                            at,
-                            &format!("{path}.sectionName"),
-                            Severity::Warning,
-                            format!("{:?} {} has no port '{section}'", target.kind, service.name),
-                            "write the name or the number of one of its ports",
-                        );
-                    }
-                    ports = service.ports.iter().peekable();
-                    Level::Port
-                }
-            };
-            let conflict = ports
-                .filter(|port| {
-                    wanted == Level::Service
-                        || target
-                            .section_name
-                            .as_deref()
-                            .is_some_and(|section| is_port(section, port))
-                })
-                .filter_map(|port| winner(world, &service, port, wanted))
-                .find(|winner| winner.name != *name);
-            if let Some(winner) = conflict {
-                found.add(
+                Err(Unused::Conflicted(winner)) => found.add(
                     at,
                     &path,
                     Severity::Error,
-                    format!("TrafficPolicy {} already says what holds for this target and is used; this one is not", winner.name),
+                    format!("TrafficPolicy {winner} already says what holds for this target and is used; this one is not"),
                     "merge the two policies, or name different targets",
-                );
+                ),
             }
         }
         if policy.spec.target_refs.is_empty() {
-            let default = crate::model::in_namespace(&world.traffic, &name.namespace)
-                .filter(|other| other.spec.target_refs.is_empty())
-                .min_by(|a, b| a.precedence().cmp(&b.precedence()));
+            let default = default_winner(world, &name.namespace);
             if let Some(winner) = default.filter(|winner| winner.name != *name) {
                 found.add(
                     at,
@@ -341,6 +310,35 @@ fn traffic(world: &World, found: &mut Problems) {
                     Severity::Warning,
                     format!("there is no Service {target} with port {}", backend.port),
                     "correct name, namespace or port of the fallback backend",
+                );
+            }
+        }
+    }
+}
+
+/// What the conditions of XBackendTrafficPolicies say.
+fn backend_traffic(world: &World, found: &mut Problems) {
+    for (name, policy) in &world.backend_traffic {
+        for (index, target) in policy.targets.iter().enumerate() {
+            for condition in of_backend(world, policy, target) {
+                let (severity, help) = match (condition.kind, condition.reason) {
+                    ("Accepted", "TargetNotFound") => (
+                        Severity::Warning,
+                        "correct the name; a policy's targets are of its own namespace",
+                    ),
+                    ("Accepted", _) if !condition.status => (
+                        Severity::Error,
+                        "the policy is not used for this target; correct what is said",
+                    ),
+                    ("Overridden", _) => (Severity::Warning, "remove one of the two"),
+                    _ => continue,
+                };
+                found.add(
+                    (Kind::XBackendTrafficPolicy, name),
+                    &format!("spec.targetRefs.{index}"),
+                    severity,
+                    format!("{}: {}", condition.reason, condition.message),
+                    help,
                 );
             }
         }

@@ -11,8 +11,8 @@
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
-//! - [`policy`]: the most specific policy wins, field by field; [`resilience`]: faults, and what a
-//!   destination takes no more of.
+//! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used;
+//!   [`resilience`]: faults, and what a destination takes no more of.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
 mod destination;
@@ -20,6 +20,7 @@ mod endpoints;
 mod external;
 mod findings;
 mod policy;
+mod policy_status;
 mod resilience;
 mod routes;
 mod session;
@@ -32,6 +33,7 @@ use std::collections::BTreeSet;
 use weft_api::proto::{ResourceKey, ResourceKind, Trust, resource::Body};
 
 pub use findings::{Problem, problems};
+pub use policy_status::policy_statuses;
 pub use status::{CONTROLLER, Condition, ParentStatus, RouteStatus, status};
 pub use version::Compiled;
 
@@ -86,6 +88,8 @@ pub const TRUST: &str = "trust";
 
 #[cfg(test)]
 mod external_tests;
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod route_tests;
 #[cfg(test)]

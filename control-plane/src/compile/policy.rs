@@ -11,7 +11,9 @@ use weft_api::proto;
 use super::destination::route_policy;
 use super::resilience;
 use super::session;
-use crate::model::{Name, Policy, Rule, Service, ServicePort, World, in_namespace};
+use crate::model::{
+    BackendTraffic, Name, Policy, Route, RouteKind, Rule, Service, ServicePort, World, in_namespace,
+};
 
 /// Fewer well endpoints than this share: all are used. Percent.
 const PANIC_THRESHOLD_PERCENT: u32 = 50;
@@ -42,23 +44,36 @@ pub(super) struct FallbackTarget {
     pub(super) port: u16,
 }
 
-/// How specific a policy is about a Service port.
+/// How specific a policy is about a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
     Namespace,
     Service,
     Port,
+    /// The route that it takes.
+    Route,
+    /// The rule of that route.
+    Rule,
 }
 
 impl Level {
     /// Most specific first.
-    pub(super) const ALL: [Self; 3] = [Self::Port, Self::Service, Self::Namespace];
+    pub(super) const ALL: [Self; 5] = [
+        Self::Rule,
+        Self::Route,
+        Self::Port,
+        Self::Service,
+        Self::Namespace,
+    ];
 }
 
 /// Whether a target is this port, and how specifically.
 pub(super) fn level(target: &TargetRef, service: &Service, port: &ServicePort) -> Option<Level> {
-    let external = target.kind == TargetKind::ExternalService;
-    if target.name != service.name.name || external != service.external {
+    let kind = match service.external {
+        true => TargetKind::ExternalService,
+        false => TargetKind::Service,
+    };
+    if target.kind != kind || target.name != service.name.name {
         return None;
     }
     match &target.section_name {
@@ -72,40 +87,128 @@ pub(super) fn is_port(section: &str, port: &ServicePort) -> bool {
     section == port.name || section.parse() == Ok(port.port)
 }
 
-/// The policy that holds for a port on one level: of several the oldest, then the first by name.
-pub(super) fn winner<'a>(
+/// Of the policies of a namespace that `is_meant` takes, the oldest, then the first by name.
+fn oldest<'a>(
     world: &'a World,
-    service: &'a Service,
-    port: &ServicePort,
-    wanted: Level,
+    namespace: &str,
+    is_meant: impl Fn(&TrafficPolicySpec) -> bool,
 ) -> Option<&'a Policy<TrafficPolicySpec>> {
-    in_namespace(&world.traffic, &service.name.namespace)
-        .filter(|policy| {
-            let targets = &policy.spec.target_refs;
-            if wanted == Level::Namespace {
-                return targets.is_empty();
-            }
-            targets
-                .iter()
-                .any(|target| level(target, service, port) == Some(wanted))
-        })
+    in_namespace(&world.traffic, namespace)
+        .filter(|policy| is_meant(&policy.spec))
         .min_by(|a, b| a.precedence().cmp(&b.precedence()))
 }
 
-/// Merges the policies of a port, most specific first.
-pub(super) fn merged(world: &World, service: &Service, port: &ServicePort) -> TrafficPolicySpec {
+/// The default of a namespace.
+pub(super) fn default_winner<'a>(
+    world: &'a World,
+    namespace: &str,
+) -> Option<&'a Policy<TrafficPolicySpec>> {
+    oldest(world, namespace, TrafficPolicySpec::is_default)
+}
+
+/// The policy that holds for a route, or for the rule `section` of it.
+pub(super) fn route_winner<'a>(
+    world: &'a World,
+    route: &Route,
+    section: Option<&str>,
+) -> Option<&'a Policy<TrafficPolicySpec>> {
+    let kind = match route.kind {
+        RouteKind::Http => TargetKind::HTTPRoute,
+        RouteKind::Grpc => TargetKind::GRPCRoute,
+        RouteKind::Tls | RouteKind::Tcp => return None,
+    };
+    let is_meant = |target: &TargetRef| {
+        target.kind == kind
+            && target.name == route.name.name
+            && target.section_name.as_deref() == section
+    };
+    oldest(world, &route.name.namespace, |spec| {
+        spec.target_refs.iter().any(is_meant)
+    })
+}
+
+/// The policy that holds for a port on the level of a Service or its port.
+pub(super) fn winner<'a>(
+    world: &'a World,
+    service: &Service,
+    port: &ServicePort,
+    wanted: Level,
+) -> Option<&'a Policy<TrafficPolicySpec>> {
+    oldest(world, &service.name.namespace, |spec| {
+        let mut levels = spec.target_refs.iter();
+        levels.any(|target| level(target, service, port) == Some(wanted))
+    })
+}
+
+/// The policy that holds on one level.
+fn on_level<'a>(
+    world: &'a World,
+    service: &Service,
+    port: &ServicePort,
+    of: Option<(&Route, &Rule)>,
+    wanted: Level,
+) -> Option<&'a Policy<TrafficPolicySpec>> {
+    match wanted {
+        Level::Namespace => default_winner(world, &service.name.namespace),
+        Level::Service | Level::Port => winner(world, service, port, wanted),
+        Level::Route => route_winner(world, of?.0, None),
+        Level::Rule => route_winner(world, of?.0, Some(of?.1.name.as_deref()?)),
+    }
+}
+
+/// The XBackendTrafficPolicy that holds for a Service.
+pub(super) fn of_service<'a>(world: &'a World, service: &Name) -> Option<&'a BackendTraffic> {
+    in_namespace(&world.backend_traffic, &service.namespace)
+        .filter(|policy| policy.holds_for(service))
+        .min_by(|a, b| a.precedence().cmp(&b.precedence()))
+}
+
+/// The TrafficPolicy for a Service or its port that sets a retry budget: it goes before an
+/// XBackendTrafficPolicy's.
+pub(super) fn budget_of<'a>(
+    world: &'a World,
+    service: &Service,
+    port: &ServicePort,
+) -> Option<&'a Name> {
+    [Level::Port, Level::Service].into_iter().find_map(|level| {
+        let policy = winner(world, service, port, level)?;
+        let budget = policy.spec.retries.as_ref()?.budget;
+        budget.is_some().then_some(&policy.name)
+    })
+}
+
+/// Merges the policies of a port, or of a rule's requests to it, most specific first.
+pub(super) fn merged(
+    world: &World,
+    service: &Service,
+    port: &ServicePort,
+    of: Option<(&Route, &Rule)>,
+) -> TrafficPolicySpec {
     let mut merged = TrafficPolicySpec::default();
     for level in Level::ALL {
-        if let Some(policy) = winner(world, service, port, level) {
-            merged.inherit(&policy.spec);
+        if let Some(policy) = on_level(world, service, port, of, level) {
+            let mut spec = policy.spec.clone();
+            if let Some(breaker) = &mut spec.circuit_breaker
+                && let Some(Fallback::Backend(backend)) = &mut breaker.fallback
+            {
+                // By default the policy's own, which need not be the Service's.
+                let namespace = &policy.name.namespace;
+                backend.namespace.get_or_insert_with(|| namespace.clone());
+            }
+            merged.inherit(&spec);
         }
     }
     merged
 }
 
-/// What holds for the callers of a port.
-pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) -> Effective {
-    let mut merged = merged(world, service, port);
+/// What holds for the callers of a port, or those of them that take a rule.
+pub(super) fn effective(
+    world: &World,
+    service: &Service,
+    port: &ServicePort,
+    of: Option<(&Route, &Rule)>,
+) -> Effective {
+    let mut merged = merged(world, service, port, of);
     if service.client_affinity {
         // `sessionAffinity: ClientIP`, where no policy says how to choose.
         let balancer = merged.load_balancer.get_or_insert_default();
@@ -148,22 +251,39 @@ pub(super) fn effective(world: &World, service: &Service, port: &ServicePort) ->
         }
         None => {}
     }
+    let mut backend = backend(&merged);
+    let excluded = |policy: &BackendTraffic| service.client_affinity && policy.session.is_some();
+    let named = (!service.external).then(|| of_service(world, &service.name));
+    if let Some(policy) = named.flatten().filter(|policy| !excluded(policy)) {
+        let session = policy.session.as_ref();
+        backend.session_persistence = session.map(|given| session::compile(given, false));
+        let constraint = policy
+            .retry
+            .filter(|_| budget_of(world, service, port).is_none());
+        backend.retry_constraint = constraint.map(|given| proto::RetryConstraint {
+            percent: given.percent,
+            interval_ms: given.interval.as_millis(),
+            min_count: given.min_count,
+            min_interval_ms: given.min_interval.as_millis(),
+        });
+    }
     Effective {
         route,
-        backend: backend(&merged),
+        backend,
         fallback_backend,
     }
 }
 
-/// What holds for the requests of a route's rule: what the parent Service's policies say, and above
-/// that what the rule itself says.
+/// What holds for the requests of a route's rule: what the policies of the rule, the route and the
+/// parent Service say, and above that what the rule itself says.
 pub(super) fn of_rule(
     world: &World,
     service: &Service,
     port: &ServicePort,
+    route: &Route,
     rule: &Rule,
 ) -> proto::RoutePolicy {
-    let mut policy = route_policy(world, service, port);
+    let mut policy = route_policy(world, service, port, Some((route, rule)));
     if let Some(timeout) = rule.request_timeout {
         policy.request_timeout_ms = timeout.as_millis();
     }
@@ -325,6 +445,10 @@ fn load_balancer(given: &LoadBalancer) -> proto::LoadBalancer {
         panic_threshold_percent: given
             .panic_threshold
             .map_or(PANIC_THRESHOLD_PERCENT, Percent::get),
+        slow_start_ms: match given.slow_start {
+            Some(slow) if !hashed => slow.window.as_millis(),
+            _ => 0,
+        },
     }
 }
 
@@ -381,7 +505,8 @@ inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
 inherit!(LoadBalancer {
     algorithm,
     hash_key,
-    panic_threshold
+    panic_threshold,
+    slow_start
 });
 inherit!(CircuitBreaker { fallback } deep { limits, outlier_detection });
 inherit!(Limits {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use weft_api::policy::resilience::{FaultInjection, RateLimit, RateLimitKey};
-use weft_api::policy::traffic::{TargetRef, TrafficPolicySpec};
+use weft_api::policy::traffic::{TargetKind, TargetRef, TrafficPolicySpec};
 use weft_api::proto;
 use weft_api::proto::Health;
 
@@ -41,7 +41,7 @@ pub(super) fn rate_limits(
 ) -> BTreeMap<u16, Vec<proto::RateLimit>> {
     let mut limits: BTreeMap<u16, Vec<proto::RateLimit>> = BTreeMap::new();
     for (service, port, number) in led_to(world, workload) {
-        if let Some(given) = policy::merged(world, service, port).rate_limit {
+        if let Some(given) = policy::merged(world, service, port, None).rate_limit {
             let limit = rate_limit(world, service, port, &given);
             limits.entry(number).or_default().push(limit);
         }
@@ -100,10 +100,12 @@ pub(super) fn unguarded<'a>(
     world: &'a World,
     policy: &Policy<TrafficPolicySpec>,
 ) -> Option<&'a Name> {
-    let targets = &policy.spec.target_refs;
+    let spec = &policy.spec;
     let services = world.services_in(&policy.name.namespace).filter(|service| {
-        let named = |target: &TargetRef| target.name == service.name.name;
-        targets.is_empty() || targets.iter().any(named)
+        let named = |target: &TargetRef| {
+            target.kind == TargetKind::Service && target.name == service.name.name
+        };
+        spec.is_default() || spec.target_refs.iter().any(named)
     });
     let mut selected = services.flat_map(|service| world.selected(service));
     Some(&selected.find(|workload| !workload.sidecar)?.name)

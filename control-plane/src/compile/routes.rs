@@ -319,7 +319,7 @@ fn compile_rule(
         name,
         matches: Vec::new(),
         backends,
-        policy: Some(policy::of_rule(world, service, port, rule)),
+        policy: Some(policy::of_rule(world, service, port, route, rule)),
         filters: filters(world, &rule.filters),
         refused,
     }

@@ -8,7 +8,7 @@ use crate::model::{ObjectRef, ParentRef, RefusedReason, Route, Rule, ServicePort
 /// Our name in the statuses of routes.
 pub const CONTROLLER: &str = "weft.dev/mesh";
 
-/// The status of a route.
+/// The status of a route, or of a policy: its parents are then its targets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteStatus {
     pub route: ObjectRef,
@@ -35,7 +35,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    fn new(
+    pub(super) fn new(
         kind: &'static str,
         status: bool,
         reason: &'static str,

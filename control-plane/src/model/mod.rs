@@ -4,6 +4,7 @@
 //! [`Object`] is what a source reports; [`World`] is all of them, with the indexes the compiler
 //! needs; [`World::apply`] takes one change and says what it may have changed for proxies.
 
+mod backend_traffic;
 mod index;
 mod route;
 mod session;
@@ -19,6 +20,7 @@ use weft_api::policy::{
 };
 use weft_api::proto::{Health, Protocol};
 
+pub use backend_traffic::{BackendTraffic, RetryConstraint};
 pub use route::{
     BackendRef, Cors, Filter, HeaderEdits, Mirror, ParentRef, PathEdit, PathMatch, Redirect,
     Refused, RefusedReason, Rewrite, Route, RouteKind, RouteMatch, RouteRetry, Rule, TextMatch,
@@ -73,6 +75,7 @@ pub enum Kind {
     GRPCRoute,
     TLSRoute,
     TCPRoute,
+    XBackendTrafficPolicy,
 }
 
 /// Which object: unique among all that a source reports.
@@ -100,6 +103,9 @@ impl ObjectRef {
             "grpcroute" | "grpcroutes" => Kind::GRPCRoute,
             "tlsroute" | "tlsroutes" => Kind::TLSRoute,
             "tcproute" | "tcproutes" => Kind::TCPRoute,
+            "xbackendtrafficpolicy" | "xbackendtrafficpolicies" | "xbtrafficpolicy" => {
+                Kind::XBackendTrafficPolicy
+            }
             _ => return None,
         };
         (!name.is_empty() && !name.contains('/')).then(|| Self {
@@ -128,6 +134,7 @@ pub enum Object {
     ExternalService(Box<Policy<ExternalServiceSpec>>),
     EgressPolicy(Policy<EgressPolicySpec>),
     Route(Box<Route>),
+    BackendTraffic(Box<BackendTraffic>),
 }
 
 impl Object {
@@ -143,6 +150,7 @@ impl Object {
             Self::EgressPolicy(policy) => (Kind::EgressPolicy, &policy.name),
             Self::ExternalService(service) => (Kind::ExternalService, &service.name),
             Self::Route(route) => (route.kind.kind(), &route.name),
+            Self::BackendTraffic(policy) => (Kind::XBackendTrafficPolicy, &policy.name),
         };
         ObjectRef {
             kind,

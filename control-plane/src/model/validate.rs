@@ -2,7 +2,7 @@
 //! keeps the last good one.
 
 use weft_api::policy::traffic::{
-    Fallback, HashKey, OutlierDetection, Retries, TargetKind, Timeouts, TrafficPolicySpec,
+    Fallback, HashKey, OutlierDetection, Retries, Timeouts, TrafficPolicySpec,
 };
 use weft_api::policy::{Duration, TelemetrySpec};
 
@@ -11,6 +11,7 @@ mod external;
 use super::{Object, Service, Workload};
 
 mod resilience;
+mod targets;
 
 /// Largest weight of a workload.
 const MAX_WEIGHT: u32 = 10_000;
@@ -82,7 +83,10 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
     match object {
         Object::Service(service) => check_service(service, &mut findings),
         Object::Workload(workload) => check_workload(workload, &mut findings),
-        Object::TrafficPolicy(policy) => check_traffic(&policy.spec, &mut findings),
+        Object::TrafficPolicy(policy) => {
+            targets::check(&policy.spec, &policy.name.namespace, &mut findings);
+            check_traffic(&policy.spec, &mut findings);
+        }
         Object::Telemetry(policy) => check_telemetry(&policy.spec, &mut findings),
         Object::ExternalService(service) => external::check(&service.spec, &mut findings),
         Object::PeerAuthentication(policy) => {
@@ -94,9 +98,12 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
                 );
             }
         }
-        // What a rule of a route says wrong is said by the route's conditions.
-        Object::EndpointSlice(_) | Object::Node(_) | Object::Route(_) | Object::EgressPolicy(_) => {
-        }
+        // What a rule of a route, or such a policy, says wrong is said by its conditions.
+        Object::EndpointSlice(_)
+        | Object::Node(_)
+        | Object::Route(_)
+        | Object::EgressPolicy(_)
+        | Object::BackendTraffic(_) => {}
     }
     findings.0
 }
@@ -170,19 +177,6 @@ fn check_workload(workload: &Workload, findings: &mut Findings) {
 }
 
 fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
-    for (index, target) in spec.target_refs.iter().enumerate() {
-        let of_kind: &[&str] = match target.kind {
-            TargetKind::Service => &["", "core"],
-            TargetKind::ExternalService => &["", "policy.weft.dev"],
-        };
-        if !of_kind.contains(&target.group.as_str()) {
-            findings.add(
-                &format!("spec.targetRefs.{index}.group"),
-                format!("group '{}' has no {:?}", target.group, target.kind),
-                "leave group out: it is the kind's own",
-            );
-        }
-    }
     if let Some(load_balancer) = &spec.load_balancer {
         match &load_balancer.hash_key {
             Some(HashKey::SourceAddress(false)) => findings.add(

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::policy::meta::selects;
+use weft_api::policy::traffic::TargetKind;
 use weft_api::policy::{
     EgressPolicySpec, ExternalServiceSpec, MtlsMode, PeerAuthenticationSpec, TelemetrySpec,
     TrafficPolicySpec,
@@ -13,7 +14,8 @@ use weft_api::policy::{
 
 use super::index::Index;
 use super::{
-    Change, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Route, Service, Workload,
+    BackendTraffic, Change, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Route,
+    Service, Workload,
 };
 
 /// Everything the sources have reported, indexed for the compiler: a change costs what it touches,
@@ -30,6 +32,7 @@ pub struct World {
     pub(crate) external: BTreeMap<Name, Policy<ExternalServiceSpec>>,
     pub(crate) egress: BTreeMap<Name, Policy<EgressPolicySpec>>,
     pub(crate) routes: BTreeMap<ObjectRef, Route>,
+    pub(crate) backend_traffic: BTreeMap<Name, BackendTraffic>,
     /// TrafficPolicies that say something to the workloads behind a Service, beside its callers.
     limiting: BTreeSet<Name>,
     /// Routes by a Service that they name as their parent or a backend.
@@ -81,6 +84,8 @@ pub struct Dirty {
     pub workloads_of: BTreeSet<String>,
     /// Every workload's own table.
     pub all_workloads: bool,
+    /// What is said of policies in return.
+    pub statuses: bool,
 }
 
 impl Dirty {
@@ -111,6 +116,9 @@ impl World {
                     Object::TrafficPolicy(new) => self.set_traffic(name, Some(*new), dirty),
                     Object::ExternalService(new) => self.set_external(name, Some(*new), dirty),
                     Object::Route(new) => self.set_route(new.reference(), Some(*new), dirty),
+                    Object::BackendTraffic(new) => {
+                        self.set_backend_traffic(name, Some(*new), dirty);
+                    }
                     Object::PeerAuthentication(new) => {
                         self.set_peer_authentication(name, Some(new), dirty);
                     }
@@ -127,6 +135,7 @@ impl World {
                 }
             }
             Change::Generation { object, generation } => {
+                dirty.statuses = true;
                 self.generations.insert(object, generation);
             }
             Change::Remove(object) => {
@@ -147,6 +156,7 @@ impl World {
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
                 self.set_route(ObjectRef { kind, name }, None, dirty);
             }
+            Kind::XBackendTrafficPolicy => self.set_backend_traffic(name, None, dirty),
             Kind::PeerAuthentication => {
                 self.set_peer_authentication(name, None, dirty);
             }
@@ -183,6 +193,9 @@ impl World {
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
                 Object::Route(Box::new(self.routes.get(of)?.clone()))
             }
+            Kind::XBackendTrafficPolicy => {
+                Object::BackendTraffic(Box::new(self.backend_traffic.get(name)?.clone()))
+            }
         })
     }
 
@@ -208,11 +221,14 @@ impl World {
         let external = self.external.keys().map(of(Kind::ExternalService));
         let egress = self.egress.keys().map(of(Kind::EgressPolicy));
         let routes = self.routes.keys().cloned();
+        let backends = self.backend_traffic.keys();
+        let backends = backends.map(of(Kind::XBackendTrafficPolicy));
         let policies = traffic
             .chain(security)
             .chain(telemetry)
             .chain(external)
-            .chain(egress);
+            .chain(egress)
+            .chain(backends);
         policies.chain(routes).collect()
     }
 
@@ -573,6 +589,7 @@ impl World {
         if old == new.as_ref() {
             return;
         }
+        dirty.statuses = true;
         let limits = |policy: &Policy<TrafficPolicySpec>| policy.spec.rate_limit.is_some();
         let (before, after) = (old.is_some_and(limits), new.as_ref().is_some_and(limits));
         // Until the tables of those that it no longer limits are made.
@@ -581,11 +598,27 @@ impl World {
         }
         for policy in old.into_iter().chain(&new) {
             let targets = &policy.spec.target_refs;
+            let own = |name_of: &str| Name::new(name.namespace.clone(), name_of);
             for target in targets {
-                let service = Name::new(name.namespace.clone(), &target.name);
-                self.touch_service(service, dirty);
+                let kind = match target.kind {
+                    TargetKind::Service => {
+                        self.touch_service(own(&target.name), dirty);
+                        continue;
+                    }
+                    TargetKind::ExternalService => {
+                        dirty.services.insert(own(&target.name));
+                        continue;
+                    }
+                    TargetKind::Namespace => continue,
+                    TargetKind::HTTPRoute => Kind::HTTPRoute,
+                    TargetKind::GRPCRoute => Kind::GRPCRoute,
+                };
+                let name = own(&target.name);
+                let route = self.routes.get(&ObjectRef { kind, name });
+                let services = route.into_iter().flat_map(Route::services);
+                dirty.services.extend(services);
             }
-            if targets.is_empty() {
+            if policy.spec.is_default() {
                 for service in self.services_in(&name.namespace) {
                     self.touch_service(service.name.clone(), dirty);
                 }
@@ -598,6 +631,22 @@ impl World {
             self.limiting.remove(&name);
         }
         put(&mut self.traffic, name, new);
+    }
+
+    fn set_backend_traffic(&mut self, name: Name, new: Option<BackendTraffic>, dirty: &mut Dirty) {
+        let old = self.backend_traffic.get(&name);
+        if old == new.as_ref() {
+            return;
+        }
+        dirty.statuses = true;
+        for service in old
+            .into_iter()
+            .chain(&new)
+            .flat_map(BackendTraffic::services)
+        {
+            self.touch_service(service, dirty);
+        }
+        put(&mut self.backend_traffic, name, new);
     }
 
     fn set_slice(&mut self, name: Name, new: Option<EndpointSlice>, dirty: &mut Dirty) {

@@ -1,5 +1,5 @@
-//! The status of routes in Kubernetes: conditions for each parent that is a Service. The leader alone
-//! writes, only what is not written already, and leaves the entries of other controllers alone.
+//! The status of routes and policies in Kubernetes: conditions for each parent that is a Service, for
+//! each target of a policy. The leader alone writes, only what is not written already, and leaves the entries of other controllers alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use crate::cluster::{ClusterError, Leadership, answer};
 use crate::compile::{CONTROLLER, ParentStatus, RouteStatus};
 use crate::model::{Kind, ObjectRef, ParentRef};
 use crate::sources::gateway;
+use weft_api::policy::API_VERSION;
 
 /// Changes that come close together are written together.
 const TOGETHER: Duration = Duration::from_millis(100);
@@ -87,12 +88,13 @@ async fn write(client: &Client, status: &RouteStatus) -> Result<(), ClusterError
         &resource(status.route.kind),
     );
     let there = answer(format!("read {}", status.route), api.get(&name.name)).await?;
-    let before = there.data.get("status").and_then(|s| s.get("parents"));
+    let (list, reference) = fields(status.route.kind);
+    let before = there.data.get("status").and_then(|s| s.get(list));
     let before = before.and_then(Value::as_array).cloned();
     let before = before.unwrap_or_default();
     let now = Timestamp::now().as_second();
     let now = Timestamp::from_second(now).unwrap_or_default().to_string();
-    let after = merged(&before, status, &now);
+    let after = merged(&before, status, reference, &now);
     if after == before {
         return Ok(());
     }
@@ -101,7 +103,7 @@ async fn write(client: &Client, status: &RouteStatus) -> Result<(), ClusterError
         "kind": there.types.as_ref().map(|types| &types.kind),
         // Not over what somebody else has written meanwhile.
         "metadata": { "resourceVersion": there.metadata.resource_version },
-        "status": { "parents": after },
+        "status": { list: after },
     });
     let parameters = PatchParams::default();
     let doing = format!("write the status of {}", status.route);
@@ -112,24 +114,44 @@ async fn write(client: &Client, status: &RouteStatus) -> Result<(), ClusterError
 }
 
 fn resource(kind: Kind) -> ApiResource {
-    let (name, plural) = match kind {
-        Kind::GRPCRoute => ("GRPCRoute", "grpcroutes"),
-        Kind::TLSRoute => ("TLSRoute", "tlsroutes"),
-        Kind::TCPRoute => ("TCPRoute", "tcproutes"),
-        _ => ("HTTPRoute", "httproutes"),
+    let routes = (gateway::GROUP, "v1");
+    let ((group, version), name, plural) = match kind {
+        Kind::GRPCRoute => (routes, "GRPCRoute", "grpcroutes"),
+        Kind::TLSRoute => (routes, "TLSRoute", "tlsroutes"),
+        Kind::TCPRoute => (routes, "TCPRoute", "tcproutes"),
+        Kind::TrafficPolicy => (of(API_VERSION), "TrafficPolicy", "trafficpolicies"),
+        Kind::XBackendTrafficPolicy => (
+            of(gateway::X_API_VERSION),
+            "XBackendTrafficPolicy",
+            "xbackendtrafficpolicies",
+        ),
+        _ => (routes, "HTTPRoute", "httproutes"),
     };
     ApiResource {
-        group: gateway::GROUP.to_owned(),
-        version: "v1".to_owned(),
-        api_version: format!("{}/v1", gateway::GROUP),
+        group: group.to_owned(),
+        version: version.to_owned(),
+        api_version: format!("{group}/{version}"),
         kind: name.to_owned(),
         plural: plural.to_owned(),
     }
 }
 
-/// `status.parents` with our entries as they are to be. Others' stay, and a condition that does not
+/// Group and version.
+fn of(api_version: &str) -> (&str, &str) {
+    api_version.split_once('/').unwrap_or(("", api_version))
+}
+
+/// How a kind's status calls its entries, and what each is for (RouteStatus, PolicyStatus).
+fn fields(kind: Kind) -> (&'static str, &'static str) {
+    match kind {
+        Kind::TrafficPolicy | Kind::XBackendTrafficPolicy => ("ancestors", "ancestorRef"),
+        _ => ("parents", "parentRef"),
+    }
+}
+
+/// `status.parents`, or `ancestors`, with our entries as they are to be. Others' stay, and a condition that does not
 /// change keeps its time.
-fn merged(before: &[Value], status: &RouteStatus, now: &str) -> Vec<Value> {
+fn merged(before: &[Value], status: &RouteStatus, field: &str, now: &str) -> Vec<Value> {
     let ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
     let mut after: Vec<Value> = before.iter().filter(|e| !ours(e)).cloned().collect();
     for parent in &status.parents {
@@ -137,9 +159,9 @@ fn merged(before: &[Value], status: &RouteStatus, now: &str) -> Vec<Value> {
         let old = before
             .iter()
             .filter(ours)
-            .find(|entry| entry["parentRef"] == reference);
+            .find(|entry| entry[field] == reference);
         after.push(json!({
-            "parentRef": reference,
+            field: reference,
             "controllerName": CONTROLLER,
             "conditions": conditions(parent, status.generation, old, now),
         }));
@@ -230,10 +252,20 @@ mod tests {
     }
 
     #[test]
+    fn a_policys_targets_are_its_ancestors() {
+        assert_eq!(fields(Kind::TrafficPolicy), ("ancestors", "ancestorRef"));
+        let written = merged(&[], &status(true), "ancestorRef", "t1");
+        assert_eq!(written[0]["ancestorRef"]["name"], "cart");
+        assert_eq!(written[0]["parentRef"], Value::Null);
+        let resource = resource(Kind::XBackendTrafficPolicy);
+        assert_eq!(resource.api_version, "gateway.networking.x-k8s.io/v1alpha1");
+    }
+
+    #[test]
     fn what_is_written_is_not_written_again() {
         let others = json!({"controllerName": "other", "parentRef": {"name": "gateway"}});
         let stale = json!({"controllerName": CONTROLLER, "parentRef": {"name": "gone"}});
-        let first = merged(&[others.clone(), stale], &status(true), "t1");
+        let first = merged(&[others.clone(), stale], &status(true), "parentRef", "t1");
         assert_eq!(first.len(), 2);
         assert_eq!(first[0], others);
         assert_eq!(
@@ -241,8 +273,8 @@ mod tests {
             json!({"group": "", "kind": "Service", "name": "cart", "port": 80})
         );
         assert_eq!(first[1]["conditions"][0]["observedGeneration"], 3);
-        assert_eq!(merged(&first, &status(true), "t2"), first);
-        let refused = merged(&first, &status(false), "t3");
+        assert_eq!(merged(&first, &status(true), "parentRef", "t2"), first);
+        let refused = merged(&first, &status(false), "parentRef", "t3");
         assert_eq!(refused[1]["conditions"][0]["lastTransitionTime"], "t3");
         assert_eq!(refused[1]["conditions"][0]["status"], "False");
     }

@@ -353,8 +353,23 @@ impl<P> Picked<P> {
         }
     }
 
-    /// A `Retry-After` on 429/503 (or RESOURCE_EXHAUSTED): steer away for this long (60 s at
-    /// most), in all workers, while other endpoints are there.
+    /// The endpoint says when it can be asked again (a `Retry-After` with 429 or 503, or their
+    /// equivalents in gRPC): it is alive and spares itself. That is no failure, but a reason to
+    /// steer away for that long, in all workers, while other endpoints are there.
+    pub fn pushed_back(&mut self, how_long: Duration, now: Instant) {
+        if !self.measured {
+            self.measured = true;
+            // A refusal is fast: it must not look like a fast answer.
+            let latency = now.saturating_duration_since(self.started);
+            self.endpoint.ewma.observe_failure(latency, now);
+        }
+        if self.probe {
+            self.observe(Outcome::Success, now);
+        }
+        self.back_off_from(how_long, now);
+    }
+
+    /// Steer away for this long (60 s at most), in all workers, while other endpoints are there.
     pub fn back_off(&self, how_long: Duration) {
         self.back_off_from(how_long, Instant::now());
     }

@@ -3,11 +3,12 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// Requests and retries of the last ten seconds count, as in Finagle.
+/// Requests and retries of the last ten seconds count, as in Finagle, unless a policy says another
+/// interval; it is counted in this many slots.
 const SLOTS: usize = 10;
-const SLOT: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Share of live traffic that may be retries, plus a floor; one per worker and route.
+/// Share of live traffic that may be retries, plus a floor; one per worker and route, or backend.
 ///
 /// The floor holds for each budget: with several workers, the process has as many floors.
 /// Over the last 10 s there are never more retries than `percent` of the requests begun plus 10
@@ -16,7 +17,9 @@ const SLOT: Duration = Duration::from_secs(1);
 pub struct RetryBudget {
     percent: u64,
     floor: u64,
-    /// Requests and retries of each second.
+    /// Length of a slot.
+    slot: Duration,
+    /// Requests and retries of each slot.
     slots: [Cell<(u32, u32)>; SLOTS],
     /// Sums over `slots`.
     requests: Cell<u64>,
@@ -29,9 +32,16 @@ pub struct RetryBudget {
 impl RetryBudget {
     /// `percent` 0-100 of live requests plus `min_per_second`.
     pub fn new(percent: u32, min_per_second: u32) -> Self {
+        let floor = u64::from(min_per_second) * INTERVAL.as_secs();
+        Self::within(INTERVAL, percent, floor)
+    }
+
+    /// `percent` 0-100 of the requests of the last `interval`, plus `floor` in each.
+    pub fn within(interval: Duration, percent: u32, floor: u64) -> Self {
         Self {
             percent: u64::from(percent),
-            floor: u64::from(min_per_second) * SLOTS as u64,
+            floor,
+            slot: (interval / SLOTS as u32).max(Duration::from_millis(1)),
             slots: Default::default(),
             requests: Cell::new(0),
             retries: Cell::new(0),
@@ -67,14 +77,15 @@ impl RetryBudget {
     }
 
     fn allowed(&self) -> u64 {
-        self.requests.get() * self.percent / 100 + self.floor
+        (self.requests.get() * self.percent / 100).saturating_add(self.floor)
     }
 
-    /// The slot of `now`, after what is older than ten seconds has been forgotten.
+    /// The slot of `now`, after what is older than the interval has been forgotten.
     fn slot(&self, now: Instant) -> &Cell<(u32, u32)> {
         let began = self.began.get().unwrap_or(now);
-        let passed = now.saturating_duration_since(began).as_secs();
-        for _ in 0..passed.min(SLOTS as u64) {
+        let since = now.saturating_duration_since(began);
+        let passed = u32::try_from(since.as_nanos() / self.slot.as_nanos()).unwrap_or(u32::MAX);
+        for _ in 0..passed.min(SLOTS as u32) {
             let next = (self.current.get() + 1) % SLOTS;
             let (requests, retries) = self.slots[next].take();
             self.requests.set(self.requests.get() - u64::from(requests));
@@ -83,7 +94,7 @@ impl RetryBudget {
         }
         if passed > 0 || self.began.get().is_none() {
             self.began
-                .set(Some(began + Duration::from_secs(passed * SLOT.as_secs())));
+                .set(Some(began + self.slot.saturating_mul(passed)));
         }
         &self.slots[self.current.get()]
     }
@@ -108,6 +119,20 @@ mod tests {
         // Ten seconds later, the requests and the retries are forgotten; the floor is there again.
         let later = t + Duration::from_secs(10);
         assert_eq!((0..100).filter(|_| budget.withdraw(later)).count(), 10);
+    }
+
+    #[test]
+    fn an_interval_of_its_own() {
+        let t = Instant::now();
+        let budget = RetryBudget::within(Duration::from_secs(60), 10, 3);
+        for _ in 0..100 {
+            budget.deposit(t);
+        }
+        let later = t + Duration::from_secs(59);
+        assert_eq!((0..100).filter(|_| budget.withdraw(later)).count(), 13);
+        // The requests are forgotten, these retries are not yet.
+        assert_eq!(budget.balance(t + Duration::from_secs(61)), 0);
+        assert_eq!(budget.balance(t + Duration::from_secs(120)), 3);
     }
 
     #[test]

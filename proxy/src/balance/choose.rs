@@ -141,7 +141,7 @@ impl<P: Default> View<P> {
         }
         // Few are left: search.
         let accepted = |i: &&u32| avoid.accepts(&self.slots[**i as usize]);
-        let weight = |i: &u32| u64::from(self.slots[*i as usize].info.weight);
+        let weight = |i: &u32| u64::from(self.slots[*i as usize].weight);
         let left: Vec<u32> = self.candidates.iter().filter(accepted).copied().collect();
         let total = left.iter().map(weight).sum::<u64>();
         let mut at = if total == 0 {
@@ -149,7 +149,7 @@ impl<P: Default> View<P> {
         } else {
             self.rng.random_range(0..total)
         };
-        let weight = |i: &u32| u64::from(self.slots[*i as usize].info.weight);
+        let weight = |i: &u32| u64::from(self.slots[*i as usize].weight);
         left.into_iter().find(|i| {
             let found = at < weight(i);
             at = at.saturating_sub(weight(i));
@@ -184,7 +184,7 @@ impl<P: Default> View<P> {
         let mut found = None;
         while let Some(Reverse((at, slot))) = self.turns.pop() {
             if avoid.accepts(&self.slots[slot as usize]) {
-                let weight = self.slots[slot as usize].info.weight;
+                let weight = self.slots[slot as usize].weight;
                 self.turns.push(Reverse((at + stride(weight), slot)));
                 found = Some(slot);
                 break;
@@ -203,7 +203,7 @@ impl<P: Default> View<P> {
         if self.weights.is_some() {
             for i in 0..self.candidates.len() {
                 let slot = self.candidates[i];
-                let stride = stride(self.slots[slot as usize].info.weight);
+                let stride = stride(self.slots[slot as usize].weight);
                 let at = self.rng.random_range(0..stride);
                 self.turns.push(Reverse((at, slot)));
             }

@@ -28,9 +28,20 @@ pub(super) struct Slot<P> {
     pub(super) ready: bool,
     /// Ejected or half-open, as of the last regrouping.
     pub(super) out: bool,
-    /// Weight as a share of the mean weight of those ready.
+    /// Weight as a share of the mean weight of those ready; less for those that are new.
     pub(super) share: f64,
+    /// Weight among the others of the view; less for those that are new.
+    pub(super) weight: u32,
+    /// When it was new beside others that were not.
+    since: Option<Instant>,
 }
+
+/// What a new endpoint begins with, as a share of its weight: enough to be measured.
+const LEAST: f64 = 0.1;
+/// Steps in which new endpoints get their weight.
+const STEPS: u32 = 50;
+/// Parts of a weight while somebody is new.
+const PARTS: f64 = 100.0;
 
 #[derive(Debug)]
 pub(super) struct View<P> {
@@ -53,6 +64,8 @@ pub(super) struct View<P> {
     /// Place of the round robin, where weights are equal and where not.
     pub(super) next: usize,
     pub(super) turns: BinaryHeap<Turn>,
+    /// When the weights of those that are new are next to be looked at.
+    weigh_at: Option<Instant>,
     /// For ring hash and maglev.
     pub(super) table: Option<HashTable>,
     /// Slots by what session tokens call their endpoints; made when the first token comes.
@@ -74,6 +87,7 @@ impl<P: Default> View<P> {
             avoid_until: 0,
             next: 0,
             turns: BinaryHeap::new(),
+            weigh_at: None,
             table: None,
             sessions: None,
             rng,
@@ -99,10 +113,47 @@ impl<P: Default> View<P> {
     pub(super) fn refresh(&mut self, set: &EndpointSet, policy: &BackendPolicy, now: Instant) {
         if self.generation != Some(set.generation) {
             self.reconcile(set, policy.algorithm, now);
+            self.weigh(policy, now);
             self.regroup(policy);
         } else if self.changes != health::changes() {
             self.regroup(policy);
         }
+        if self.weigh_at.is_some_and(|at| now >= at) {
+            self.weigh(policy, now);
+            self.reweigh();
+        }
+    }
+
+    /// Gives everyone the weight that it has by now: those that are new begin with a part of it,
+    /// which grows in a straight line (slow start).
+    fn weigh(&mut self, policy: &BackendPolicy, now: Instant) {
+        // Who hashes has a table made of weights: keys would move with every step.
+        let window = policy.slow_start.filter(|_| self.table.is_none());
+        let grown = |slot: &Slot<P>| {
+            let (window, since) = (window?, slot.since?);
+            let age = now.saturating_duration_since(since);
+            (age < window).then(|| age.div_duration_f64(window).max(LEAST))
+        };
+        let (count, total) = self.ready().fold((0u32, 0f64), |(n, sum), (_, slot)| {
+            (n + 1, sum + f64::from(slot.info.weight))
+        });
+        let mean = (total / f64::from(count.max(1))).max(1.0);
+        let growing = self.ready().any(|(_, slot)| grown(slot).is_some());
+        for slot in &mut self.slots {
+            let part = grown(slot);
+            if part.is_none() {
+                slot.since = None;
+            }
+            let part = part.unwrap_or(1.0);
+            slot.share = f64::from(slot.info.weight) / mean * part;
+            slot.weight = match growing {
+                false => slot.info.weight,
+                // Whoever has a weight keeps some; the largest weight has room for this.
+                true => (f64::from(slot.info.weight) * PARTS * part).ceil() as u32,
+            };
+        }
+        let step = window.filter(|_| growing).map(|window| window / STEPS);
+        self.weigh_at = step.map(|step| now + step);
     }
 
     /// Takes over a new set. Endpoints that stay (same address, identity and workload: an address
@@ -114,25 +165,19 @@ impl<P: Default> View<P> {
             (info.address, info.identity.as_deref(), &info.workload)
         }
         let old = std::mem::take(&mut self.slots);
-        let known: HashMap<Key<'_>, &Rc<Endpoint<P>>> =
-            old.iter().map(|s| (key(&s.info), &s.endpoint)).collect();
+        let known: HashMap<Key<'_>, &Slot<P>> = old.iter().map(|s| (key(&s.info), s)).collect();
         let ready = |info: &EndpointInfo| info.state == Health::Ready && info.weight > 0;
-        let (count, total) = set
-            .endpoints
-            .iter()
-            .filter(|info| ready(info))
-            .fold((0u32, 0f64), |(n, sum), info| {
-                (n + 1, sum + f64::from(info.weight))
-            });
-        let mean = total / f64::from(count.max(1));
+        // Where nobody was, nobody is new: there is no one to take the load meanwhile.
+        let beside = old.iter().any(|slot| slot.ready);
         self.slots = set
             .endpoints
             .iter()
             .map(|info| {
-                let endpoint = match known.get(&key(info)) {
-                    Some(endpoint) => {
-                        endpoint.set_health(info.health.clone());
-                        Rc::clone(endpoint)
+                let known = known.get(&key(info));
+                let endpoint = match known {
+                    Some(slot) => {
+                        slot.endpoint.set_health(info.health.clone());
+                        Rc::clone(&slot.endpoint)
                     }
                     None => Rc::new(Endpoint::new(info.clone(), now)),
                 };
@@ -140,12 +185,17 @@ impl<P: Default> View<P> {
                     endpoint,
                     ready: ready(info),
                     out: false,
-                    share: f64::from(info.weight) / mean.max(1.0),
+                    share: 1.0,
+                    weight: info.weight,
+                    since: match known {
+                        Some(slot) if slot.ready => slot.since,
+                        _ => beside.then_some(now),
+                    },
                     info: info.clone(),
                 }
             })
             .collect();
-        self.any_ready = count > 0;
+        self.any_ready = self.slots.iter().any(|slot| slot.ready);
         self.generation = Some(set.generation);
         self.table = match algorithm {
             Algorithm::RingHash => Some(HashTable::Ring(Ring::new(&self.members()))),
@@ -211,7 +261,7 @@ impl<P: Default> View<P> {
     }
 
     fn reweigh(&mut self) {
-        let weight = |i: &u32| self.slots[*i as usize].info.weight;
+        let weight = |i: &u32| self.slots[*i as usize].weight;
         let mut weights = self.candidates.iter().map(weight);
         let first = weights.next();
         self.weights = if weights.all(|w| Some(w) == first) {

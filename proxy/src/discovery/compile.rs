@@ -23,8 +23,8 @@ use crate::http::session::ShareSession;
 use crate::identity::Origin;
 use crate::tables::{
     Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
-    Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryPolicy, Route,
-    RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
+    Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryConstraint,
+    RetryPolicy, Route, RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
 };
 use crate::transport::Siblings;
 
@@ -48,6 +48,9 @@ const MAX_FALLBACK_BODY: usize = 1024 * 1024;
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_BACKOFF_BASE: Duration = Duration::from_millis(25);
 const DEFAULT_BACKOFF_MAX: Duration = Duration::from_millis(250);
+/// Of the kind's own schema (BudgetDetails, RequestRate).
+const DEFAULT_CONSTRAINT_INTERVAL: Duration = Duration::from_secs(10);
+const DEFAULT_MIN_INTERVAL: Duration = Duration::from_secs(1);
 const DEFAULT_OUTLIER_INTERVAL: Duration = Duration::from_secs(10);
 const DEFAULT_BASE_EJECTION: Duration = Duration::from_secs(30);
 const DEFAULT_MAX_EJECTION: Duration = Duration::from_secs(300);
@@ -448,6 +451,10 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
         algorithm,
         hash_key,
         panic_threshold,
+        slow_start: match &given.load_balancer {
+            None => None,
+            Some(balancer) => duration(balancer.slow_start_ms, "the slow start")?,
+        },
         max_connections: limits.max_connections,
         max_requests: limits.max_requests,
         max_pending_requests: limits.max_pending_requests,
@@ -460,6 +467,24 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
         connect_timeout: duration(given.connect_timeout_ms, "the connect timeout")?
             .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
         origin: given.originate_tls.as_ref().map(origin).transpose()?,
+        retry_constraint: given
+            .retry_constraint
+            .as_ref()
+            .map(retry_constraint)
+            .transpose()?,
+    })
+}
+
+fn retry_constraint(given: &proto::RetryConstraint) -> Result<RetryConstraint> {
+    let interval = duration(given.interval_ms, "the interval of a retry constraint")?
+        .unwrap_or(DEFAULT_CONSTRAINT_INTERVAL);
+    let min_interval = duration(given.min_interval_ms, "the interval of a least retry rate")?
+        .unwrap_or(DEFAULT_MIN_INTERVAL);
+    let floor = u128::from(given.min_count) * interval.as_millis() / min_interval.as_millis();
+    Ok(RetryConstraint {
+        percent: percent(given.percent, "the retry constraint")?,
+        interval,
+        floor: u64::try_from(floor).unwrap_or(u64::MAX),
     })
 }
 

@@ -150,7 +150,7 @@ impl Call {
             key: hash_key(backend, request, peer),
             on_fallback: false,
             permit: None,
-            budget: retry.map(|policy| worker.budget(route, policy)),
+            budget: retry.map(|policy| worker.budget_of(backend, route, policy)),
             balancer,
         };
         if let Some(budget) = &call.budget {
@@ -411,8 +411,71 @@ pub fn outcome_of_grpc(code: u32) -> Outcome {
     }
 }
 
+/// How long a server asks to be left alone: a response that says so, and when it can be asked again.
+pub fn pushback(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
+    retry_after.filter(|after| matches!(status, 429 | 503) && !after.is_zero())
+}
+
+/// The same of a gRPC call (RESOURCE_EXHAUSTED, UNAVAILABLE).
+pub fn grpc_pushback(code: u32, retry_after: Option<Duration>) -> Option<Duration> {
+    retry_after.filter(|after| matches!(code, 8 | 14) && !after.is_zero())
+}
+
+/// When a gRPC call may be made again: `grpc-retry-pushback-ms` (gRFC A6; a negative one asks for
+/// no other try, and says nothing of a time), else a `Retry-After`.
+pub fn grpc_retry_after(pushback: Option<&[u8]>, after: Option<&[u8]>) -> Option<Duration> {
+    let Some(pushback) = pushback else {
+        return retry_after(after);
+    };
+    let millis: u64 = std::str::from_utf8(pushback).ok()?.trim().parse().ok()?;
+    Some(Duration::from_millis(millis.min(3_600_000)))
+}
+
 /// A `Retry-After` in seconds (RFC 9110 section 10.2.3); dates are left to the client.
 pub fn retry_after(value: Option<&[u8]>) -> Option<Duration> {
     let seconds: u64 = std::str::from_utf8(value?).ok()?.trim().parse().ok()?;
     Some(Duration::from_secs(seconds.min(3600)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_when_to_come_back_is_left_alone_until_then() {
+        let seconds = |n| Some(Duration::from_secs(n));
+        for (status, after, expected) in [
+            (429, Some("7"), seconds(7)),
+            (503, Some(" 7 "), seconds(7)),
+            (503, Some("100000"), seconds(3600)),
+            (503, Some("0"), None),
+            (503, Some("Fri, 31 Dec 1999 23:59:59 GMT"), None),
+            (503, None, None),
+            (500, Some("7"), None),
+        ] {
+            let after = retry_after(after.map(str::as_bytes));
+            assert_eq!(pushback(status, after), expected, "{status} {after:?}");
+        }
+        for (code, push, after, expected) in [
+            (8, Some("1500"), None, Some(Duration::from_millis(1500))),
+            (
+                14,
+                Some("1500"),
+                Some("9"),
+                Some(Duration::from_millis(1500)),
+            ),
+            (8, None, Some("9"), seconds(9)),
+            (8, Some("-1"), Some("9"), None),
+            (8, Some("0"), None, None),
+            (8, None, None, None),
+            (4, Some("1500"), None, None),
+        ] {
+            let again = grpc_retry_after(push.map(str::as_bytes), after.map(str::as_bytes));
+            assert_eq!(
+                grpc_pushback(code, again),
+                expected,
+                "{code} {push:?} {after:?}"
+            );
+        }
+    }
 }

@@ -333,7 +333,7 @@ fn cookie_path<R: RequestView + ?Sized>(
                 let text = text.strip_prefix("^(?:").unwrap_or(text);
                 let plain = text.find(|c| r"\.+*?()|[]{}^$".contains(c));
                 let plain = &text[..plain.unwrap_or(text.len())];
-                plain.rfind('/').map(|end| plain[..end].as_bytes())
+                plain.rfind('/').map(|end| &plain.as_bytes()[..end])
             }
             PathMatch::Prefix(_) | PathMatch::Regex(_) => None,
         })

@@ -430,14 +430,15 @@ impl Exchange<'_> {
             return OnHead::Bad(ProxyError::new(ErrorCode::BadResponse, text));
         }
         let now = Instant::now();
-        picked.observe(call::outcome_of_status(status), now);
+        let after = match status {
+            400.. => call::retry_after(response.value(&duplex.server.buf, "retry-after")),
+            _ => None,
+        };
+        match call::pushback(status, after) {
+            Some(pushback) => picked.pushed_back(pushback, now),
+            None => picked.observe(call::outcome_of_status(status), now),
+        }
         if status >= 400 {
-            let after = call::retry_after(response.value(&duplex.server.buf, "retry-after"));
-            if let Some(after) = after
-                && matches!(status, 429 | 503)
-            {
-                picked.back_off(after);
-            }
             let failure = Failure::Status(status);
             if let Verdict::Again(pause) = self.verdict(call, picked, failure, replayable, after) {
                 return OnHead::Again(pause);

@@ -2,11 +2,13 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue};
 
+use crate::http::call::grpc_retry_after;
 use crate::http::mirror::Tees;
 
 /// What a kept chunk costs beside its bytes.
@@ -34,8 +36,8 @@ pub(super) struct Pump {
     pub bytes: u64,
     /// Grows with everything that moves, for the idle timeout.
     pub progress: u64,
-    /// The `grpc-status` of the trailers.
-    pub grpc_status: Option<u32>,
+    /// What the trailers say of a call.
+    pub grpc_status: Option<CallStatus>,
 }
 
 #[derive(Debug)]
@@ -168,7 +170,7 @@ impl Pump {
                     }
                 },
                 Source::Trailers(trailers) => {
-                    self.grpc_status = grpc_status(trailers);
+                    self.grpc_status = CallStatus::of(trailers);
                     let trailers = match self.room {
                         Some(_) => trailers.clone(),
                         None => std::mem::take(trailers),
@@ -256,11 +258,26 @@ impl Pump {
     }
 }
 
-/// The status code of a gRPC call, in trailers or in a trailers-only response.
-pub(super) fn grpc_status(fields: &HeaderMap) -> Option<u32> {
-    std::str::from_utf8(fields.get("grpc-status")?.as_bytes())
-        .ok()?
-        .trim()
-        .parse()
-        .ok()
+/// How a gRPC call ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CallStatus {
+    pub code: u32,
+    /// When it may be made again.
+    pub retry_after: Option<Duration>,
+}
+
+impl CallStatus {
+    /// As the trailers, or a head that is all there is, say it.
+    pub(super) fn of(fields: &HeaderMap) -> Option<Self> {
+        let field = |name: &str| fields.get(name).map(HeaderValue::as_bytes);
+        let code = std::str::from_utf8(field("grpc-status")?).ok()?;
+        let code = code.trim().parse().ok()?;
+        Some(Self {
+            code,
+            retry_after: match code {
+                0 => None,
+                _ => grpc_retry_after(field("grpc-retry-pushback-ms"), field("retry-after")),
+            },
+        })
+    }
 }

@@ -18,7 +18,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use super::answer::{self, Asked};
-use super::body::{Pump, grpc_status};
+use super::body::{CallStatus, Pump};
 use super::drive::{Event, Interrupted, Passed, Try, patiently};
 use super::failure::{self, Fault};
 use super::head;
@@ -142,6 +142,14 @@ enum Tried {
     /// The client has reset its stream, or its connection is gone.
     Abandoned,
     Done,
+}
+
+/// What a call's status says of its endpoint.
+fn observe_call(picked: &mut Picked<Pools>, status: CallStatus, now: Instant) {
+    match call::grpc_pushback(status.code, status.retry_after) {
+        Some(pushback) => picked.pushed_back(pushback, now),
+        None => picked.observe(call::outcome_of_grpc(status.code), now),
+    }
 }
 
 impl Exchange<'_> {
@@ -484,40 +492,43 @@ impl Exchange<'_> {
         let status = head.status.as_u16();
         let policy = call.route.policy.retry.as_deref();
         let grpc = self.asked.grpc && head.status == StatusCode::OK;
+        // With the code, when the call may be made again.
         let code = if !grpc {
             None
         } else if download.is_empty() {
-            grpc_status(&head.headers)
+            CallStatus::of(&head.headers)
         } else if replayable && policy.is_some_and(|policy| !policy.grpc_codes.is_empty()) {
             // What has not come yet is polled for with the task's own waker afterwards.
             let mut cx = Context::from_waker(Waker::noop());
-            download.early_trailers(&mut cx).and_then(grpc_status)
+            download.early_trailers(&mut cx).and_then(CallStatus::of)
         } else {
             None
         };
+        let field = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
+        let after = match code {
+            Some(code) => code.retry_after,
+            None => call::retry_after(field),
+        };
         match (grpc, code) {
-            (true, Some(code)) => picked.observe(call::outcome_of_grpc(code), now),
+            (true, Some(code)) => observe_call(picked, code, now),
             // How the call went is said by its trailers.
             (true, None) => picked.answered(now),
-            (false, _) => picked.observe(call::outcome_of_status(status), now),
+            (false, _) => match call::pushback(status, after) {
+                Some(pushback) => picked.pushed_back(pushback, now),
+                None => picked.observe(call::outcome_of_status(status), now),
+            },
         }
+        let code = code.map(|code| code.code);
         let failure = match code {
             Some(0) => None,
             Some(code) => Some(Failure::Grpc(code)),
             None if status < 400 => None,
             None => Some(Failure::Status(status)),
         };
-        if let Some(failure) = failure {
-            let field = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
-            let after = call::retry_after(field);
-            if let Some(after) = after
-                && matches!(status, 429 | 503)
-            {
-                picked.back_off(after);
-            }
-            if let Some(pause) = self.verdict(call, picked, failure, replayable, after) {
-                return Err(Tried::Again(pause));
-            }
+        if let Some(failure) = failure
+            && let Some(pause) = self.verdict(call, picked, failure, replayable, after)
+        {
+            return Err(Tried::Again(pause));
         }
         self.ending.status = status;
         self.ending.grpc_status = code;
@@ -552,12 +563,12 @@ impl Exchange<'_> {
             .until_end(one, download, client, call.deadline, idle)
             .await;
         self.ending.bytes_out = download.bytes;
-        if let Some(code) = download.grpc_status
+        if let Some(status) = download.grpc_status
             && self.asked.grpc
         {
-            self.ending.grpc_status = Some(code);
+            self.ending.grpc_status = Some(status.code);
             if !observed {
-                picked.observe(call::outcome_of_grpc(code), Instant::now());
+                observe_call(picked, status, Instant::now());
             }
         }
         match passed {

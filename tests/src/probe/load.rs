@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
+use hyper::header::HeaderValue;
 use hyper::{Request, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -38,6 +39,9 @@ pub struct Options {
     /// A header field, `name: value`; may be repeated
     #[arg(long = "header")]
     headers: Vec<String>,
+    /// A header that each client sends back as it was last given it
+    #[arg(long)]
+    session: Option<String>,
 }
 
 enum Sender {
@@ -80,6 +84,7 @@ async fn connect(options: &Options) -> Result<Sender, String> {
 async fn request(
     options: &Options,
     connection: &mut Option<Sender>,
+    session: &mut Option<HeaderValue>,
 ) -> Result<(u16, Bytes), String> {
     let ready = match connection {
         Some(Sender::Http1(sender)) => sender.ready().await.is_ok(),
@@ -104,6 +109,9 @@ async fn request(
         let (name, value) = header.split_once(':').ok_or("write --header name: value")?;
         builder = builder.header(name.trim(), value.trim());
     }
+    if let (Some(name), Some(value)) = (&options.session, &session) {
+        builder = builder.header(name, value);
+    }
     let request = builder
         .body(Empty::new())
         .map_err(|error| error.to_string())?;
@@ -113,6 +121,13 @@ async fn request(
     };
     let response = answered.map_err(|error| format!("request: {error}"))?;
     let status = response.status().as_u16();
+    if let Some(given) = options
+        .session
+        .as_ref()
+        .and_then(|name| response.headers().get(name))
+    {
+        *session = Some(given.clone());
+    }
     let body = response
         .into_body()
         .collect()
@@ -123,7 +138,7 @@ async fn request(
 
 async fn client(options: &Options, first: Instant, end: Instant, seen: &RefCell<Seen>) {
     let every = Duration::from_secs_f64(f64::from(options.clients) / options.rate);
-    let mut connection = None;
+    let (mut connection, mut session) = (None, None);
     let mut due = first;
     let share = options
         .count
@@ -133,7 +148,8 @@ async fn client(options: &Options, first: Instant, end: Instant, seen: &RefCell<
         tokio::time::sleep_until(due.into()).await;
         let began = Instant::now();
         let limit = Duration::from_secs(15);
-        let outcome = match tokio::time::timeout(limit, request(options, &mut connection)).await {
+        let asked = request(options, &mut connection, &mut session);
+        let outcome = match tokio::time::timeout(limit, asked).await {
             Ok(outcome) => outcome,
             Err(_) => Err("no answer within 15 s".to_owned()),
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,8 +28,8 @@ pub struct Options {
     name: String,
 }
 
-/// `?ms=200` delays the answer, `?status=503` sets it; the answer names the server, the path and the
-/// header fields.
+/// `?ms=200` delays the answer, `?status=503` sets it, `?fail=20` makes 20 of 100 a 503; the answer names
+/// the server, the path and the header fields.
 async fn answer(
     name: &str,
     request: Request<Incoming>,
@@ -48,6 +49,12 @@ async fn answer(
         .get("status")
         .and_then(|status| status.parse().ok())
         .unwrap_or(StatusCode::OK);
+    let fails = query.get("fail").and_then(|share| share.parse().ok());
+    let status = if fails.is_some_and(|share: u64| draw() < share) {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        status
+    };
     let (head, body) = request.into_parts();
     let read = body.collect().await.map_or(0, |body| body.to_bytes().len());
     let headers: BTreeMap<&str, String> = head
@@ -71,6 +78,16 @@ async fn answer(
     let mut response = Response::new(Full::from(said.to_string() + "\n"));
     *response.status_mut() = status;
     Ok(response)
+}
+
+/// 0 to 99, evenly and without a pattern (SplitMix64).
+fn draw() -> u64 {
+    static STATE: AtomicU64 = AtomicU64::new(0);
+    let step = 0x9e37_79b9_7f4a_7c15;
+    let mut z = STATE.fetch_add(step, Ordering::Relaxed).wrapping_add(step);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z ^ (z >> 31)) % 100
 }
 
 async fn greet(name: String, port: u16) {

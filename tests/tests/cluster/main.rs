@@ -13,6 +13,7 @@ mod failures;
 mod identity;
 mod install;
 mod lifecycle;
+mod policy;
 mod rollout;
 mod traffic;
 
@@ -46,6 +47,12 @@ const TRIALS: &[(&str, fn())] = &trials![
     failures::a_killed_application_costs_little,
     failures::a_killed_proxy_costs_little,
     failures::a_pod_that_vanishes_costs_little,
+    policy::shares_and_headers_decide,
+    policy::retries_make_success_whole_without_a_storm,
+    policy::faults_are_injected_and_taken_back,
+    policy::a_limit_is_kept_for_each_identity,
+    policy::sessions_outlive_a_rollout,
+    policy::changes_under_load_cost_nothing,
     identity::certificates_are_renewed_under_load,
     identity::roots_are_rotated_under_load,
     bookshop::a_newcomers_tour,

@@ -160,6 +160,89 @@ pub fn failed_requests_are_tried_again_when_a_policy_says_so() {
     assert_eq!(count.load(Ordering::SeqCst), 3);
 }
 
+/// XBackendTrafficPolicy: two retries an hour, and no share of the requests.
+pub fn a_backend_gets_no_more_retries_than_its_policy_allows() {
+    let (mut mesh, vip) = prepare();
+    mesh.traffic_policy(
+        "server",
+        "  retries: {attempts: 2, codes: [503], backoff: {base: 1ms}}",
+    );
+    mesh.manifest(
+        "backend",
+        "apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: {name: server, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: server}]
+  retryConstraint:
+    budget: {percent: 0, interval: 1h}
+    minRetryRate: {count: 2, interval: 1h}
+",
+    );
+    mesh.start();
+    let count = failing_first(&mesh, usize::MAX);
+    for _ in 0..5 {
+        assert_eq!(status(&get(&mesh, vip).0), 503);
+    }
+    assert_eq!(count.load(Ordering::SeqCst), 5 + 2);
+}
+
+/// TrafficPolicy for a route, and for one of its rules.
+pub fn a_policy_for_a_rule_goes_before_its_routes_and_its_services() {
+    let (mut mesh, vip) = prepare();
+    mesh.manifest(
+        "route",
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: server, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: server}]
+  rules:
+  - name: slow
+    matches: [{path: {value: /slow}}]
+    backendRefs: [{name: server, port: 80}]
+  - backendRefs: [{name: server, port: 80}]
+",
+    );
+    let policy = |name: &str, target: &str, timeout: &str| {
+        format!(
+            "apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  targetRefs: [{{{target}}}]
+  timeouts: {{request: {timeout}}}
+"
+        )
+    };
+    mesh.manifest(
+        "1",
+        &policy("service", "kind: Service, name: server", "50ms"),
+    );
+    mesh.manifest(
+        "2",
+        &policy("route", "kind: HTTPRoute, name: server", "100ms"),
+    );
+    let rule = "kind: HTTPRoute, name: server, sectionName: slow";
+    mesh.manifest("3", &policy("rule", rule, "10s"));
+    mesh.start();
+    let _server = Server::start(mesh.host(1), 8080, |wire| {
+        serve_http(wire, |_| {
+            std::thread::sleep(Duration::from_millis(300));
+            ok("slow")
+        });
+    });
+    let of = |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        status(&ask(&mesh, vip, &request).0)
+    };
+    assert_eq!((of("/slow"), of("/")), (200, 504));
+    mesh.remove_manifest("3");
+    eventually("the route's policy holds for the rule", PATIENCE, || {
+        of("/slow") == 504
+    });
+}
+
 pub fn a_post_is_never_sent_twice_by_default() {
     let (mut mesh, vip) = prepare();
     mesh.start();

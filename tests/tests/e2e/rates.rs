@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use weft_tests::mesh::{Mesh, Workload};
@@ -164,5 +165,89 @@ pub fn grpc_calls_are_told_in_trailers() {
             assert!((1..=5_000).contains(&pushback), "{pushback}");
             assert!(response.into_body().is_end_stream(), "trailers only");
         }
+    });
+}
+
+pub fn who_asks_for_a_pause_gets_it_and_is_not_ejected() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    for i in 1..=2 {
+        mesh.workload(Workload::new(&format!("server-{i}")).port(8080, None));
+    }
+    let vip = mesh.service("server", 8080, Some("http"));
+    mesh.traffic_policy(
+        "server",
+        "  loadBalancer: {algorithm: RoundRobin, panicThreshold: 0}
+  circuitBreaker: {outlierDetection: {consecutiveGatewayErrors: 1, baseEjectionTime: 60s}}",
+    );
+    mesh.start();
+    let busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n";
+    let _busy = Server::answering(mesh.host(1), 8080, busy.to_vec());
+    let well = Server::answering(mesh.host(2), 8080, ok("well"));
+    let counts = |n| ask(&mesh, 0, vip, n, "").0;
+    // Once, and then it is left alone.
+    let begun = Instant::now();
+    let first = counts(20);
+    assert!(begun.elapsed() < Duration::from_secs(2), "too slow to tell");
+    assert_eq!(first, BTreeMap::from([(200, 19), (503, 1)]));
+    let state = |state: &str| {
+        let label = format!("state=\"{state}\"");
+        mesh.sidecar(0).metric("weft_endpoints", &[&label])
+    };
+    assert_eq!((state("ready"), state("ejected")), (2.0, 0.0));
+    // It is asked again when its time is over.
+    eventually("it is asked again", PATIENCE, || {
+        counts(4).contains_key(&503)
+    });
+    // Alone it is asked all the same: the answer is its own.
+    drop(well);
+    mesh.remove_manifest("workload-server-2");
+    eventually("it is the only one", PATIENCE, || {
+        let (counts, head) = ask(&mesh, 0, vip, 3, "");
+        counts == BTreeMap::from([(503, 3)]) && header(&head, "retry-after") == Some("3")
+    });
+}
+
+pub fn grpc_calls_are_steered_away_by_trailers() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    for i in 1..=2 {
+        mesh.workload(Workload::new(&format!("server-{i}")).port(9090, None));
+    }
+    let vip = mesh.service("server", 9090, Some("grpc"));
+    mesh.traffic_policy("server", "  loadBalancer: {algorithm: RoundRobin}");
+    mesh.start();
+    local(async {
+        // As a server says it that had begun to answer.
+        serve_on(mesh.host(1), |(_, mut respond)| async move {
+            let mut body = respond.send_response(Response::new(()), false).unwrap();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", "8".parse().unwrap());
+            trailers.insert("grpc-retry-pushback-ms", "60000".parse().unwrap());
+            body.send_trailers(trailers).unwrap();
+        });
+        serve_on(mesh.host(2), |(_, mut respond)| async move {
+            let response = Response::builder().header("grpc-status", "0");
+            let response = response.body(()).unwrap();
+            respond.send_response(response, true).unwrap();
+        });
+        let client = connect(&mesh, vip).await;
+        let mut exhausted = 0;
+        for _ in 0..20 {
+            let request = Request::builder()
+                .method("POST")
+                .uri("http://server.shop/a.B/C")
+                .header("content-type", "application/grpc")
+                .body(())
+                .unwrap();
+            let (response, _) = client.clone().send_request(request, true).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            let trailers = body.trailers().await.unwrap();
+            let said = trailers
+                .as_ref()
+                .and_then(|t| t.get("grpc-retry-pushback-ms"));
+            exhausted += u32::from(said.is_some());
+        }
+        assert_eq!(exhausted, 1);
     });
 }

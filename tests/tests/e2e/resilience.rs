@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use weft_tests::mesh::{Mesh, Workload};
 use weft_tests::traffic::{Traffic, all_well};
@@ -138,6 +138,53 @@ pub fn an_endpoint_that_fails_is_ejected_and_comes_back() {
         traffic.wait_for(50);
         traffic.finish().contains_key("200 2")
     });
+}
+
+pub fn a_new_endpoint_gets_its_share_little_by_little() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    mesh.workload(Workload::new("server-1").port(8080, None));
+    mesh.workload(
+        Workload::new("server-2")
+            .port(8080, None)
+            .extra("  health: NotReady\n"),
+    );
+    let vip = mesh.service("server", 8080, Some("http"));
+    mesh.traffic_policy(
+        "server",
+        "  loadBalancer: {algorithm: RoundRobin, slowStart: {window: 10s}}",
+    );
+    mesh.start();
+    let _servers = serve(&mesh, 2);
+    let mut client = mesh.sidecar(0).connect(vip);
+    let mut ask = |requests: u32| {
+        let answers = (0..requests).map(|_| {
+            client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+            client.read_answer().1
+        });
+        answers.filter(|body| body == b"2").count()
+    };
+    assert_eq!(ask(20), 0);
+    mesh.manifest(
+        "workload-server-2",
+        &format!(
+            "apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {{name: server-2, namespace: shop, labels: {{app: server}}}}
+spec: {{addresses: [{}], serviceAccount: server, ports: [{{port: 8080}}]}}
+",
+            mesh.host(2).v4()
+        ),
+    );
+    eventually("the new endpoint is asked", PATIENCE, || ask(5) > 0);
+    let begun = Instant::now();
+    let early = ask(200);
+    assert!(begun.elapsed() < Duration::from_secs(2), "too slow to tell");
+    // A tenth of a weight of 1.1 in all, up to a quarter of 1.25.
+    assert!((8..=50).contains(&early), "{early} of 200");
+    std::thread::sleep(Duration::from_secs(10));
+    let late = ask(200);
+    assert!((90..=110).contains(&late), "{late} of 200");
 }
 
 pub fn a_polite_restart_of_the_servers_proxy_loses_no_request() {

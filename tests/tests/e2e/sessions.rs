@@ -154,6 +154,27 @@ pub fn a_client_stays_with_its_endpoint_through_restarts_and_a_rollout() {
     assert_eq!(shop.stays("/a", &cookie), second);
 }
 
+/// XBackendTrafficPolicy.
+pub fn a_backends_policy_keeps_sessions_without_a_route() {
+    let shop = Shop::new(|mesh| {
+        mesh.manifest(
+            "backend",
+            "apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: {name: server, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: server}]
+  sessionPersistence: {sessionName: stay, idleTimeout: 1h}
+",
+        );
+    });
+    let (server, cookie) = shop.begin("/any");
+    assert_eq!(shop.stays("/any", &cookie), server);
+    let (_, head) = shop.get("/any", "");
+    let set = header(&head, "set-cookie").unwrap();
+    assert!(!set.contains("Path"), "{set}");
+}
+
 pub fn a_header_keeps_a_session_too() {
     let shop = Shop::new(|mesh| mesh.manifest("route", &route(RULES)));
     let (server, head) = shop.get("/b/c", "");

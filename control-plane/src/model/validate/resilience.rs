@@ -1,7 +1,7 @@
 //! Faults, and what a destination takes no more of.
 
 use weft_api::policy::resilience::{FaultInjection, RateLimit, RateLimitKey};
-use weft_api::policy::traffic::TrafficPolicySpec;
+use weft_api::policy::traffic::{Algorithm, LoadBalancer, TrafficPolicySpec};
 
 use super::{Findings, is_token};
 
@@ -11,6 +11,9 @@ pub(super) fn check(spec: &TrafficPolicySpec, findings: &mut Findings) {
     }
     if let Some(limit) = &spec.rate_limit {
         check_rate_limit(limit, findings);
+    }
+    if let Some(balancer) = &spec.load_balancer {
+        check_slow_start(balancer, findings);
     }
 }
 
@@ -103,6 +106,30 @@ fn check_rate_limit(limit: &RateLimit, findings: &mut Findings) {
     );
 }
 
+fn check_slow_start(balancer: &LoadBalancer, findings: &mut Findings) {
+    let at = "spec.loadBalancer.slowStart";
+    let Some(slow) = balancer.slow_start else {
+        return;
+    };
+    if slow.window.is_zero() {
+        findings.add(
+            &format!("{at}.window"),
+            "window of 0s makes no sense",
+            "write a duration above zero, such as 30s, or leave slowStart out",
+        );
+    }
+    findings.timeout(&format!("{at}.window"), Some(slow.window));
+    if let Some(algorithm @ (Algorithm::RingHash | Algorithm::Maglev)) = balancer.algorithm {
+        findings.add(
+            at,
+            format!(
+                "slowStart has no effect with {algorithm:?}, which gives each key its endpoint"
+            ),
+            "leave slowStart out, or choose another algorithm",
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -160,6 +187,18 @@ mod tests {
                 "not a header name",
             ),
             ("{rateLimit: {per: 1s}}", "requests"),
+            (
+                "{loadBalancer: {slowStart: {window: 0s}}}",
+                "makes no sense",
+            ),
+            (
+                "{loadBalancer: {slowStart: {window: 25h}}}",
+                "longer than a day",
+            ),
+            (
+                "{loadBalancer: {algorithm: Maglev, slowStart: {window: 5s}}}",
+                "no effect with Maglev",
+            ),
         ] {
             let found = refused(spec);
             assert!(found.iter().any(|f| f.contains(said)), "{spec}: {found:?}");

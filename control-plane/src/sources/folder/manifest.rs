@@ -69,7 +69,8 @@ struct Context<'a> {
 
 const KINDS: &str = "Workload, TrafficPolicy, PeerAuthentication, Telemetry, ExternalService and EgressPolicy of \
      policy.weft.dev/v1alpha1, Service of v1, EndpointSlice of discovery.k8s.io/v1, and HTTPRoute, \
-     GRPCRoute, TLSRoute and TCPRoute of gateway.networking.k8s.io";
+     GRPCRoute, TLSRoute and TCPRoute of gateway.networking.k8s.io, and XBackendTrafficPolicy of \
+     gateway.networking.x-k8s.io/v1alpha1";
 
 impl Context<'_> {
     fn report(
@@ -141,6 +142,9 @@ impl Context<'_> {
                 );
                 Object::ExternalService(Box::new(policy(given.metadata, given.spec)))
             }
+            (gateway::X_API_VERSION, "XBackendTrafficPolicy") => {
+                self.typed::<gateway::BackendTrafficPolicy>()?.into_model()
+            }
             (version, "HTTPRoute") if gateway::is_version(version) => {
                 self.typed::<gateway::HttpRoute>()?.into_model()
             }
@@ -180,6 +184,7 @@ impl Context<'_> {
                             | "GRPCRoute"
                             | "TLSRoute"
                             | "TCPRoute"
+                            | "XBackendTrafficPolicy"
                     );
                 let severity = if ours {
                     Severity::Error

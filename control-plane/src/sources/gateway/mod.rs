@@ -4,11 +4,13 @@
 //! rule says that cannot be honoured is kept in the model as a refusal of that rule; a route is
 //! never half obeyed in silence.
 
+mod backend_traffic;
 mod convert;
 mod filters;
 mod session;
 mod types;
 
+pub use backend_traffic::{BackendTrafficPolicy, BackendTrafficSpec, X_API_VERSION};
 pub use types::{GrpcRoute, HttpRoute, Meta, Object, Spec, TcpRoute, TlsRoute};
 
 /// The API group of routes.

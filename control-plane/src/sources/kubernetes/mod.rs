@@ -129,6 +129,7 @@ impl Kubernetes {
         watches.start::<routes::GRPCRoute>();
         watches.start::<routes::TLSRoute>();
         watches.start::<routes::TCPRoute>();
+        watches.start::<routes::XBackendTrafficPolicy>();
         let Watches {
             reports,
             kinds,

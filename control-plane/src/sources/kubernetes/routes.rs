@@ -88,3 +88,35 @@ fn ours(object: Object) -> Option<Object> {
         _ => Some(object),
     }
 }
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct XBackendTrafficPolicy {
+    #[serde(deserialize_with = "meta::read")]
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Value,
+}
+resource!(
+    XBackendTrafficPolicy,
+    "gateway.networking.x-k8s.io",
+    "v1alpha1",
+    "XBackendTrafficPolicy",
+    "xbackendtrafficpolicies"
+);
+
+impl Watched for XBackendTrafficPolicy {
+    const KIND: Kind = Kind::XBackendTrafficPolicy;
+    const PLURAL: &'static str = "xbackendtrafficpolicies";
+    const OPTIONAL: bool = true;
+    const GENERATIONS: bool = true;
+
+    fn into_model(self) -> Result<Option<Object>, Vec<Wrong>> {
+        let spec: gateway::BackendTrafficSpec =
+            serde_json::from_value(self.spec).map_err(|error| wrong(&error))?;
+        let policy = gateway::BackendTrafficPolicy {
+            metadata: metadata(&self.metadata),
+            spec,
+        };
+        Ok(Some(policy.into_model()))
+    }
+}

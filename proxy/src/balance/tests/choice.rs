@@ -241,6 +241,40 @@ fn who_asks_to_be_left_alone_is_while_others_are_there() {
 }
 
 #[test]
+fn a_pushback_is_no_failure_and_never_leaves_nobody() {
+    for algorithm in ALL {
+        let policy = BackendPolicy {
+            outlier: Some(outlier()),
+            ..with(algorithm)
+        };
+        let balancer = Balancer::<()>::seeded(backend(&cell(infos(&[1; 2])), policy), 9);
+        let now = Instant::now();
+        // More in a row than failures would be forgiven, from both.
+        let mut asked = [0; 2];
+        for n in 0..40 {
+            let mut picked = balancer.pick(None, &[], now + n * MS).unwrap();
+            asked[number(picked.endpoint.info.address)] += 1;
+            picked.pushed_back(5 * SECOND, now + n * MS);
+        }
+        assert!(asked.iter().all(|n| *n > 0), "{algorithm:?}: {asked:?}");
+        for status in balancer.snapshot(now) {
+            assert_eq!((status.state, status.ejections), (HealthState::Closed, 0));
+        }
+        // Capped: however long it asks for, it is asked again after a minute.
+        let picked = balancer.pick(None, &[], now + 60 * SECOND).unwrap();
+        let (address, later) = (picked.endpoint.info.address, now + 60 * SECOND);
+        picked.back_off_from(86_400 * SECOND, later);
+        drop(picked);
+        let hits = |at| {
+            let picks = (0..100).map(|_| balancer.pick(None, &[], at).unwrap());
+            picks.filter(|p| p.endpoint.info.address == address).count()
+        };
+        assert_eq!(hits(later + 59 * SECOND), 0, "{algorithm:?}");
+        assert!(hits(later + 61 * SECOND) > 0, "{algorithm:?}");
+    }
+}
+
+#[test]
 fn endpoints_that_are_not_ready_are_out_at_once() {
     for algorithm in ALL {
         let cell = cell(infos(&[1; 3]));

@@ -3,6 +3,7 @@
 mod choice;
 mod ejection;
 mod limits;
+mod slow_start;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

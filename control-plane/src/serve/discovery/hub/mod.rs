@@ -28,7 +28,7 @@ use self::connection::authorize;
 use super::stream::Stream;
 use super::{Key, Kind};
 use crate::compile::{
-    Compiled, Problem, RouteStatus, Settings, compile, problems, special_clients,
+    Compiled, Problem, RouteStatus, Settings, compile, policy_statuses, problems, special_clients,
     status as route_status,
 };
 use crate::model::{Change, Dirty, Name, World};
@@ -126,7 +126,7 @@ impl Hub {
             state.world.apply(change, &mut dirty);
         }
         let keys = state.touched(&dirty);
-        if !dirty.services.is_empty() {
+        if !dirty.services.is_empty() || dirty.statuses {
             self.routes.send_modify(|changes| *changes += 1);
         }
         for key in keys {
@@ -189,12 +189,13 @@ impl Hub {
         self.routes.subscribe()
     }
 
-    /// What is to be said of every route now.
+    /// What is to be said of every route and policy now.
     pub fn route_statuses(&self) -> Vec<RouteStatus> {
         let state = self.state();
         let routes = state.world.routes();
         routes
             .map(|route| route_status(&state.world, route))
+            .chain(policy_statuses(&state.world))
             .collect()
     }
 
