@@ -246,6 +246,11 @@ spec: {{mtls: {{mode: {mode}}}}}
         );
     }
 
+    /// The mesh's root certificate, PEM, once it has been started.
+    pub fn root(&self) -> Vec<u8> {
+        fs::read(self.path("root.pem")).unwrap()
+    }
+
     /// Where proxies that are started from now on ask for names.
     pub fn dns(&mut self, server: SocketAddr) {
         self.dns = Some(server);

@@ -68,7 +68,7 @@ impl TrafficPolicySpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
     /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route,
-    /// "policy.weft.dev" for an ExternalService. Default "", which goes for all of them.
+    /// "policy.weft.dev" for an ExternalService. Default "", which goes for each of them.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
     pub kind: TargetKind,
@@ -83,12 +83,11 @@ pub struct TargetRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TargetKind {
     Service,
+    ExternalService,
     HTTPRoute,
     GRPCRoute,
     /// The policy's own.
     Namespace,
-    /// Of the group `policy.weft.dev`.
-    ExternalService,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -284,6 +284,16 @@ spec: {{targetRefs: {target}, timeouts: {{request: {timeout}s}}}}
     assert!(dirty.services.iter().any(|name| name.name == "api"));
     let said: Vec<String> = problems(&world).into_iter().map(|p| p.message).collect();
     assert_eq!(said, ["there is no Service shop/api"]);
+    // There is no proxy of its own to keep a rate.
+    let limit = policy("limit", target, 1).replace(
+        "timeouts: {request: 1s}",
+        "rateLimit: {requests: 1, per: 1s}",
+    );
+    let findings = manifest::parse(Path::new("test.yaml"), &limit).unwrap_err();
+    assert!(
+        findings[0].message.contains("an ExternalService has none"),
+        "{findings:?}"
+    );
 }
 
 #[test]
@@ -545,4 +555,72 @@ spec: {selector: {matchLabels: {app: cart}}, portLevelMtls: {8080: {mode: DISABL
     );
     assert_eq!(identity(&world), "");
     assert!(dirty.endpoints.iter().any(|name| name.name == "cart"));
+}
+
+#[test]
+fn a_workload_is_told_of_hosts_and_whether_anything_else_may_be_called() {
+    let workload = |namespace: &str| {
+        format!(
+            "apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {{name: w, namespace: {namespace}}}
+spec: {{addresses: [10.0.0.1]}}
+---
+"
+        )
+    };
+    let egress = |namespace: &str, mode: &str| {
+        format!(
+            "apiVersion: policy.weft.dev/v1alpha1
+kind: EgressPolicy
+metadata: {{name: e, namespace: {namespace}}}
+spec: {{mode: {mode}}}
+---
+"
+        )
+    };
+    let host = "{hosts: [a.example.org], ports: [{port: 80}, {port: 81}]}";
+    let wild = "{hosts: ['*.example.org'], resolution: Passthrough,
+        ports: [{port: 443, appProtocol: tls}]}";
+    let by_address = "{hosts: [b.example.org], addresses: [240.0.0.1], ports: [{port: 80}]}";
+    let mut world = world(
+        &(workload("shop").replace("10.0.0.1", "10.0.0.2")
+            + &workload("other")
+            + &external("shop/host", host)
+            + &external("weft-system/wild", wild)
+            + &external("shop/found", by_address)
+            + &egress("weft-system", "RegistryOnly")
+            + &egress("shop", "AllowAny")),
+    );
+    let told = |world: &World, namespace: &str| {
+        let name = format!("{namespace}/w");
+        match body(world, ResourceKind::Workload, &name, namespace) {
+            Some(Body::Workload(workload)) => {
+                let hosts = workload.external_hosts.iter().map(|known| {
+                    let destination = known.destination.as_ref().unwrap();
+                    format!("{}:{}", known.host, destination.port)
+                });
+                (hosts.collect::<Vec<_>>(), workload.egress().as_str_name())
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(
+        told(&world, "shop"),
+        (
+            ["a.example.org:80", "a.example.org:81", "*.example.org:443"]
+                .map(str::to_owned)
+                .to_vec(),
+            "EGRESS_MODE_ALLOW_ANY"
+        )
+    );
+    let only = "EGRESS_MODE_REGISTRY_ONLY";
+    assert_eq!(
+        told(&world, "other"),
+        (vec!["*.example.org:443".to_owned()], only)
+    );
+    let dirty = apply(&mut world, &egress("shop", "RegistryOnly"));
+    assert!(dirty.workloads_of.contains("shop") && !dirty.all_workloads);
+    assert_eq!(told(&world, "shop").1, only);
+    assert!(apply(&mut world, &egress("weft-system", "AllowAny")).all_workloads);
 }

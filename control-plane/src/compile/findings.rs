@@ -10,7 +10,7 @@ mod unreachable;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use weft_api::policy::traffic::{Fallback, TargetKind};
+use weft_api::policy::traffic::Fallback;
 
 use super::endpoints::target_port;
 use super::policy::default_winner;
@@ -246,13 +246,10 @@ fn traffic(world: &World, found: &mut Problems) {
             match used(world, policy, target) {
                 Ok(()) => {}
                 Err(Unused::NotFound(why)) => {
-                    let named = Name::new(name.namespace.clone(), &target.name);
-                    let section = target.section_name.is_some()
-                        && match target.kind {
-                            TargetKind::Service => world.service(&named).is_some(),
-                            TargetKind::ExternalService => world.external.contains_key(&named),
-                            _ => false,
-                        };
+                    let own = Name::new(name.namespace.clone(), &target.name);
+                    let known =
+                        world.service(&own).is_some() || world.external.contains_key(&own);
+                    let section = target.section_name.is_some() && known;
                     let (field, help) = if section {
                         ("sectionName", "write the name or the number of one of its ports")
                     } else {

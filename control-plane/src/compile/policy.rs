@@ -256,7 +256,8 @@ pub(super) fn effective(
     }
     let mut backend = backend(&merged);
     let excluded = |policy: &BackendTraffic| service.client_affinity && policy.session.is_some();
-    if let Some(policy) = of_service(world, &service.name).filter(|policy| !excluded(policy)) {
+    let named = (!service.external).then(|| of_service(world, &service.name));
+    if let Some(policy) = named.flatten().filter(|policy| !excluded(policy)) {
         let session = policy.session.as_ref();
         backend.session_persistence = session.map(|given| session::compile(given, false));
         let constraint = policy

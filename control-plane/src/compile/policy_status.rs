@@ -43,9 +43,8 @@ pub(super) fn used(
                     .get(&own)
                     .map(|external| Cow::Owned(as_service(external))),
             };
-            let service = service
-                .as_deref()
-                .ok_or_else(|| Unused::NotFound(format!("there is no {kind:?} {own}")))?;
+            let service =
+                service.ok_or_else(|| Unused::NotFound(format!("there is no {kind:?} {own}")))?;
             let (level, ports): (_, Vec<&ServicePort>) = match &target.section_name {
                 None => (Level::Service, service.ports.iter().collect()),
                 Some(section) => {
@@ -61,7 +60,7 @@ pub(super) fn used(
             };
             ports
                 .into_iter()
-                .filter_map(|port| Some(&winner(world, service, port, level)?.name))
+                .filter_map(|port| Some(&winner(world, &service, port, level)?.name))
                 .collect()
         }
         TargetKind::HTTPRoute | TargetKind::GRPCRoute => {

@@ -103,8 +103,8 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
         Object::EndpointSlice(_)
         | Object::Node(_)
         | Object::Route(_)
-        | Object::BackendTraffic(_)
-        | Object::EgressPolicy(_) => {}
+        | Object::EgressPolicy(_)
+        | Object::BackendTraffic(_) => {}
     }
     findings.0
 }

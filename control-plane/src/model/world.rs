@@ -226,9 +226,9 @@ impl World {
         let policies = traffic
             .chain(security)
             .chain(telemetry)
-            .chain(backends)
             .chain(external)
-            .chain(egress);
+            .chain(egress)
+            .chain(backends);
         policies.chain(routes).collect()
     }
 

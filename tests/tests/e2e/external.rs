@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject;
 use weft_tests::dns::Dns;
 use weft_tests::mesh::{Mesh, NAMESPACE, Workload};
 use weft_tests::netns::Host;
@@ -582,4 +583,80 @@ pub fn only_what_is_known_may_be_called() {
     mesh.sidecar(0)
         .connect(at(&other, 7000))
         .expect("220 hello\r\n");
+}
+
+/// A server that trusts the mesh's roots, and takes nobody without a certificate of theirs.
+pub fn mutual_tls_shows_the_workloads_own_certificate() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    let outside = mesh.outsider("outside");
+    let authority = Authority::new();
+    let port = |port: u16, mode: &str| {
+        format!(
+            "
+  - port: {port}
+    targetPort: 8443
+    name: http-{port}
+    tls:
+      mode: {mode}
+      sni: vault.example.org
+      caCertificates: {}",
+            authority.yaml(6)
+        )
+    };
+    external(
+        &mesh,
+        "vault",
+        &format!(
+            "  resolution: Static
+  endpoints: [{{address: {}}}]
+  ports:{}{}",
+            outside.v4(),
+            port(80, "Mutual"),
+            port(81, "Simple")
+        ),
+    );
+    mesh.start();
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = mesh.root();
+    for root in rustls::pki_types::CertificateDer::pem_slice_iter(&pem) {
+        roots.add(root.unwrap()).unwrap();
+    }
+    let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots));
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec!["vault.example.org".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &authority.0).unwrap();
+    let config = rustls::ServerConfig::builder()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(
+            vec![leaf.der().clone()],
+            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        )
+        .unwrap();
+    let shown = Arc::new(Mutex::new(Vec::new()));
+    let (config, note) = (Arc::new(config), shown.clone());
+    let _server = Server::start(&outside, 8443, move |wire| {
+        let mut tls = rustls::ServerConnection::new(config.clone()).unwrap();
+        let mut tcp = wire.stream();
+        let mut stream = rustls::Stream::new(&mut tls, &mut tcp);
+        if stream.read(&mut [0; 1024]).is_ok_and(|n| n > 0) {
+            let chain = stream.conn.peer_certificates().unwrap();
+            note.lock().unwrap().push(chain[0].to_vec());
+            let _ = stream.write_all(&ok("come in"));
+        }
+    });
+    let at = |port| SocketAddr::new(outside.v4().into(), port);
+    let answer = ask(&mesh, at(80), "vault.example.org");
+    assert_eq!(answer, (200, "come in".to_owned()));
+    let shown = shown.lock().unwrap();
+    let identity = b"spiffe://cluster.local/ns/shop/sa/client";
+    assert!(shown[0].windows(identity.len()).any(|w| w == identity));
+    // With TLS 1.3 the server's refusal comes after the handshake: the request is lost with it.
+    let mut wire = mesh.sidecar(0).connect(at(81));
+    wire.send("GET / HTTP/1.1\r\nHost: vault.example.org\r\n\r\n");
+    let mut answer = Vec::new();
+    let _ = wire.stream().read_to_end(&mut answer);
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(!answer.contains("come in"), "{answer}");
+    assert_eq!(shown.len(), 1);
 }

@@ -133,6 +133,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     external::the_original_destination_rules_whatever_the_host_says,
     external::hosts_on_one_address_are_told_apart_request_by_request,
     external::only_what_is_known_may_be_called,
+    external::mutual_tls_shows_the_workloads_own_certificate,
 ];
 
 fn main() -> ExitCode {

@@ -130,9 +130,6 @@ impl Context<'_> {
                 let given: Telemetry = self.typed()?;
                 Object::Telemetry(policy(given.metadata, given.spec))
             }
-            (gateway::X_API_VERSION, "XBackendTrafficPolicy") => {
-                self.typed::<gateway::BackendTrafficPolicy>()?.into_model()
-            }
             (API_VERSION, "EgressPolicy") => {
                 let given: EgressPolicy = self.typed()?;
                 Object::EgressPolicy(policy(given.metadata, given.spec))
@@ -144,6 +141,9 @@ impl Context<'_> {
                     given.spec.ports.iter().map(|port| &port.app_protocol),
                 );
                 Object::ExternalService(Box::new(policy(given.metadata, given.spec)))
+            }
+            (gateway::X_API_VERSION, "XBackendTrafficPolicy") => {
+                self.typed::<gateway::BackendTrafficPolicy>()?.into_model()
             }
             (version, "HTTPRoute") if gateway::is_version(version) => {
                 self.typed::<gateway::HttpRoute>()?.into_model()
