@@ -76,6 +76,7 @@ fn of_backends(spec: &TrafficPolicySpec) -> Vec<&'static str> {
             "circuitBreaker.outlierDetection",
         ),
         (spec.rate_limit.is_some(), "rateLimit"),
+        (spec.request_headers.is_some(), "requestHeaders"),
         (
             timeouts.is_some_and(|timeouts| timeouts.connect.is_some()),
             "timeouts.connect",
