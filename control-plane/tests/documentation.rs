@@ -104,10 +104,13 @@ fn every_field_has_an_example() {
     let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../api/src/policy");
     for file in [
         "workload.rs",
+        "health.rs",
         "traffic.rs",
         "resilience.rs",
         "security.rs",
         "telemetry.rs",
+        "external.rs",
+        "egress.rs",
     ] {
         let source = std::fs::read_to_string(policy.join(file)).unwrap();
         let mut renamed = None;

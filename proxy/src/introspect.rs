@@ -13,14 +13,14 @@ use tokio::sync::watch;
 use crate::admin::Introspect;
 use crate::balance::HealthState;
 use crate::config::Config;
-use crate::discovery::{Directory, LinkState};
+use crate::discovery::{Directory, LinkState, Outside};
 use crate::http::session::{Place, Session};
 use crate::identity;
 use crate::inbound::limits::{LimitKey, RateLimit};
 use crate::run::Stage;
 use crate::tables::{
-    Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, Known, PathEdit,
-    PathMatch, Plan, Redirect, Route, ValueMatch,
+    Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, HealthCheck,
+    HealthProbe, Known, PathEdit, PathMatch, Plan, Redirect, Route, ValueMatch,
 };
 use crate::telemetry::export::ExportConfig;
 use crate::telemetry::stats::{EndpointState, EndpointView};
@@ -218,8 +218,9 @@ impl Introspect for Introspection {
                 },
                 "identity": identity,
                 "discovery": discovery,
+                "outside": show_outside(&self.directory.outside()),
                 "destinations": self.destinations().iter()
-                    .map(|(address, destination)| show_destination(*address, destination))
+                    .map(|(address, destination)| show_destination(&address.to_string(), destination))
                     .collect::<Vec<_>>(),
             })
         })
@@ -256,14 +257,29 @@ fn state_of(info: &EndpointInfo) -> EndpointState {
     match (info.state, info.health.state()) {
         (Health::Draining, _) => EndpointState::Draining,
         (Health::NotReady, _) => EndpointState::NotReady,
+        (Health::Ready, _) if !info.health.is_well() => EndpointState::Unhealthy,
         (Health::Ready, HealthState::Closed) => EndpointState::Ready,
         (Health::Ready, _) => EndpointState::Ejected,
     }
 }
 
-fn show_destination(address: SocketAddr, destination: &Destination) -> Value {
+fn show_outside(outside: &Outside) -> Value {
+    let hosts = outside.hosts().filter_map(|(host, cell)| match cell.known() {
+        Known::Present(destination) => Some(json!({
+            "host": host,
+            "destination": show_destination(&format!("{host}:{}", destination.port), &destination),
+        })),
+        Known::Pending | Known::Absent => None,
+    });
     json!({
-        "address": address.to_string(),
+        "registry_only": outside.registry_only,
+        "hosts": hosts.collect::<Vec<_>>(),
+    })
+}
+
+fn show_destination(address: &str, destination: &Destination) -> Value {
+    json!({
+        "address": address,
         "namespace": &*destination.namespace,
         "service": &*destination.service,
         "port": destination.port,
@@ -411,6 +427,20 @@ fn show_plan(plan: &Plan) -> Value {
     })
 }
 
+fn show_health_check(check: &HealthCheck) -> Value {
+    json!({
+        "probe": match &check.probe {
+            HealthProbe::Http { path, .. } => format!("GET {path}"),
+            HealthProbe::Grpc { service } => format!("gRPC {service}"),
+            HealthProbe::Tcp => "TCP".to_owned(),
+        },
+        "interval_ms": millis(check.interval),
+        "timeout_ms": millis(check.timeout),
+        "unhealthy_threshold": check.unhealthy_threshold,
+        "healthy_threshold": check.healthy_threshold,
+    })
+}
+
 fn show_session(session: &Session) -> Value {
     json!({
         "name": session.spelling,
@@ -437,6 +467,7 @@ fn show_backend(backend: &Backend) -> Value {
             HashKey::SourceAddress => json!("source_address"),
         }),
         "slow_start_ms": policy.slow_start.map(millis),
+        "zone_threshold_percent": policy.zone_threshold,
         "connect_timeout_ms": millis(policy.connect_timeout),
         "limits": {
             "max_connections": policy.max_connections,
@@ -450,6 +481,7 @@ fn show_backend(backend: &Backend) -> Value {
             "base_ejection_ms": millis(outlier.base_ejection),
             "max_ejection_percent": outlier.max_ejection_percent,
         })),
+        "health_check": policy.health_check.as_ref().map(|check| show_health_check(check)),
         "retry_constraint": policy.retry_constraint.as_ref().map(|constraint| json!({
             "percent": constraint.percent,
             "interval_ms": millis(constraint.interval),

@@ -20,7 +20,7 @@ use crate::telemetry::export::{self, ExportConfig};
 use crate::telemetry::log::LogControl;
 use crate::telemetry::{Registry, access_log, trace::span_channel};
 use crate::worker::{Shared, Worker};
-use crate::{discovery, identity, resident};
+use crate::{discovery, health, identity, resident};
 
 /// How far the proxy is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,7 +80,7 @@ async fn control(config: Arc<Config>, log: LogControl) -> anyhow::Result<()> {
         let (shared, watching, open) = (shared.clone(), watching.clone(), open.clone());
         let worker = std::thread::Builder::new()
             .name(format!("weft-worker-{number}"))
-            .spawn(move || work(&shared, listeners, watching, &open))
+            .spawn(move || work(&shared, number, listeners, watching, &open))
             .context("a worker thread could not be started")?;
         workers.push(worker);
     }
@@ -170,9 +170,10 @@ async fn terminated() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A worker's thread.
+/// A worker's thread. The first one asks endpoints whether they are well.
 fn work(
     shared: &Shared,
+    number: usize,
     listeners: Vec<Listener>,
     mut stage: watch::Receiver<Stage>,
     open: &AtomicUsize,
@@ -199,8 +200,12 @@ fn work(
             }));
         }
         let sweeping = tokio::task::spawn_local(Rc::clone(&worker).sweep());
+        let asking = (number == 0).then(|| tokio::task::spawn_local(health::run(worker.clone())));
         let _ = stage.wait_for(|stage| *stage >= Stage::Draining).await;
         worker.drain.begin();
+        if let Some(asking) = asking {
+            asking.abort();
+        }
         for accept in accepting {
             let _ = accept.await;
         }

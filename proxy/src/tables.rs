@@ -16,9 +16,12 @@ use weft_api::identity::SpiffeId;
 pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 
 use crate::balance::{EndpointHealth, SharedLimits};
+use crate::dns::Feed;
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
+use crate::identity::Origin;
 use crate::inbound::limits::PortLimits;
+use crate::transport::Siblings;
 
 /// A new process-wide number, never used twice.
 pub fn fresh_id() -> u64 {
@@ -41,6 +44,10 @@ pub struct Destination {
     pub index: Option<Box<Index>>,
     /// For connections that are not HTTP; empty: they take the first of `routes`.
     pub opaque: Vec<OpaqueRoute>,
+    /// Endpoints that this proxy finds out itself are among its backends'.
+    pub fed: bool,
+    /// Nothing may be sent there: its only route says why.
+    pub prohibited: bool,
 }
 
 impl Destination {
@@ -61,6 +68,8 @@ impl Destination {
             routes: vec![Arc::new(route)],
             index: None,
             opaque: Vec::new(),
+            fed: false,
+            prohibited: false,
         }
     }
 
@@ -140,6 +149,22 @@ impl Route {
             total_weight: 1,
             policy,
             refused: None,
+            redirect: None,
+            cors: None,
+            sessions: false,
+        }
+    }
+
+    /// A route that answers everything with an error.
+    pub fn refusing(name: &str, why: &str) -> Self {
+        Self {
+            id: fresh_id(),
+            name: name.into(),
+            matches: Vec::new(),
+            backends: Vec::new(),
+            total_weight: 0,
+            policy: RoutePolicy::default(),
+            refused: Some(why.into()),
             redirect: None,
             cors: None,
             sessions: false,
@@ -367,6 +392,9 @@ pub struct BackendPolicy {
     pub panic_threshold: u32,
     /// Until a new endpoint has its full weight.
     pub slow_start: Option<Duration>,
+    /// Percent 0-100 of an equal part that the proxy's own zone must be able to take, for requests
+    /// to stay there.
+    pub zone_threshold: Option<u32>,
     /// 0 is no limit.
     pub max_connections: u32,
     pub max_requests: u32,
@@ -375,6 +403,36 @@ pub struct BackendPolicy {
     pub connect_timeout: Duration,
     /// In place of the budgets of the routes that lead here.
     pub retry_constraint: Option<RetryConstraint>,
+    /// TLS with endpoints outside the mesh; `None`: what the endpoint's identity says.
+    pub origin: Option<Arc<Origin>>,
+    pub health_check: Option<Arc<HealthCheck>>,
+}
+
+/// How endpoints are asked whether they are well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub probe: HealthProbe,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Checks in a row.
+    pub unhealthy_threshold: u32,
+    pub healthy_threshold: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HealthProbe {
+    Http {
+        /// With its query.
+        path: Box<str>,
+        /// `None`: the endpoint's address.
+        host: Option<Box<str>>,
+        /// Empty: 200 to 299.
+        statuses: Box<[u16]>,
+    },
+    Grpc {
+        service: Box<str>,
+    },
+    Tcp,
 }
 
 /// Retries that a backend gets.
@@ -431,6 +489,8 @@ pub struct EndpointInfo {
     pub state: Health,
     /// Outlier state, shared by the workers and kept across updates of the same address.
     pub health: Arc<EndpointHealth>,
+    /// The addresses of the same name, when they are of both families.
+    pub siblings: Option<Arc<Siblings>>,
 }
 
 /// Endpoints that change under those who hold the cell.
@@ -438,7 +498,12 @@ pub struct EndpointInfo {
 pub struct EndpointsCell {
     pub name: Arc<str>,
     pub current: ArcSwap<EndpointSet>,
+    /// Where they come from, when this proxy finds them out itself.
+    pub feed: Option<Arc<Feed>>,
 }
+
+/// Name of the endpoints that are the address the application connected to.
+pub const ORIGINAL: &str = "original";
 
 /// What is known of an original destination.
 #[derive(Debug, Clone)]
@@ -517,12 +582,15 @@ impl Default for BackendPolicy {
             hash_key: None,
             panic_threshold: 50,
             slow_start: None,
+            zone_threshold: None,
             max_connections: 0,
             max_requests: 0,
             max_pending_requests: 0,
             outlier: None,
             connect_timeout: Duration::from_secs(5),
             retry_constraint: None,
+            origin: None,
+            health_check: None,
         }
     }
 }

@@ -225,14 +225,29 @@ impl Worker {
             Arc::as_ptr(&backend.limits) as usize,
         );
         let mut balancers = self.balancers.borrow_mut();
+        // Read only where it matters.
+        let zone = backend
+            .policy
+            .zone_threshold
+            .map(|_| self.workload().zone.clone());
+        let moved = |known: &Balancer<Pools>| zone.as_ref().is_some_and(|zone| !known.is_in(zone));
         let new = match balancers.get(&key) {
+            Some(known) if moved(known) => {
+                Rc::new(known.replace_in(backend.clone(), zone.unwrap_or_default()))
+            }
             Some(known)
                 if known.backend().id == backend.id || known.backend().policy == backend.policy =>
             {
                 return known.clone();
             }
             Some(known) => Rc::new(known.replace(backend.clone())),
-            None => Rc::new(Balancer::new(backend.clone())),
+            None => {
+                let new = Balancer::new(backend.clone());
+                Rc::new(match zone {
+                    Some(zone) => new.replace_in(backend.clone(), zone),
+                    None => new,
+                })
+            }
         };
         balancers.insert(key, new.clone());
         new

@@ -8,12 +8,19 @@
 //!
 //! - [`workload`]: a process at an address (outside Kubernetes: what a Pod is inside).
 //! - [`traffic`]: how requests to a Service are balanced, limited, retried and timed out.
+//! - [`egress`]: whether what is not known may be called.
+//! - [`external`]: services outside the mesh.
 //! - [`resilience`]: its faults and its limits at the destination.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
+//! - [`health`]: how the endpoints of a Service are asked whether they are well.
+//! - [`zone`]: endpoints near by.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
 
 pub mod duration;
+pub mod egress;
+pub mod external;
+pub mod health;
 pub mod meta;
 pub mod percent;
 pub mod resilience;
@@ -21,8 +28,11 @@ pub mod security;
 pub mod telemetry;
 pub mod traffic;
 pub mod workload;
+pub mod zone;
 
 pub use duration::Duration;
+pub use egress::{EgressPolicy, EgressPolicySpec};
+pub use external::{ExternalService, ExternalServiceSpec};
 pub use meta::{LabelSelector, Metadata};
 pub use percent::Percent;
 pub use security::{MtlsMode, PeerAuthentication, PeerAuthenticationSpec};

@@ -3,9 +3,11 @@
 use serde::{Deserialize, Serialize};
 
 use super::duration::Duration;
+use super::health::HealthCheck;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
 use super::resilience::{FaultInjection, Hedging, RateLimit, RequestHeaders, SlowStart};
+use super::zone::ZonePreference;
 
 /// How requests to Services are sent. For a request, the policies that name the rule of the route
 /// that it takes come before those that name the route, then those that name the Service port that
@@ -28,8 +30,8 @@ pub struct TrafficPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// The Services, routes or namespace meant, of the policy's own namespace. Empty: the
-    /// namespace.
+    /// The Services, ExternalServices, routes or namespace meant, of the policy's own namespace.
+    /// Empty: the namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub target_refs: Vec<TargetRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,6 +49,9 @@ pub struct TrafficPolicySpec {
     pub rate_limit: Option<RateLimit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_headers: Option<RequestHeaders>,
+    /// Default: nobody is asked; endpoints are judged by their answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
 }
 
 impl TrafficPolicySpec {
@@ -62,8 +67,8 @@ impl TrafficPolicySpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
-    /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route.
-    /// Default "", which goes for routes too.
+    /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route,
+    /// "policy.weft.dev" for an ExternalService. Default "", which goes for all of them.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
     pub kind: TargetKind,
@@ -82,6 +87,8 @@ pub enum TargetKind {
     GRPCRoute,
     /// The policy's own.
     Namespace,
+    /// Of the group `policy.weft.dev`.
+    ExternalService,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +107,9 @@ pub struct LoadBalancer {
     /// Default: new endpoints take their full share at once. Not with `RingHash` and `Maglev`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<SlowStart>,
+    /// Default: every zone alike. Not with `RingHash` and `Maglev`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_preference: Option<ZonePreference>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ pub struct Code {
 }
 
 /// Every code there is.
-pub const CODES: [Code; 15] = [
+pub const CODES: [Code; 16] = [
     Code {
         name: "destination_not_found",
         statuses: &[404],
@@ -127,6 +127,16 @@ pub const CODES: [Code; 15] = [
             "429: wait as long as Retry-After says, or raise the limit that the details name; weft_rate_limited_total of the destination's proxies counts who is refused.",
             "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
             "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
+        ],
+    },
+    Code {
+        name: "destination_ip_prohibited",
+        statuses: &[502],
+        meaning: "The address that was called is no Service, workload or ExternalService, and the caller's namespace may call nothing else (EgressPolicy RegistryOnly).",
+        help: &[
+            "Declare what is called with an ExternalService in the caller's namespace; for every namespace, in weft-system.",
+            "It is declared by its hosts? Then they must resolve to this address for the caller's proxy, too: its log at debug says what they resolve to.",
+            "The proxy says that its control plane is away? Then it knows only what was called before: weft status.",
         ],
     },
     Code {

@@ -6,6 +6,22 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     pub workload: Workload,
     pub destinations: Vec<Destination>,
+    #[serde(default)]
+    pub outside: Outside,
+}
+
+/// What is known by name, outside the mesh.
+#[derive(Debug, Default, Deserialize)]
+pub struct Outside {
+    /// What is not known is refused.
+    pub registry_only: bool,
+    pub hosts: Vec<Host>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Host {
+    pub host: String,
+    pub destination: Destination,
 }
 
 #[derive(Debug, Deserialize)]
@@ -156,6 +172,9 @@ pub struct Backend {
     /// Until a new endpoint has its full weight.
     #[serde(default)]
     pub slow_start_ms: Option<u64>,
+    /// Requests stay in the proxy's own zone while it can take so much of its part.
+    #[serde(default)]
+    pub zone_threshold_percent: Option<u32>,
     pub connect_timeout_ms: u64,
     pub limits: Limits,
     pub outlier_detection: Option<Outlier>,
@@ -165,7 +184,19 @@ pub struct Backend {
     /// In place of the route's retry budget.
     #[serde(default)]
     pub retry_constraint: Option<RetryConstraint>,
+    #[serde(default)]
+    pub health_check: Option<HealthCheck>,
     pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// What is asked, in words.
+    pub probe: String,
+    pub interval_ms: u64,
+    pub timeout_ms: u64,
+    pub unhealthy_threshold: u32,
+    pub healthy_threshold: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -15,11 +15,15 @@ fn config() -> Config {
             "name": name, "matches": matches,
             "backends": [{
                 "weight": 1, "namespace": "shop", "service": "catalog", "port": 80,
-                "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000, "slow_start_ms": 30000,
+                "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000, "slow_start_ms": 30000, "zone_threshold_percent": 70,
                 "limits": {"max_connections": 0, "max_requests": 100, "max_pending_requests": 0},
                 "session": {
                     "name": "stay", "in": "cookie", "permanent": false,
                     "absolute_timeout_ms": null, "idle_timeout_ms": 600_000,
+                },
+                "health_check": {
+                    "probe": "GET /live", "interval_ms": 5000, "timeout_ms": 500,
+                    "unhealthy_threshold": 3, "healthy_threshold": 2,
                 },
                 "retry_constraint": {"percent": 5, "interval_ms": 10_000, "floor": 100},
                 "outlier_detection": {
@@ -177,8 +181,9 @@ fn the_first_route_that_matches_is_taken_and_explained() {
         "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
         "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
         "backend   shop/catalog:80 (100 %)\n",
-        "balancer  PeakEWMA, connect timeout 1.0 s, slow start 30.0 s\n",
+        "balancer  PeakEWMA, connect timeout 1.0 s, own zone while it takes 70 % of its part, slow start 30.0 s\n",
         "session   by the cookie stay, idle 10 min 0 s\n",
+        "checks    GET /live every 5.0 s within 500 ms; unwell after 3, well after 2\n",
         "budget    5 % of the requests of the last 10.0 s and 100 retries\n",
         "limits    100 requests at once\n",
         "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
@@ -186,11 +191,57 @@ fn the_first_route_that_matches_is_taken_and_explained() {
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
+    assert!(
+        text.contains("\nnot       HTTPRoute/shop/canary: wants canary: yes please\n"),
+        "{text}"
+    );
     let canary = judge("catalog:80", "GET /items?x canary: yes please");
+    assert_eq!(canary.others[0].route, "Service/shop/catalog");
+    assert_eq!(canary.others[0].why, "takes everything, and comes later");
+    let nowhere = judge("catalog.other:80", "POST /else");
+    assert_eq!(nowhere.others[0].why, "wants method GET and path /only");
+    let text = explain(&nowhere, Paint::NEVER);
+    assert!(
+        text.ends_with("not       x: wants method GET and path /only\n"),
+        "{text}"
+    );
     assert_eq!(canary.route.unwrap().name, "HTTPRoute/shop/canary");
     assert!(!canary.served);
     assert!(canary.why.contains("has no endpoint"), "{}", canary.why);
     assert!(judge("catalog.other:80", "GET /else").why.contains("404"));
     assert!(judge("10.1.2.3:443", "").why.contains("passes through"));
     assert!(list(&config, Paint::NEVER).contains("10.96.0.9:80   other/catalog:80  auto"));
+}
+
+#[test]
+fn hosts_outside_the_mesh_are_found_by_name() {
+    let mut config = config();
+    assert!(judge(&config, "api.example.org:443", None).served);
+    let mut host = |host: &str, port: u16| {
+        let mut destination = config.destinations[0].clone();
+        destination.address = host.to_owned();
+        destination.port = port;
+        let host = host.to_owned();
+        config
+            .outside
+            .hosts
+            .push(super::config::Host { host, destination });
+    };
+    host("*.example.org", 443);
+    host("api.example.org", 443);
+    host("api.example.org", 80);
+    config.outside.registry_only = true;
+    let found = |given: &str| {
+        let found = config.find(given).map(|d| (d.address.as_str(), d.port));
+        found.unwrap_or(("", 0))
+    };
+    assert_eq!(found("API.example.org:443"), ("api.example.org", 443));
+    assert_eq!(found("api.example.org:80"), ("api.example.org", 80));
+    assert_eq!(found("x.example.org"), ("*.example.org", 443));
+    let other = judge(&config, "10.1.2.3:443", None);
+    assert!(
+        !other.served && other.why.contains("RegistryOnly"),
+        "{}",
+        other.why
+    );
 }

@@ -86,6 +86,7 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     }
     let _ = writeln!(out, "{}.", paint.paint(tone, &verdict.why));
     let Some(route) = verdict.route else {
+        out.push_str(&others(verdict));
         return out;
     };
     let _ = writeln!(
@@ -115,6 +116,27 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     let total: u32 = route.backends.iter().map(|b| b.weight).sum();
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
+    }
+    out.push_str(&others(verdict));
+    out
+}
+
+/// Other routes that are shown; a table may have a thousand.
+const OTHERS: usize = 20;
+
+/// Why the other routes are not taken.
+fn others(verdict: &Verdict<'_>) -> String {
+    let mut out = String::new();
+    for (index, other) in verdict.others.iter().take(OTHERS).enumerate() {
+        let begin = if index == 0 {
+            "\nnot       "
+        } else {
+            "          "
+        };
+        let _ = writeln!(out, "{begin}{}: {}", other.route, other.why);
+    }
+    if let Some(more) = verdict.others.len().checked_sub(OTHERS).filter(|n| *n > 0) {
+        let _ = writeln!(out, "          … and {more} more (--output json)");
     }
     out
 }
@@ -211,9 +233,13 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     );
     let _ = writeln!(
         out,
-        "balancer  {}, connect timeout {}{}",
+        "balancer  {}, connect timeout {}{}{}",
         algorithm(&backend.algorithm),
         millis(backend.connect_timeout_ms),
+        match backend.zone_threshold_percent {
+            Some(percent) => format!(", own zone while it takes {percent} % of its part"),
+            None => String::new(),
+        },
         match backend.slow_start_ms {
             Some(window) => format!(", slow start {}", millis(window)),
             None => String::new(),
@@ -233,6 +259,17 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             out,
             "session   by the {} {}{ends}",
             session.place, session.name
+        );
+    }
+    if let Some(check) = &backend.health_check {
+        let _ = writeln!(
+            out,
+            "checks    {} every {} within {}; unwell after {}, well after {}",
+            check.probe,
+            millis(check.interval_ms),
+            millis(check.timeout_ms),
+            check.unhealthy_threshold,
+            check.healthy_threshold
         );
     }
     if let Some(budget) = &backend.retry_constraint {
@@ -283,7 +320,7 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         .map(|e| {
             let tone = match e.state.as_str() {
                 "ready" => Tone::Good,
-                "ejected" => Tone::Bad,
+                "ejected" | "unhealthy" => Tone::Bad,
                 _ => Tone::Warning,
             };
             vec![

@@ -1,5 +1,6 @@
 //! The most specific policy wins, field by field.
 
+use weft_api::policy::health::HealthCheck;
 use weft_api::policy::traffic::{
     Algorithm, Backoff, CircuitBreaker, Fallback, FallbackBackend, HashKey, Limits, LoadBalancer,
     OutlierDetection, Retries, RetryBudget, RetryCondition, TargetKind, TargetRef, Timeouts,
@@ -10,13 +11,15 @@ use weft_api::proto;
 
 use super::destination::route_policy;
 use super::resilience;
-use super::session;
+use super::{health, session};
 use crate::model::{
     BackendTraffic, Name, Policy, Route, RouteKind, Rule, Service, ServicePort, World, in_namespace,
 };
 
 /// Fewer well endpoints than this share: all are used. Percent.
 const PANIC_THRESHOLD_PERCENT: u32 = 50;
+/// Less of its part than this that a zone can take: all zones are used. Percent.
+const ZONE_THRESHOLD_PERCENT: u32 = 70;
 /// Gateway errors in a row that take an endpoint out.
 const CONSECUTIVE_GATEWAY_ERRORS: u32 = 5;
 const OUTLIER_INTERVAL_MS: u64 = 10_000;
@@ -69,7 +72,11 @@ impl Level {
 
 /// Whether a target is this port, and how specifically.
 pub(super) fn level(target: &TargetRef, service: &Service, port: &ServicePort) -> Option<Level> {
-    if target.kind != TargetKind::Service || target.name != service.name.name {
+    let kind = match service.external {
+        true => TargetKind::ExternalService,
+        false => TargetKind::Service,
+    };
+    if target.kind != kind || target.name != service.name.name {
         return None;
     }
     match &target.section_name {
@@ -328,10 +335,11 @@ pub(super) fn direct_backend() -> proto::BackendPolicy {
 }
 
 /// A Service's policy for one workload addressed directly: there is nothing to choose from, so
-/// nothing is ejected.
+/// nothing is ejected, and nobody is asked.
 pub(super) fn direct(policy: proto::BackendPolicy) -> proto::BackendPolicy {
     proto::BackendPolicy {
         outlier_detection: None,
+        health_check: None,
         ..policy
     }
 }
@@ -416,6 +424,7 @@ fn backend(spec: &TrafficPolicySpec) -> proto::BackendPolicy {
             .timeouts
             .and_then(|timeouts| timeouts.connect)
             .map_or(CONNECT_TIMEOUT_MS, Duration::as_millis),
+        health_check: spec.health_check.as_ref().and_then(health::compile),
         ..proto::BackendPolicy::default()
     }
 }
@@ -449,6 +458,11 @@ fn load_balancer(given: &LoadBalancer) -> proto::LoadBalancer {
             Some(slow) if !hashed => slow.window.as_millis(),
             _ => 0,
         },
+        zone_preference: given.zone_preference.filter(|_| !hashed).map(|zone| {
+            proto::ZonePreference {
+                threshold_percent: zone.threshold.map_or(ZONE_THRESHOLD_PERCENT, Percent::get),
+            }
+        }),
     }
 }
 
@@ -500,13 +514,15 @@ macro_rules! inherit {
 }
 
 inherit!(TrafficPolicySpec { fault_injection, rate_limit, request_headers } deep {
-    load_balancer, circuit_breaker, retries, timeouts
+    load_balancer,
+    health_check, circuit_breaker, retries, timeouts
 });
 inherit!(LoadBalancer {
     algorithm,
     hash_key,
     panic_threshold,
-    slow_start
+    slow_start,
+    zone_preference
 });
 inherit!(CircuitBreaker { fallback } deep { limits, outlier_detection });
 inherit!(Limits {
@@ -524,6 +540,13 @@ inherit!(OutlierDetection {
     max_ejection_percent
 });
 inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes, hedging } deep { backoff, budget });
+inherit!(HealthCheck {
+    probe,
+    interval,
+    timeout,
+    unhealthy_threshold,
+    healthy_threshold
+});
 inherit!(Backoff { base, max });
 inherit!(RetryBudget {
     percent,

@@ -10,6 +10,7 @@ use weft_api::proto::Protocol;
 
 use super::Settings;
 use super::endpoints::target_port;
+use super::external;
 use super::resilience;
 use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
@@ -65,6 +66,8 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
         telemetry: Some(telemetry(world, settings, workload)),
         display_name: display_name(workload),
         probes: workload.probes.iter().filter_map(probe).collect(),
+        external_hosts: external::hosts(world, &name.namespace),
+        egress: external::egress(world, &name.namespace).into(),
     })
 }
 
@@ -106,6 +109,12 @@ fn probe(probe: &Probe) -> Option<proto::Probe> {
 pub(super) fn is_strict(world: &World, workload: &Workload, port: u16) -> bool {
     let modes = modes(world, workload);
     *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Strict
+}
+
+/// Whether a port of a workload takes no mutual TLS.
+pub(super) fn is_plaintext(world: &World, workload: &Workload, port: u16) -> bool {
+    let modes = modes(world, workload);
+    *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Disable
 }
 
 pub(super) fn display_name(workload: &Workload) -> String {

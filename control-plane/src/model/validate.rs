@@ -2,12 +2,15 @@
 //! keeps the last good one.
 
 use weft_api::policy::traffic::{
-    Fallback, HashKey, OutlierDetection, Retries, Timeouts, TrafficPolicySpec,
+    Algorithm, Fallback, HashKey, OutlierDetection, Retries, Timeouts, TrafficPolicySpec,
 };
 use weft_api::policy::{Duration, TelemetrySpec};
 
+mod external;
+
 use super::{Object, Service, Workload};
 
+mod health;
 mod resilience;
 mod targets;
 
@@ -86,6 +89,7 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
             check_traffic(&policy.spec, &mut findings);
         }
         Object::Telemetry(policy) => check_telemetry(&policy.spec, &mut findings),
+        Object::ExternalService(service) => external::check(&service.spec, &mut findings),
         Object::PeerAuthentication(policy) => {
             if policy.spec.selector.is_none() && !policy.spec.port_level_mtls.is_empty() {
                 findings.add(
@@ -99,7 +103,8 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
         Object::EndpointSlice(_)
         | Object::Node(_)
         | Object::Route(_)
-        | Object::BackendTraffic(_) => {}
+        | Object::BackendTraffic(_)
+        | Object::EgressPolicy(_) => {}
     }
     findings.0
 }
@@ -174,6 +179,15 @@ fn check_workload(workload: &Workload, findings: &mut Findings) {
 
 fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(load_balancer) = &spec.load_balancer {
+        if let (Some(_), Some(algorithm @ (Algorithm::RingHash | Algorithm::Maglev))) =
+            (load_balancer.zone_preference, load_balancer.algorithm)
+        {
+            findings.add(
+                "spec.loadBalancer.zonePreference",
+                format!("{algorithm:?} gives each key its endpoint, in whatever zone that is"),
+                "leave zonePreference out, or choose another algorithm",
+            );
+        }
         match &load_balancer.hash_key {
             Some(HashKey::SourceAddress(false)) => findings.add(
                 "spec.loadBalancer.hashKey",
@@ -233,6 +247,9 @@ fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
             ),
             _ => {}
         }
+    }
+    if let Some(check) = &spec.health_check {
+        health::check(check, findings);
     }
     if let Some(retries) = &spec.retries {
         check_retries(retries, findings);

@@ -72,6 +72,8 @@ pub struct EndpointStatus {
     pub ewma: Duration,
     /// Outlier ejection, over all workers.
     pub state: HealthState,
+    /// What active checks say.
+    pub well: bool,
     /// Ejections and returns so far, over all workers.
     pub ejections: u64,
     pub returns: u64,
@@ -99,6 +101,18 @@ impl<P: Default> Balancer<P> {
     /// identity) keep their measurements and pools.
     pub fn replace(&self, backend: Arc<Backend>) -> Self {
         Self::with_view(backend, self.view.borrow_mut().successor())
+    }
+
+    /// The same for a proxy in a zone; empty when it is not known.
+    pub fn replace_in(&self, backend: Arc<Backend>, zone: Arc<str>) -> Self {
+        let next = self.replace(backend);
+        next.view.borrow_mut().zone = zone;
+        next
+    }
+
+    /// The zone that it prefers, where the policy says so.
+    pub fn is_in(&self, zone: &Arc<str>) -> bool {
+        self.view.borrow().zone == *zone
     }
 
     pub fn backend(&self) -> &Arc<Backend> {
@@ -141,7 +155,13 @@ impl<P: Default> Balancer<P> {
             backing_off_at: (view.avoid_until > millis).then_some(millis),
         };
         let chosen = probe.map(|slot| (slot, true)).or_else(|| {
+            let far =
+                policy.zone_threshold.is_some() && !tried.is_empty() && view.are_all_tried(tried);
             let slot = match key {
+                None if far => {
+                    let other = view.elsewhere(tried);
+                    other.or_else(|| view.choose(policy.algorithm, avoid, now))
+                }
                 Some(key) => view.choose_by_key(key, avoid),
                 None => view.choose(policy.algorithm, avoid, now),
             };
@@ -189,7 +209,8 @@ impl<P: Default> Balancer<P> {
         }
         let due = |i: &u32| {
             let slot = &view.slots[*i as usize];
-            slot.out && slot.info.health.try_probe(policy, now)
+            let health = &slot.info.health;
+            slot.out && health.is_well() && health.try_probe(policy, now)
         };
         match key {
             Some(key) => view.walk(key).next().filter(due),
@@ -245,6 +266,7 @@ impl<P: Default> Balancer<P> {
                 in_flight: slot.endpoint.in_flight(),
                 ewma: slot.endpoint.ewma(now),
                 state: slot.info.health.state(),
+                well: slot.info.health.is_well(),
                 ejections: slot.info.health.ejections(),
                 returns: slot.info.health.returns(),
             })

@@ -1,6 +1,6 @@
 //! Outlier ejection of one endpoint, shared by the workers through atomics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::circuit::{Circuit, Fault, Phase};
@@ -39,6 +39,8 @@ pub struct EndpointHealth {
     window_end: AtomicU64,
     window: AtomicU64,
     avoid_until: AtomicU64,
+    /// Active checks say that it is unwell.
+    unwell: AtomicBool,
     ejections: AtomicU64,
     returns: AtomicU64,
 }
@@ -96,6 +98,18 @@ impl EndpointHealth {
     /// Times that the endpoint returned after an ejection.
     pub fn returns(&self) -> u64 {
         self.returns.load(Ordering::Relaxed)
+    }
+
+    /// What active checks say of it; well when there are none.
+    pub fn set_well(&self, well: bool) {
+        if self.unwell.swap(!well, Ordering::Relaxed) == well {
+            changed();
+        }
+    }
+
+    /// Whether active checks say that it is well.
+    pub fn is_well(&self) -> bool {
+        !self.unwell.load(Ordering::Relaxed)
     }
 
     /// Out, or with only a probe let through.

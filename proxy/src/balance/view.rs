@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom as _;
 use weft_api::identity::SpiffeId;
 
 use super::balancer::Endpoint;
@@ -26,7 +27,7 @@ pub(super) struct Slot<P> {
     /// As last told; the endpoint's own `info` is from when it was first seen.
     pub(super) info: Arc<EndpointInfo>,
     pub(super) ready: bool,
-    /// Ejected or half-open, as of the last regrouping.
+    /// Ejected, half-open, or unwell by active checks, as of the last regrouping.
     pub(super) out: bool,
     /// Weight as a share of the mean weight of those ready; less for those that are new.
     pub(super) share: f64,
@@ -50,7 +51,8 @@ pub(super) struct View<P> {
     /// [`health::changes`] at the last regrouping.
     changes: u64,
     pub(super) slots: Vec<Slot<P>>,
-    /// Slots that may be chosen: those that are well, or all that are ready in panic.
+    /// Slots that may be chosen: those that are well, or all that are ready in panic; of those that
+    /// are well only the near ones, where they are preferred and enough.
     pub(super) candidates: Vec<u32>,
     /// Running sums of the candidates' weights; `None` when all are equal.
     pub(super) weights: Option<Vec<u64>>,
@@ -70,6 +72,8 @@ pub(super) struct View<P> {
     pub(super) table: Option<HashTable>,
     /// Slots by what session tokens call their endpoints; made when the first token comes.
     sessions: Option<HashMap<u64, u32>>,
+    /// The proxy's own; empty when not known.
+    pub(super) zone: Arc<str>,
     pub(super) rng: SmallRng,
 }
 
@@ -90,6 +94,7 @@ impl<P: Default> View<P> {
             weigh_at: None,
             table: None,
             sessions: None,
+            zone: Arc::default(),
             rng,
         }
     }
@@ -97,6 +102,7 @@ impl<P: Default> View<P> {
     /// A new view that knows the old one's endpoints, for a recompiled backend.
     pub(super) fn successor(&mut self) -> Self {
         let mut next = Self::new(SmallRng::from_rng(&mut self.rng));
+        next.zone = self.zone.clone();
         next.slots = self
             .slots
             .iter()
@@ -240,8 +246,10 @@ impl<P: Default> View<P> {
         self.avoid_until = 0;
         for slot in self.slots.iter_mut().filter(|slot| slot.ready) {
             let health = &slot.info.health;
-            let probe_at = health.probe_at().filter(|_| ejecting);
-            slot.out = probe_at.is_some();
+            // One that active checks find unwell is theirs to ask, not a request's.
+            let unwell = !health.is_well();
+            let probe_at = health.probe_at().filter(|_| ejecting && !unwell);
+            slot.out = unwell || probe_at.is_some();
             ready += 1;
             well += usize::from(!slot.out);
             self.probe_at = self.probe_at.min(probe_at.unwrap_or(u64::MAX));
@@ -254,10 +262,51 @@ impl<P: Default> View<P> {
             .filter(|(_, slot)| panic || !slot.out)
             .map(|(i, _)| i)
             .collect();
+        let candidates = match policy.zone_threshold {
+            Some(threshold) if !panic => self.near(threshold, candidates),
+            _ => candidates,
+        };
         if candidates != self.candidates {
             self.candidates = candidates;
             self.reweigh();
         }
+    }
+
+    /// Those of `well` that are in the proxy's own zone, if they can take `threshold` percent of
+    /// what would be its part if all zones that have endpoints were alike; else all.
+    fn near(&self, threshold: u32, well: Vec<u32>) -> Vec<u32> {
+        if self.zone.is_empty() {
+            return well;
+        }
+        let weight = |slot: &Slot<P>| u64::from(slot.info.weight);
+        let mut zones: Vec<&str> = self.ready().map(|(_, slot)| &*slot.info.zone).collect();
+        zones.sort_unstable();
+        zones.dedup();
+        let total: u64 = self.ready().map(|(_, slot)| weight(slot)).sum();
+        let is_near = |i: &u32| self.slots[*i as usize].info.zone == self.zone;
+        let near: Vec<u32> = well.iter().copied().filter(is_near).collect();
+        let takes: u64 = near.iter().map(|i| weight(&self.slots[*i as usize])).sum();
+        let enough = takes * 100 * zones.len() as u64 >= u64::from(threshold) * total;
+        if near.is_empty() || !enough {
+            return well;
+        }
+        near
+    }
+
+    /// Whether every candidate is among these; then there may be others elsewhere.
+    pub(super) fn are_all_tried(&self, tried: &[SocketAddr]) -> bool {
+        let mut candidates = self.candidates.iter();
+        candidates.all(|i| tried.contains(&self.slots[*i as usize].info.address))
+    }
+
+    /// Somebody well, not tried yet, in whatever zone.
+    pub(super) fn elsewhere(&mut self, tried: &[SocketAddr]) -> Option<u32> {
+        let others: Vec<u32> = self
+            .ready()
+            .filter(|(_, slot)| !slot.out && !tried.contains(&slot.info.address))
+            .map(|(i, _)| i)
+            .collect();
+        others.choose(&mut self.rng).copied()
     }
 
     fn reweigh(&mut self) {

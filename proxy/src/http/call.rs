@@ -90,6 +90,9 @@ impl Call {
             }
         };
         if let Some(why) = &route.refused {
+            if destination.prohibited {
+                return Err(ProxyError::new(ErrorCode::EgressRefused, &**why).into());
+            }
             let text = format!("route {}: {why}", route.name);
             return Err(ProxyError::new(ErrorCode::InvalidRoute, text).into());
         }
@@ -244,12 +247,15 @@ impl Call {
                 }
                 Err(reason) => reason,
             };
-            let why = match reason {
-                Unavailable::NoEndpoints => {
+            let feed = self.balancer.backend().endpoints.feed.as_ref();
+            let problem = feed.and_then(|feed| feed.problem());
+            let why = match (reason, &problem) {
+                (Unavailable::NoEndpoints, Some(problem)) => problem,
+                (Unavailable::NoEndpoints, None) => {
                     "it has no endpoints: does the Service's selector match a workload?"
                 }
-                Unavailable::NoneReady => "none of its endpoints is ready",
-                Unavailable::AllEjected => {
+                (Unavailable::NoneReady, _) => "none of its endpoints is ready",
+                (Unavailable::AllEjected, _) => {
                     "the circuit is open: all of its endpoints are ejected after failures"
                 }
             };

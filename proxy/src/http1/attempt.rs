@@ -21,7 +21,6 @@ use crate::http::filter::fields;
 use crate::http::retry::Failure;
 use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect;
-use crate::transport::Io;
 use crate::worker::Pools;
 
 /// How a try ended for the one who drives it.
@@ -176,7 +175,7 @@ impl Exchange<'_> {
         replay: &mut Option<usize>,
         reused: bool,
     ) -> Tried {
-        let mesh = !matches!(server.io, Io::Plain(_));
+        let mesh = server.io.is_mesh();
         let Scratch {
             response,
             out,

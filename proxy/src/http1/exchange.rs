@@ -21,7 +21,6 @@ use super::framing::{BodyReader, FramingError};
 use super::head::{self, Head, HeadError, MAX_HEAD, Parsed};
 use super::kept;
 use crate::http::mirror::Tees;
-use crate::transport::Io;
 
 /// Bytes of pipelined requests that are read ahead while an exchange runs.
 pub(super) const READ_AHEAD: usize = 16 * 1024;
@@ -385,7 +384,7 @@ impl<'a> Duplex<'a> {
     /// A proxy says something about the connection, not about the request.
     fn is_word(&self) -> bool {
         matches!(self.server.buf[..], [kept::CLOSED..=kept::UNREACHABLE])
-            && !matches!(self.server.io, Io::Plain(_))
+            && self.server.io.is_mesh()
     }
 
     /// The final head goes to the client with the body bytes that are here already, in one write.

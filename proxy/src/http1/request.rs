@@ -32,7 +32,6 @@ use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect::{self, connect};
 use crate::tables::Fallback;
 use crate::telemetry::FlowProtocol;
-use crate::transport::Io;
 use crate::worker::{Pools, Worker};
 
 /// A request while it is being served.
@@ -82,12 +81,12 @@ pub(super) async fn request(
     scratch: &mut Scratch,
 ) -> After {
     let started = Instant::now();
-    let destination = flow.destination();
     let framing = scratch.head.framing;
     let view = RequestHead {
         head: &scratch.head,
         buf: &client.buf,
     };
+    let destination = flow.destination_of(&view);
     let (observation, propagate) = Observation::begin(
         worker,
         flow,
@@ -424,10 +423,10 @@ impl Exchange<'_> {
                         });
                     } else if reuse && !fresh && !odd {
                         let now = Instant::now();
-                        let how_long = if matches!(server.io, Io::Plain(_)) {
-                            APP_IDLE
-                        } else {
+                        let how_long = if server.io.is_mesh() {
                             MESH_IDLE
+                        } else {
+                            APP_IDLE
                         };
                         picked
                             .endpoint

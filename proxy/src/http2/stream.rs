@@ -49,7 +49,6 @@ pub(super) async fn serve(
     mut respond: SendResponse<Bytes>,
 ) {
     let started = Instant::now();
-    let destination = flow.destination();
     let (mut parts, body) = request.into_parts();
     let grpc = head::is_grpc(&parts.headers);
     // The proxy beside the client keeps its deadline; that beside the server need not, too.
@@ -63,6 +62,7 @@ pub(super) async fn serve(
         FlowProtocol::H2
     };
     let view = head::View(&parts);
+    let destination = flow.destination_of(&view);
     let context = || head::context_headers(&parts.headers);
     let (observation, propagate) =
         Observation::begin(&worker, &flow, &view, context, protocol, started);

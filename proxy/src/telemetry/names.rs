@@ -107,7 +107,7 @@ pub static BYTES: Definition = define_flow(
 pub static ENDPOINTS: Definition = define(
     "weft_endpoints",
     Kind::Gauge,
-    "Endpoints known, by state (ready, draining, not_ready, ejected).",
+    "Endpoints known, by state (ready, draining, not_ready, ejected, unhealthy).",
     &[
         "destination_service",
         "destination_namespace",

@@ -33,6 +33,8 @@ pub enum EndpointState {
     NotReady,
     /// Taken out by outlier detection.
     Ejected,
+    /// Active health checks say so.
+    Unhealthy,
 }
 
 impl EndpointState {
@@ -42,6 +44,7 @@ impl EndpointState {
             Self::Draining => "draining",
             Self::NotReady => "not_ready",
             Self::Ejected => "ejected",
+            Self::Unhealthy => "unhealthy",
         }
     }
 }

@@ -6,7 +6,9 @@
 
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
+mod external;
 mod faults;
+mod health;
 mod http1;
 mod http2;
 mod policy;
@@ -110,6 +112,9 @@ const TRIALS: &[(&str, fn())] = &trials![
     routes::ports_and_pod_addresses_are_told_apart,
     routes::cross_origin_requests,
     sessions::a_client_stays_with_its_endpoint_through_restarts_and_a_rollout,
+    health::an_endpoint_that_says_it_is_unwell_gets_no_requests,
+    health::an_application_that_takes_no_connection_is_unwell,
+    health::requests_stay_in_the_clients_zone_while_it_is_well,
     sessions::a_header_keeps_a_session_too,
     sessions::a_backends_policy_keeps_sessions_without_a_route,
     routes::a_backends_own_redirect_and_cors_hold_for_its_share,
@@ -122,6 +127,12 @@ const TRIALS: &[(&str, fn())] = &trials![
     seeing::the_access_log_can_be_of_errors_only,
     seeing::the_admin_port_answers,
     http1::fields_of_the_hop_do_not_pass,
+    external::plaintext_becomes_tls_with_a_server_that_proves_its_name,
+    external::endpoints_follow_dns_and_outlive_it,
+    external::a_dead_address_family_costs_little_and_no_request,
+    external::the_original_destination_rules_whatever_the_host_says,
+    external::hosts_on_one_address_are_told_apart_request_by_request,
+    external::only_what_is_known_may_be_called,
 ];
 
 fn main() -> ExitCode {

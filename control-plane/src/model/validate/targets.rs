@@ -31,6 +31,7 @@ fn check_target(target: &TargetRef, index: usize, namespace: &str, findings: &mu
     let fits = match target.kind {
         TargetKind::Service | TargetKind::Namespace => matches!(group, "" | "core"),
         TargetKind::HTTPRoute | TargetKind::GRPCRoute => matches!(group, "" | ROUTES),
+        TargetKind::ExternalService => matches!(group, "" | "policy.weft.dev"),
     };
     if !fits {
         findings.add(
@@ -77,6 +78,7 @@ fn of_backends(spec: &TrafficPolicySpec) -> Vec<&'static str> {
         ),
         (spec.rate_limit.is_some(), "rateLimit"),
         (spec.request_headers.is_some(), "requestHeaders"),
+        (spec.health_check.is_some(), "healthCheck"),
         (
             timeouts.is_some_and(|timeouts| timeouts.connect.is_some()),
             "timeouts.connect",

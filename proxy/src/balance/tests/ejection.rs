@@ -40,6 +40,38 @@ fn is_ejected(cell: &EndpointsCell, n: usize) -> bool {
 }
 
 #[test]
+fn whom_active_checks_find_unwell_gets_nothing_not_even_a_probe() {
+    let cell = cell(infos(&[1; 3]));
+    let policy = strict(outlier());
+    let balancer = Balancer::seeded(backend(&cell, policy), 1);
+    let mut now = Instant::now();
+    let health = cell.current.load().endpoints[1].health.clone();
+    let seen = |now| to(&balancer, 1, now).is_some();
+    assert!(seen(now));
+    health.set_well(false);
+    assert!(!seen(now));
+    assert!(!balancer.snapshot(now)[1].well);
+    health.set_well(true);
+    // Ejected as well: its probe waits for the checks.
+    fail(&balancer, 1, Outcome::GatewayError, 3, now);
+    health.set_well(false);
+    now += 60 * SECOND;
+    assert!(!seen(now));
+    health.set_well(true);
+    assert!(seen(now));
+    // When too few are well, all are used.
+    let panicking = BackendPolicy {
+        panic_threshold: 50,
+        ..with(Algorithm::Random)
+    };
+    let balancer = Balancer::seeded(backend(&cell, panicking), 1);
+    for endpoint in &cell.current.load().endpoints[..2] {
+        endpoint.health.set_well(false);
+    }
+    assert!(to(&balancer, 0, now).is_some() && to(&balancer, 2, now).is_some());
+}
+
+#[test]
 fn failures_in_a_row_eject_and_a_success_between_does_not() {
     for (outcome, needed) in [
         (Outcome::GatewayError, 3),

@@ -4,6 +4,7 @@ mod choice;
 mod ejection;
 mod limits;
 mod slow_start;
+mod zones;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -40,6 +41,7 @@ fn info(n: usize, weight: u32, state: Health, health: Arc<EndpointHealth>) -> Ar
         weight,
         state,
         health,
+        siblings: None,
     })
 }
 

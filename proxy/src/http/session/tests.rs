@@ -71,6 +71,7 @@ fn endpoint(workload: &str) -> EndpointInfo {
         weight: 1,
         state: crate::tables::Health::Ready,
         health: Arc::default(),
+        siblings: None,
     }
 }
 
