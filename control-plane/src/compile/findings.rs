@@ -281,6 +281,15 @@ fn traffic(world: &World, found: &mut Problems) {
                 );
             }
         }
+        if let Some((field, service, port)) = resilience::meaningless(world, policy) {
+            found.add(
+                at,
+                &format!("spec.{field}"),
+                Severity::Warning,
+                format!("{field} is about HTTP requests, and port {} of Service {} is declared not to be HTTP: it says nothing there", port.port, service.name),
+                "correct appProtocol or the port's name in the Service, or name its other ports (sectionName)",
+            );
+        }
         if policy.spec.rate_limit.is_some()
             && let Some(workload) = resilience::unguarded(world, policy)
         {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use weft_api::policy::resilience::{FaultInjection, RateLimit, RateLimitKey};
 use weft_api::policy::traffic::{TargetKind, TargetRef, TrafficPolicySpec};
 use weft_api::proto;
-use weft_api::proto::Health;
+use weft_api::proto::{Health, Protocol};
 
 use super::endpoints::target_port;
 use super::policy;
@@ -124,6 +124,38 @@ pub(super) fn unguarded<'a>(
     });
     let mut selected = services.flat_map(|service| world.selected(service));
     Some(&selected.find(|workload| !workload.sidecar)?.name)
+}
+
+/// A field of a policy that is about requests, for a Service port that is named and declared to
+/// carry none.
+pub(super) fn meaningless<'a>(
+    world: &'a World,
+    policy: &Policy<TrafficPolicySpec>,
+) -> Option<(&'static str, &'a Service, &'a ServicePort)> {
+    let spec = &policy.spec;
+    let field = [
+        (spec.fault_injection.is_some(), "faultInjection"),
+        (spec.rate_limit.is_some(), "rateLimit"),
+        (spec.request_headers.is_some(), "requestHeaders"),
+    ];
+    let (_, field) = field.into_iter().find(|(set, _)| *set)?;
+    let opaque = |port: &&ServicePort| matches!(port.protocol, Protocol::Tcp | Protocol::Tls);
+    spec.target_refs
+        .iter()
+        .filter(|target| target.kind == TargetKind::Service)
+        .find_map(|target| {
+            let name = Name::new(&policy.name.namespace, &target.name);
+            let service = world.service(&name)?;
+            let mut named = service.ports.iter().filter(|port| {
+                let section = target.section_name.as_deref();
+                section.is_none_or(|section| policy::is_port(section, port))
+            });
+            // A Service with ports of both kinds is meant for its HTTP ports.
+            let first = named.clone().next()?;
+            named
+                .all(|port| opaque(&port))
+                .then_some((field, service, first))
+        })
 }
 
 /// The port that the EndpointSlices of a Service say a port of it leads to.
@@ -408,5 +440,32 @@ spec:
         let policy = route_policy(&world, "cart.shop:80");
         assert_eq!(policy.hedge_after_ms, 50);
         assert_eq!(policy.retry.unwrap().attempts, 1);
+    }
+
+    #[test]
+    fn what_is_about_requests_says_nothing_of_other_ports() {
+        let found = |section: &str| {
+            let world = with(&format!(
+                "
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: cart, namespace: shop}}
+spec:
+  targetRefs: [{{kind: Service, name: cart{section}}}]
+  faultInjection: {{delay: {{duration: 1s}}}}
+"
+            ));
+            let found = crate::compile::problems(&world).into_iter();
+            let of_fault = found.filter(|p| p.path == ["spec", "faultInjection"]);
+            of_fault.map(|p| p.message).collect::<Vec<_>>()
+        };
+        let admin = found(", sectionName: admin");
+        assert!(
+            admin.len() == 1 && admin[0].contains("port 9000"),
+            "{admin:?}"
+        );
+        assert_eq!(found(", sectionName: http"), Vec::<String>::new());
+        // Its other port is HTTP.
+        assert_eq!(found(""), Vec::<String>::new());
     }
 }

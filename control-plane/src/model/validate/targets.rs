@@ -13,12 +13,19 @@ pub(super) fn check(spec: &TrafficPolicySpec, namespace: &str, findings: &mut Fi
         check_target(target, index, namespace, findings);
     }
     let external = |target: &TargetRef| target.kind == TargetKind::ExternalService;
-    if spec.rate_limit.is_some() && spec.target_refs.iter().any(external) {
-        findings.add(
-            "spec.rateLimit",
-            "rateLimit is kept by the proxies beside a Service's workloads, and an ExternalService has none",
-            "remove it; circuitBreaker.limits holds for each caller's proxy",
-        );
+    if spec.target_refs.iter().any(external) {
+        for (set, field) in [
+            (spec.rate_limit.is_some(), "rateLimit"),
+            (spec.request_headers.is_some(), "requestHeaders"),
+        ] {
+            if set {
+                findings.add(
+                    &format!("spec.{field}"),
+                    format!("{field} is kept by the proxies beside a Service's workloads, and an ExternalService has none"),
+                    "remove it; circuitBreaker.limits holds for each caller's proxy",
+                );
+            }
+        }
     }
     let is_route =
         |target: &TargetRef| matches!(target.kind, TargetKind::HTTPRoute | TargetKind::GRPCRoute);
@@ -86,6 +93,7 @@ fn of_backends(spec: &TrafficPolicySpec) -> Vec<&'static str> {
             "circuitBreaker.outlierDetection",
         ),
         (spec.rate_limit.is_some(), "rateLimit"),
+        (spec.request_headers.is_some(), "requestHeaders"),
         (spec.health_check.is_some(), "healthCheck"),
         (
             timeouts.is_some_and(|timeouts| timeouts.connect.is_some()),
