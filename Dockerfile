@@ -1,4 +1,5 @@
-# The images of Weft: two static programs, each alone in an empty image.
+# The images of Weft: two static programs, each alone in an empty image; the proxy
+# with the certificates its system trusts.
 #
 #   docker build --target control-plane -t weft-control-plane:0.1.0 .
 #   docker build --target proxy -t weft-proxy:0.1.0 .
@@ -31,6 +32,8 @@ ENTRYPOINT ["/weft-control-plane"]
 
 FROM scratch AS proxy
 COPY --from=build /weft-proxy /weft-proxy
+# Whom to trust outside the mesh (ExternalService with tls and without caCertificates).
+COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 # weft-init, which sets the capture rules, is the same image run as root with NET_ADMIN.
 USER 1337:1337
 ENTRYPOINT ["/weft-proxy"]

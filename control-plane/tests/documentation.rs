@@ -109,6 +109,8 @@ fn every_field_has_an_example() {
         "resilience.rs",
         "security.rs",
         "telemetry.rs",
+        "external.rs",
+        "egress.rs",
     ] {
         let source = std::fs::read_to_string(policy.join(file)).unwrap();
         let mut renamed = None;

@@ -28,6 +28,7 @@ fn backend(endpoints: u16, algorithm: Algorithm, weighted: bool) -> Arc<Backend>
                 weight: if weighted { 1 + u32::from(n % 3) } else { 1 },
                 state: Health::Ready,
                 health: Arc::default(),
+                siblings: None,
             })
         })
         .collect();

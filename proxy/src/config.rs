@@ -60,6 +60,15 @@ pub struct Config {
     /// milliseconds; after that it passes through to its original address.
     #[arg(long, env = "WEFT_DISCOVERY_WAIT_MS", default_value_t = 1000)]
     pub discovery_wait_ms: u64,
+    /// DNS server, "address:port", asked for names outside the mesh instead of those of
+    /// /etc/resolv.conf. May be repeated.
+    #[arg(
+        long = "dns-server",
+        env = "WEFT_DNS_SERVER",
+        value_delimiter = ',',
+        value_name = "ADDRESS:PORT"
+    )]
+    pub dns_servers: Vec<SocketAddr>,
     /// OTLP endpoint for spans: http://host:4317 (gRPC) or http://host:4318/v1/traces (HTTP).
     #[arg(long, env = "WEFT_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,

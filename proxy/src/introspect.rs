@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::admin::Introspect;
 use crate::balance::HealthState;
 use crate::config::Config;
-use crate::discovery::{Directory, LinkState};
+use crate::discovery::{Directory, LinkState, Outside};
 use crate::http::session::{Place, Session};
 use crate::identity;
 use crate::inbound::limits::{LimitKey, RateLimit};
@@ -206,14 +206,21 @@ impl Introspect for Introspection {
                         "mtls": port.mtls.map(|m| m.as_str_name()),
                         "rate_limits": port.limits.iter().flat_map(|limits| &limits.rates)
                             .map(show_rate_limit).collect::<Vec<_>>(),
+                        "header_limits": port.limits.iter().flat_map(|limits| &limits.heads)
+                            .map(|limit| json!({
+                                "service": format!("{}/{}:{}", limit.namespace, limit.service, limit.port),
+                                "max_bytes": limit.max_bytes,
+                                "max_count": limit.max_fields,
+                            })).collect::<Vec<_>>(),
                     })).collect::<Vec<_>>(),
                     "sampling_percent": f64::from(workload.sampling_per_myriad) / 100.0,
                     "access_log": workload.access_log.as_str_name(),
                 },
                 "identity": identity,
                 "discovery": discovery,
+                "outside": show_outside(&self.directory.outside()),
                 "destinations": self.destinations().iter()
-                    .map(|(address, destination)| show_destination(*address, destination))
+                    .map(|(address, destination)| show_destination(&address.to_string(), destination))
                     .collect::<Vec<_>>(),
             })
         })
@@ -256,9 +263,23 @@ fn state_of(info: &EndpointInfo) -> EndpointState {
     }
 }
 
-fn show_destination(address: SocketAddr, destination: &Destination) -> Value {
+fn show_outside(outside: &Outside) -> Value {
+    let hosts = outside.hosts().filter_map(|(host, cell)| match cell.known() {
+        Known::Present(destination) => Some(json!({
+            "host": host,
+            "destination": show_destination(&format!("{host}:{}", destination.port), &destination),
+        })),
+        Known::Pending | Known::Absent => None,
+    });
     json!({
-        "address": address.to_string(),
+        "registry_only": outside.registry_only,
+        "hosts": hosts.collect::<Vec<_>>(),
+    })
+}
+
+fn show_destination(address: &str, destination: &Destination) -> Value {
+    json!({
+        "address": address,
         "namespace": &*destination.namespace,
         "service": &*destination.service,
         "port": destination.port,
@@ -340,6 +361,7 @@ fn show_route(route: &Route) -> Value {
             Fallback::Response { status, .. } => json!({ "response": { "status": status } }),
             Fallback::Backend(backend) => json!({ "backend": show_backend(backend) }),
         }),
+        "hedge_after_ms": policy.hedge_after.map(millis),
         "fault": policy.fault.as_deref().map(|fault| json!({
             "headers": fault.headers.iter().map(|(n, v)| json!({ "name": n, "value": v })).collect::<Vec<_>>(),
             "delay": fault.delay.map(|delay| json!({

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod config;
 pub mod detect;
 pub mod discovery;
+pub mod dns;
 pub mod health;
 pub mod http;
 pub mod http1;

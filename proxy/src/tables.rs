@@ -16,9 +16,12 @@ use weft_api::identity::SpiffeId;
 pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 
 use crate::balance::{EndpointHealth, SharedLimits};
+use crate::dns::Feed;
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
+use crate::identity::Origin;
 use crate::inbound::limits::PortLimits;
+use crate::transport::Siblings;
 
 /// A new process-wide number, never used twice.
 pub fn fresh_id() -> u64 {
@@ -41,6 +44,10 @@ pub struct Destination {
     pub index: Option<Box<Index>>,
     /// For connections that are not HTTP; empty: they take the first of `routes`.
     pub opaque: Vec<OpaqueRoute>,
+    /// Endpoints that this proxy finds out itself are among its backends'.
+    pub fed: bool,
+    /// Nothing may be sent there: its only route says why.
+    pub prohibited: bool,
 }
 
 impl Destination {
@@ -61,6 +68,8 @@ impl Destination {
             routes: vec![Arc::new(route)],
             index: None,
             opaque: Vec::new(),
+            fed: false,
+            prohibited: false,
         }
     }
 
@@ -140,6 +149,22 @@ impl Route {
             total_weight: 1,
             policy,
             refused: None,
+            redirect: None,
+            cors: None,
+            sessions: false,
+        }
+    }
+
+    /// A route that answers everything with an error.
+    pub fn refusing(name: &str, why: &str) -> Self {
+        Self {
+            id: fresh_id(),
+            name: name.into(),
+            matches: Vec::new(),
+            backends: Vec::new(),
+            total_weight: 0,
+            policy: RoutePolicy::default(),
+            refused: Some(why.into()),
             redirect: None,
             cors: None,
             sessions: false,
@@ -299,6 +324,8 @@ pub struct RoutePolicy {
     pub retry: Option<Arc<RetryPolicy>>,
     pub fallback: Option<Arc<Fallback>>,
     pub fault: Option<Box<FaultInjection>>,
+    /// When another endpoint is asked too; only with `retry`.
+    pub hedge_after: Option<Duration>,
 }
 
 /// Faults that are made on purpose; the ways of it are in `http::fault`.
@@ -376,6 +403,8 @@ pub struct BackendPolicy {
     pub connect_timeout: Duration,
     /// In place of the budgets of the routes that lead here.
     pub retry_constraint: Option<RetryConstraint>,
+    /// TLS with endpoints outside the mesh; `None`: what the endpoint's identity says.
+    pub origin: Option<Arc<Origin>>,
     pub health_check: Option<Arc<HealthCheck>>,
 }
 
@@ -460,6 +489,8 @@ pub struct EndpointInfo {
     pub state: Health,
     /// Outlier state, shared by the workers and kept across updates of the same address.
     pub health: Arc<EndpointHealth>,
+    /// The addresses of the same name, when they are of both families.
+    pub siblings: Option<Arc<Siblings>>,
 }
 
 /// Endpoints that change under those who hold the cell.
@@ -467,7 +498,12 @@ pub struct EndpointInfo {
 pub struct EndpointsCell {
     pub name: Arc<str>,
     pub current: ArcSwap<EndpointSet>,
+    /// Where they come from, when this proxy finds them out itself.
+    pub feed: Option<Arc<Feed>>,
 }
+
+/// Name of the endpoints that are the address the application connected to.
+pub const ORIGINAL: &str = "original";
 
 /// What is known of an original destination.
 #[derive(Debug, Clone)]
@@ -553,6 +589,7 @@ impl Default for BackendPolicy {
             outlier: None,
             connect_timeout: Duration::from_secs(5),
             retry_constraint: None,
+            origin: None,
             health_check: None,
         }
     }

@@ -55,6 +55,7 @@ pub(crate) fn endpoint(address: SocketAddr, identity: Option<&str>) -> Arc<Endpo
         weight: 1,
         state: Health::Ready,
         health: Arc::default(),
+        siblings: None,
     })
 }
 
@@ -70,6 +71,7 @@ pub(crate) fn backend(endpoints: Vec<Arc<EndpointInfo>>, policy: BackendPolicy) 
                 generation: 1,
                 endpoints,
             }),
+            feed: None,
         }),
         policy,
         limits: Arc::default(),

@@ -3,6 +3,7 @@
 //! - [`binaries`]: finds `weft-proxy` and `weft-control-plane`, building them when they are missing
 //! - [`netns`]: network namespaces (the same code as `weft demo` runs on)
 //! - [`kube`]: a real Kubernetes, by `kubectl` and `helm`
+//! - [`dns`]: names that a test makes up
 //! - [`mesh`]: a control plane with a folder of manifests, and hosts with a captured workload each
 //! - [`wire`]: clients and servers that send and expect exact bytes
 //! - [`sniff`]: what went over a host's wire
@@ -11,6 +12,7 @@
 #![allow(clippy::unwrap_used)] // The whole crate is for tests.
 
 pub mod binaries;
+pub mod dns;
 pub mod kube;
 pub mod mesh;
 #[allow(dead_code, unused_imports)]

@@ -35,6 +35,7 @@ pub struct Mesh {
     number: u8,
     services: u8,
     control_plane: Option<Child>,
+    dns: Option<SocketAddr>,
     sidecars: Vec<Sidecar>,
 }
 
@@ -184,6 +185,7 @@ impl Mesh {
             number,
             services: 0,
             control_plane: None,
+            dns: None,
             sidecars: Vec::new(),
         };
         // Tests compare bytes: nothing is added to a request unless a test wants it.
@@ -242,6 +244,22 @@ spec: {{mtls: {{mode: {mode}}}}}
 "
             ),
         );
+    }
+
+    /// The mesh's root certificate, PEM, once it has been started.
+    pub fn root(&self) -> Vec<u8> {
+        fs::read(self.path("root.pem")).unwrap()
+    }
+
+    /// Where proxies that are started from now on ask for names.
+    pub fn dns(&mut self, server: SocketAddr) {
+        self.dns = Some(server);
+    }
+
+    /// A virtual address that is nobody's host.
+    pub fn spare_address(&mut self) -> Ipv4Addr {
+        self.services += 1;
+        Ipv4Addr::new(10, 97, self.number, self.services)
     }
 
     /// A host outside the mesh.
@@ -445,6 +463,9 @@ spec:
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);
+        if let Some(dns) = self.dns {
+            command.arg(format!("--dns-server={dns}"));
+        }
         if let Some(mark) = exemption.mark() {
             command.arg(format!("--mark={mark}"));
         }

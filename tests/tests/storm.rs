@@ -129,6 +129,7 @@ fn proxy(authority: &Authority, service: SocketAddr, n: usize) -> Proxy {
         workload: format!("shop/cart-{n}"),
         admin_address: String::new(),
         idle_destination: IDLE_DESTINATION,
+        dns_servers: Vec::new(),
     };
     let (client, directory) = Client::new(settings, handle, Registry::new());
     let task = tokio::spawn(async move {

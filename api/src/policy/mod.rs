@@ -8,6 +8,8 @@
 //!
 //! - [`workload`]: a process at an address (outside Kubernetes: what a Pod is inside).
 //! - [`traffic`]: how requests to a Service are balanced, limited, retried and timed out.
+//! - [`egress`]: whether what is not known may be called.
+//! - [`external`]: services outside the mesh.
 //! - [`resilience`]: its faults and its limits at the destination.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
@@ -16,6 +18,8 @@
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
 
 pub mod duration;
+pub mod egress;
+pub mod external;
 pub mod health;
 pub mod meta;
 pub mod percent;
@@ -27,6 +31,8 @@ pub mod workload;
 pub mod zone;
 
 pub use duration::Duration;
+pub use egress::{EgressPolicy, EgressPolicySpec};
+pub use external::{ExternalService, ExternalServiceSpec};
 pub use meta::{LabelSelector, Metadata};
 pub use percent::Percent;
 pub use security::{MtlsMode, PeerAuthentication, PeerAuthenticationSpec};

@@ -84,6 +84,29 @@ pub enum RateLimitKey {
     SourceAddress(bool),
 }
 
+/// What the head of a request may hold; the workloads' own proxies answer others 431. The most
+/// specific policy that has it says all of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RequestHeaders {
+    /// Bytes of the request line and the fields, as HTTP/1.1 writes them; 1 to 1048576 (1 MiB).
+    /// HTTP/2 has a limit of 65536 (64 KiB) in any case. Default: no limit but the proxy's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<u32>,
+    /// Fields; 1 to 8192. Default: no limit but the proxy's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_count: Option<u32>,
+}
+
+/// A second try beside the first, for requests without a body that may be repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hedging {
+    /// When another endpoint is asked too, if no answer has begun by then. The one that answers
+    /// first is used, the other cancelled; it draws on the retry budget.
+    pub delay: Duration,
+}
+
 /// New endpoints take their share of the requests little by little.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

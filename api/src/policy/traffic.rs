@@ -6,7 +6,7 @@ use super::duration::Duration;
 use super::health::HealthCheck;
 use super::meta::{Ignored, Metadata};
 use super::percent::Percent;
-use super::resilience::{FaultInjection, RateLimit, SlowStart};
+use super::resilience::{FaultInjection, Hedging, RateLimit, RequestHeaders, SlowStart};
 use super::zone::ZonePreference;
 
 /// How requests to Services are sent. For a request, the policies that name the rule of the route
@@ -30,8 +30,8 @@ pub struct TrafficPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// The Services, routes or namespace meant, of the policy's own namespace. Empty: the
-    /// namespace.
+    /// The Services, ExternalServices, routes or namespace meant, of the policy's own namespace.
+    /// Empty: the namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub target_refs: Vec<TargetRef>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -47,6 +47,8 @@ pub struct TrafficPolicySpec {
     pub fault_injection: Option<FaultInjection>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_headers: Option<RequestHeaders>,
     /// Default: nobody is asked; endpoints are judged by their answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
@@ -65,8 +67,8 @@ impl TrafficPolicySpec {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TargetRef {
-    /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route.
-    /// Default "", which goes for routes too.
+    /// API group: "" for a Service or the namespace, "gateway.networking.k8s.io" for a route,
+    /// "policy.weft.dev" for an ExternalService. Default "", which goes for each of them.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
     pub kind: TargetKind,
@@ -81,6 +83,7 @@ pub struct TargetRef {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TargetKind {
     Service,
+    ExternalService,
     HTTPRoute,
     GRPCRoute,
     /// The policy's own.
@@ -288,6 +291,9 @@ pub struct Retries {
     pub max_body_bytes: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<RetryBudget>,
+    /// Default: no second try while the first one runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedging: Option<Hedging>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ pub struct Code {
 }
 
 /// Every code there is.
-pub const CODES: [Code; 15] = [
+pub const CODES: [Code; 16] = [
     Code {
         name: "destination_not_found",
         statuses: &[404],
@@ -113,7 +113,7 @@ pub const CODES: [Code; 15] = [
     Code {
         name: "http_request_error",
         statuses: &[400, 408, 431],
-        meaning: "The client's request could not be taken: it is not valid HTTP or could be read in two ways (400), its head did not arrive in time (408), or its head is larger than 64 KiB or 1,024 fields (431).",
+        meaning: "The client's request could not be taken: it is not valid HTTP or could be read in two ways (400), its head did not arrive in time (408), or its head is larger than the proxy takes (1 MiB or 8,192 fields; 64 KiB in HTTP/2) or than requestHeaders in the destination's TrafficPolicy allows (431).",
         help: &[
             "The details name what is wrong with it (repeated lengths, a bare CR, a folded line…): mend the client.",
             "A protocol that is not HTTP on a port that is declared HTTP: correct appProtocol or the port's name in the Service.",
@@ -127,6 +127,16 @@ pub const CODES: [Code; 15] = [
             "429: wait as long as Retry-After says, or raise the limit that the details name; weft_rate_limited_total of the destination's proxies counts who is refused.",
             "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
             "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
+        ],
+    },
+    Code {
+        name: "destination_ip_prohibited",
+        statuses: &[502],
+        meaning: "The address that was called is no Service, workload or ExternalService, and the caller's namespace may call nothing else (EgressPolicy RegistryOnly).",
+        help: &[
+            "Declare what is called with an ExternalService in the caller's namespace; for every namespace, in weft-system.",
+            "It is declared by its hosts? Then they must resolve to this address for the caller's proxy, too: its log at debug says what they resolve to.",
+            "The proxy says that its control plane is away? Then it knows only what was called before: weft status.",
         ],
     },
     Code {

@@ -6,6 +6,22 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     pub workload: Workload,
     pub destinations: Vec<Destination>,
+    #[serde(default)]
+    pub outside: Outside,
+}
+
+/// What is known by name, outside the mesh.
+#[derive(Debug, Default, Deserialize)]
+pub struct Outside {
+    /// What is not known is refused.
+    pub registry_only: bool,
+    pub hosts: Vec<Host>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Host {
+    pub host: String,
+    pub destination: Destination,
 }
 
 #[derive(Debug, Deserialize)]
@@ -46,6 +62,9 @@ pub struct Route {
     pub fallback: Option<serde_json::Value>,
     #[serde(default)]
     pub fault: Option<Fault>,
+    /// When another endpoint is asked too.
+    #[serde(default)]
+    pub hedge_after_ms: Option<u64>,
     /// Why its requests are answered 500.
     #[serde(default)]
     pub refused: Option<String>,

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
-use super::config::{Config, Destination, Header, Match, Parameter, Path, Pattern, Route};
+use super::config::{Config, Destination, Header, Match, Outside, Parameter, Path, Pattern, Route};
 use super::request::Request;
 
 impl Destination {
@@ -60,12 +60,87 @@ fn is_grpc(content_type: &str) -> bool {
 }
 
 impl Match {
+    /// Whether every condition holds.
     pub fn holds(&self, request: &Request) -> bool {
+        self.conditions(Some(request))
+            .iter()
+            .all(|(_, holds)| *holds)
+    }
+
+    /// What it asks for.
+    pub fn describe(&self) -> String {
+        let conditions = self.conditions(None);
+        let words: Vec<String> = conditions.into_iter().map(|(words, _)| words).collect();
+        words.join(" and ")
+    }
+
+    /// What of it a request does not have.
+    pub fn missing(&self, request: &Request) -> Vec<String> {
+        let conditions = self.conditions(Some(request)).into_iter();
+        let missing = conditions.filter(|(_, holds)| !holds);
+        missing.map(|(words, _)| words).collect()
+    }
+
+    /// Each condition in words, and whether a request has it.
+    fn conditions(&self, request: Option<&Request>) -> Vec<(String, bool)> {
+        let mut all = Vec::new();
+        let holds = |test: &dyn Fn(&Request) -> bool| request.is_some_and(test);
+        let header = |request: &Request, name: &str| {
+            let found = request.headers.iter().find(|(known, _)| known == name);
+            found.map(|(_, value)| value.clone())
+        };
+        if let Some(method) = &self.method {
+            let test = |request: &Request| *method == request.method;
+            all.push((format!("method {method}"), holds(&test)));
+        }
+        if let Some(path) = &self.path {
+            let words = match path {
+                Path::Exact(path) => format!("path {path}"),
+                Path::Prefix(path) => format!("path under {path}"),
+                Path::Regex(path) => format!("path like {path}"),
+            };
+            all.push((words, holds(&|request| path.holds(request))));
+        }
+        for Header { name, value } in &self.headers {
+            let test = |request: &Request| header(request, name).as_ref() == Some(value);
+            all.push((format!("{name}: {value}"), holds(&test)));
+        }
+        for Pattern { name, regex } in &self.header_patterns {
+            let test = |request: &Request| {
+                header(request, name).is_some_and(|value| is_match(regex, &value))
+            };
+            all.push((format!("{name}: like {regex}"), holds(&test)));
+        }
+        for Parameter { name, exact, regex } in &self.query {
+            let words = match (exact, regex) {
+                (Some(value), _) => format!("?{name}={value}"),
+                (None, regex) => format!("?{name} like {}", regex.as_deref().unwrap_or(".*")),
+            };
+            let test = |request: &Request| {
+                query_value(&request.path, name).is_some_and(|value| {
+                    exact.as_ref().is_none_or(|exact| *exact == value)
+                        && regex.as_ref().is_none_or(|regex| is_match(regex, &value))
+                })
+            };
+            all.push((words, holds(&test)));
+        }
+        if let Some(wanted) = self.grpc {
+            let test = |request: &Request| {
+                header(request, "content-type").is_some_and(|value| is_grpc(&value)) == wanted
+            };
+            let words = if wanted { "gRPC" } else { "no gRPC" };
+            all.push((words.to_owned(), holds(&test)));
+        }
+        all
+    }
+}
+
+impl Path {
+    fn holds(&self, request: &Request) -> bool {
         let path = request.path.split('?').next().unwrap_or_default();
-        let path_holds = match &self.path {
-            None => true,
-            Some(Path::Exact(exact)) => path == exact,
-            Some(Path::Prefix(prefix)) => {
+        match self {
+            Self::Exact(exact) => path == exact,
+            Self::Prefix(prefix) => {
                 let prefix = prefix.strip_suffix('/').unwrap_or(prefix);
                 // "/" takes every request, "*" too.
                 prefix.is_empty()
@@ -73,61 +148,72 @@ impl Match {
                         .strip_prefix(prefix)
                         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
-            Some(Path::Regex(pattern)) => is_match(pattern, path),
+            Self::Regex(pattern) => is_match(pattern, path),
+        }
+    }
+}
+
+/// A route that a request does not take.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Other<'a> {
+    pub route: &'a str,
+    pub why: String,
+}
+
+/// Why a request does not take the other routes of its destination.
+fn others<'a>(
+    destination: &'a Destination,
+    request: &Request,
+    taken: Option<&Route>,
+) -> Vec<Other<'a>> {
+    let is_taken = |route: &Route| taken.is_some_and(|taken| std::ptr::eq(taken, route));
+    destination
+        .routes
+        .iter()
+        .filter(|route| !is_taken(route))
+        .map(|route| {
+            let missing = route.matches.iter().map(|one| one.missing(request));
+            let why = match missing.min_by_key(Vec::len) {
+                None => "takes everything, and comes later".to_owned(),
+                Some(none) if none.is_empty() => {
+                    "its match holds too, and comes later: another one is more specific, or its \
+                     route older"
+                        .to_owned()
+                }
+                Some(missing) => {
+                    let nearest = match route.matches.len() {
+                        1 => String::new(),
+                        n => format!(" by the nearest of its {n} matches"),
+                    };
+                    format!("wants {}{nearest}", missing.join(" and "))
+                }
+            };
+            Other {
+                route: &route.name,
+                why,
+            }
+        })
+        .collect()
+}
+
+impl Outside {
+    /// The host that `given` names: itself, or the first wildcard above it.
+    fn find(&self, given: &str) -> Option<&Destination> {
+        let (host, port) = match given.rsplit_once(':') {
+            Some((host, port)) => (host, Some(port.parse::<u16>().ok()?)),
+            None => (given, None),
         };
-        let header = |name: &str| {
-            let found = request.headers.iter().find(|(known, _)| known == name);
-            found.map(|(_, value)| value.as_str())
-        };
-        let has = |h: &Header| header(&h.name) == Some(&h.value);
-        let has_pattern =
-            |p: &Pattern| header(&p.name).is_some_and(|value| is_match(&p.regex, value));
-        let has_parameter = |p: &Parameter| {
-            query_value(&request.path, &p.name).is_some_and(|value| {
-                p.exact.as_ref().is_none_or(|exact| *exact == value)
-                    && p.regex.as_ref().is_none_or(|regex| is_match(regex, &value))
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let find = |wanted: &dyn Fn(&str) -> bool| {
+            let mut hosts = self.hosts.iter();
+            hosts.find(|known| {
+                wanted(&known.host) && port.is_none_or(|port| known.destination.port == port)
             })
         };
-        let grpc = header("content-type").is_some_and(is_grpc);
-        self.method.as_ref().is_none_or(|m| *m == request.method)
-            && path_holds
-            && self.headers.iter().all(has)
-            && self.header_patterns.iter().all(has_pattern)
-            && self.query.iter().all(has_parameter)
-            && self.grpc.is_none_or(|wanted| wanted == grpc)
-    }
-
-    pub fn describe(&self) -> String {
-        let mut parts = Vec::new();
-        if let Some(method) = &self.method {
-            parts.push(format!("method {method}"));
-        }
-        match &self.path {
-            Some(Path::Exact(path)) => parts.push(format!("path {path}")),
-            Some(Path::Prefix(path)) => parts.push(format!("path under {path}")),
-            Some(Path::Regex(path)) => parts.push(format!("path like {path}")),
-            None => {}
-        }
-        for Header { name, value } in &self.headers {
-            parts.push(format!("{name}: {value}"));
-        }
-        for Pattern { name, regex } in &self.header_patterns {
-            parts.push(format!("{name}: like {regex}"));
-        }
-        for Parameter { name, exact, regex } in &self.query {
-            match (exact, regex) {
-                (Some(value), _) => parts.push(format!("?{name}={value}")),
-                (None, regex) => {
-                    parts.push(format!("?{name} like {}", regex.as_deref().unwrap_or(".*")));
-                }
-            }
-        }
-        match self.grpc {
-            Some(true) => parts.push("gRPC".to_owned()),
-            Some(false) => parts.push("no gRPC".to_owned()),
-            None => {}
-        }
-        parts.join(" and ")
+        find(&|known| known == host)
+            .or_else(|| find(&|known| weft_api::policy::external::host_matches(known, &host)))
+            .map(|known| &known.destination)
     }
 }
 
@@ -138,6 +224,7 @@ impl Config {
         self.destinations
             .iter()
             .find(|d| d.address == given)
+            .or_else(|| self.outside.find(given))
             .or_else(|| {
                 let (host, port) = match given.rsplit_once(':') {
                     Some((host, port)) => (host, Some(port.parse::<u16>().ok()?)),
@@ -168,25 +255,37 @@ pub struct Verdict<'a> {
     pub why: String,
     pub destination: Option<&'a Destination>,
     pub route: Option<&'a Route>,
+    /// The routes that the request does not take, and why.
+    pub others: Vec<Other<'a>>,
 }
 
 pub fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verdict<'a> {
     let Some(destination) = config.find(given) else {
         return Verdict {
-            served: true,
+            served: !config.outside.registry_only,
             why: format!(
                 "The proxy of {}/{} does not know {given}: its application has not called it \
                  lately, or it is not of the mesh. The first connection asks the control plane; \
-                 what that does not know either passes through to its original address, untouched",
-                config.workload.namespace, config.workload.name
+                 what that does not know either {}",
+                config.workload.namespace,
+                config.workload.name,
+                match config.outside.registry_only {
+                    true => "is refused (EgressPolicy RegistryOnly)",
+                    false => "passes through to its original address, untouched",
+                }
             ),
             destination: None,
             route: None,
+            others: Vec::new(),
         };
     };
     let taken = match request {
         Some(request) => destination.route(request),
         None => destination.connection().map(|route| (route, None)),
+    };
+    let others = |taken: Option<&Route>| match request {
+        Some(request) => others(destination, request, taken),
+        None => Vec::new(),
     };
     let Some((route, matched)) = taken else {
         return Verdict {
@@ -197,6 +296,7 @@ pub fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> 
             },
             destination: Some(destination),
             route: None,
+            others: others(None),
         };
     };
     let (mut well, mut all) = (0, 0);
@@ -218,6 +318,7 @@ pub fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> 
         why,
         destination: Some(destination),
         route: Some(route),
+        others: others(Some(route)),
     };
     if let Some(why) = &route.refused {
         return verdict(

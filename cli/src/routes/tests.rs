@@ -191,11 +191,57 @@ fn the_first_route_that_matches_is_taken_and_explained() {
     ] {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
+    assert!(
+        text.contains("\nnot       HTTPRoute/shop/canary: wants canary: yes please\n"),
+        "{text}"
+    );
     let canary = judge("catalog:80", "GET /items?x canary: yes please");
+    assert_eq!(canary.others[0].route, "Service/shop/catalog");
+    assert_eq!(canary.others[0].why, "takes everything, and comes later");
+    let nowhere = judge("catalog.other:80", "POST /else");
+    assert_eq!(nowhere.others[0].why, "wants method GET and path /only");
+    let text = explain(&nowhere, Paint::NEVER);
+    assert!(
+        text.ends_with("not       x: wants method GET and path /only\n"),
+        "{text}"
+    );
     assert_eq!(canary.route.unwrap().name, "HTTPRoute/shop/canary");
     assert!(!canary.served);
     assert!(canary.why.contains("has no endpoint"), "{}", canary.why);
     assert!(judge("catalog.other:80", "GET /else").why.contains("404"));
     assert!(judge("10.1.2.3:443", "").why.contains("passes through"));
     assert!(list(&config, Paint::NEVER).contains("10.96.0.9:80   other/catalog:80  auto"));
+}
+
+#[test]
+fn hosts_outside_the_mesh_are_found_by_name() {
+    let mut config = config();
+    assert!(judge(&config, "api.example.org:443", None).served);
+    let mut host = |host: &str, port: u16| {
+        let mut destination = config.destinations[0].clone();
+        destination.address = host.to_owned();
+        destination.port = port;
+        let host = host.to_owned();
+        config
+            .outside
+            .hosts
+            .push(super::config::Host { host, destination });
+    };
+    host("*.example.org", 443);
+    host("api.example.org", 443);
+    host("api.example.org", 80);
+    config.outside.registry_only = true;
+    let found = |given: &str| {
+        let found = config.find(given).map(|d| (d.address.as_str(), d.port));
+        found.unwrap_or(("", 0))
+    };
+    assert_eq!(found("API.example.org:443"), ("api.example.org", 443));
+    assert_eq!(found("api.example.org:80"), ("api.example.org", 80));
+    assert_eq!(found("x.example.org"), ("*.example.org", 443));
+    let other = judge(&config, "10.1.2.3:443", None);
+    assert!(
+        !other.served && other.why.contains("RegistryOnly"),
+        "{}",
+        other.why
+    );
 }

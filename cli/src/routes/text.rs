@@ -86,6 +86,7 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     }
     let _ = writeln!(out, "{}.", paint.paint(tone, &verdict.why));
     let Some(route) = verdict.route else {
+        out.push_str(&others(verdict));
         return out;
     };
     let _ = writeln!(
@@ -95,6 +96,13 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     );
     let _ = writeln!(out, "timeouts  {}", timeouts(route));
     let _ = writeln!(out, "retries   {}", retries(route.retry.as_ref()));
+    if let Some(delay) = route.hedge_after_ms {
+        let _ = writeln!(
+            out,
+            "hedging   another endpoint is asked too after {}",
+            millis(delay)
+        );
+    }
     if let Some(fallback) = &route.fallback {
         let _ = writeln!(out, "fallback  {fallback}");
     }
@@ -108,6 +116,27 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     let total: u32 = route.backends.iter().map(|b| b.weight).sum();
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
+    }
+    out.push_str(&others(verdict));
+    out
+}
+
+/// Other routes that are shown; a table may have a thousand.
+const OTHERS: usize = 20;
+
+/// Why the other routes are not taken.
+fn others(verdict: &Verdict<'_>) -> String {
+    let mut out = String::new();
+    for (index, other) in verdict.others.iter().take(OTHERS).enumerate() {
+        let begin = if index == 0 {
+            "\nnot       "
+        } else {
+            "          "
+        };
+        let _ = writeln!(out, "{begin}{}: {}", other.route, other.why);
+    }
+    if let Some(more) = verdict.others.len().checked_sub(OTHERS).filter(|n| *n > 0) {
+        let _ = writeln!(out, "          … and {more} more (--output json)");
     }
     out
 }

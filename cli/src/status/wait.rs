@@ -96,6 +96,18 @@ fn resource(kind: &str) -> Option<ApiResource> {
             "peerauthentications",
         ),
         "telemetry" | "telemetries" => ("policy.weft.dev", "v1alpha1", "Telemetry", "telemetries"),
+        "egresspolicy" | "egresspolicies" => (
+            "policy.weft.dev",
+            "v1alpha1",
+            "EgressPolicy",
+            "egresspolicies",
+        ),
+        "externalservice" | "externalservices" => (
+            "policy.weft.dev",
+            "v1alpha1",
+            "ExternalService",
+            "externalservices",
+        ),
         "service" | "services" | "svc" => ("", "v1", "Service", "services"),
         "endpointslice" | "endpointslices" => {
             ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")

@@ -1,9 +1,11 @@
 //! What a connection to one original destination, or to one host name, is.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use weft_api::proto::{Backend, Destination, Fallback, Protocol, Route, WeightedBackend, fallback};
 
+use super::external::{self, Found};
 use super::{endpoints, policy, routes};
 use crate::model::{self, Name, Rule, Service, ServicePort, Workload, World};
 
@@ -14,11 +16,29 @@ pub(super) fn destination(world: &World, key: &str, client: &str) -> Option<Dest
         return Some(to_service(world, service, port, client));
     }
     if let Ok(address) = key.parse::<SocketAddr>() {
-        return world
-            .workload_at(address.ip())
-            .map(|workload| to_workload(world, workload, address.port()));
+        if let Some(workload) = world.workload_at(address.ip()) {
+            return Some(to_workload(world, workload, address.port()));
+        }
+        let (external, port) = external::at(world, address, client)?;
+        let found = Found::At(address.ip());
+        return Some(external::destination(world, external, port, found));
     }
-    None
+    let (host, port) = key.rsplit_once(':')?;
+    let (external, port) = external::of_host(world, host, port.parse().ok()?, client)?;
+    let found = Found::Host(host);
+    Some(external::destination(world, external, port, found))
+}
+
+/// Namespaces for whose clients a destination that is no Service is another one.
+pub(super) fn external_clients(world: &World, key: &str) -> BTreeSet<String> {
+    match key.parse::<SocketAddr>() {
+        Ok(address) if world.workload_at(address.ip()).is_some() => BTreeSet::new(),
+        Ok(address) => external::clients_at(world, address),
+        Err(_) => match key.rsplit_once(':') {
+            Some((host, _)) => external::clients_of_host(world, host),
+            None => BTreeSet::new(),
+        },
+    }
 }
 
 /// The Service port that a destination leads to.

@@ -7,6 +7,7 @@ use weft_api::identity::SpiffeId;
 use weft_api::proto::{Endpoint, Endpoints, Health};
 
 use super::Settings;
+use super::workload::is_plaintext;
 use crate::model::{
     EndpointSlice, Name, Service, ServicePort, SliceEndpoint, TargetPort, Workload, World,
 };
@@ -26,6 +27,9 @@ pub(super) fn name_of_workload(workload: &Name, port: u16) -> String {
 pub(super) fn endpoints(world: &World, settings: &Settings, name: &str) -> Option<Endpoints> {
     let (owner, port) = name.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
+    if let Some(endpoints) = super::external::endpoints(world, owner, port) {
+        return Some(endpoints);
+    }
     if let Some(workload) = owner.strip_prefix("workload/") {
         let workload = world.workload(&Name::parse(workload)?)?;
         let mut endpoint = of_workload(
@@ -218,7 +222,7 @@ fn of_workload(
         &workload.service_account,
     )
     .ok()
-    .filter(|_| workload.sidecar);
+    .filter(|_| workload.sidecar && !is_plaintext(world, workload, port));
     Endpoint {
         address: SocketAddr::new(address, port).to_string(),
         identity: identity.map_or(String::new(), |identity| identity.to_string()),

@@ -1,4 +1,12 @@
 //! What in the model cannot work, or most likely is not meant, as sentences.
+//!
+//! - [`unreachable`]: rules that no request comes to; ports that do not say that there are requests
+//! - [`mtls`]: mutual TLS asked of those who cannot speak it
+//! - [`outside`]: services outside the mesh
+
+mod mtls;
+mod outside;
+mod unreachable;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -61,6 +69,9 @@ pub fn problems(world: &World) -> Vec<Problem> {
     selectors(world, &mut found);
     routes(world, &mut found);
     probes(world, &mut found);
+    outside::find(world, &mut found);
+    unreachable::find(world, &mut found);
+    mtls::find(world, &mut found);
     found.0.sort();
     found.0
 }
@@ -235,9 +246,10 @@ fn traffic(world: &World, found: &mut Problems) {
             match used(world, policy, target) {
                 Ok(()) => {}
                 Err(Unused::NotFound(why)) => {
-                    let section = target.section_name.is_some()
-                        && (world.service(&Name::new(name.namespace.clone(), &target.name)))
-                            .is_some();
+                    let own = Name::new(name.namespace.clone(), &target.name);
+                    let known =
+                        world.service(&own).is_some() || world.external.contains_key(&own);
+                    let section = target.section_name.is_some() && known;
                     let (field, help) = if section {
                         ("sectionName", "write the name or the number of one of its ports")
                     } else {

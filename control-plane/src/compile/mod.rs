@@ -6,6 +6,7 @@
 //!
 //! - [`destination`]: what "10.96.0.15:80" or "cart.shop:80" is.
 //! - [`endpoints`]: where a Service port, or a workload addressed directly, is reached.
+//! - [`external`]: services outside the mesh.
 //! - [`workload`]: what a proxy needs to know about the workload it stands beside.
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
@@ -17,6 +18,7 @@
 
 mod destination;
 mod endpoints;
+mod external;
 mod findings;
 mod health;
 mod policy;
@@ -79,13 +81,15 @@ pub fn special_clients(world: &World, key: &ResourceKey) -> BTreeSet<String> {
     }
     match destination::service_of(world, &key.name) {
         Some((service, _)) => routes::consumer_namespaces(world, &service.name),
-        None => BTreeSet::new(),
+        None => destination::external_clients(world, &key.name),
     }
 }
 
 /// Name of the one Trust resource.
 pub const TRUST: &str = "trust";
 
+#[cfg(test)]
+mod external_tests;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]

@@ -72,7 +72,11 @@ impl Level {
 
 /// Whether a target is this port, and how specifically.
 pub(super) fn level(target: &TargetRef, service: &Service, port: &ServicePort) -> Option<Level> {
-    if target.kind != TargetKind::Service || target.name != service.name.name {
+    let kind = match service.external {
+        true => TargetKind::ExternalService,
+        false => TargetKind::Service,
+    };
+    if target.kind != kind || target.name != service.name.name {
         return None;
     }
     match &target.section_name {
@@ -252,7 +256,8 @@ pub(super) fn effective(
     }
     let mut backend = backend(&merged);
     let excluded = |policy: &BackendTraffic| service.client_affinity && policy.session.is_some();
-    if let Some(policy) = of_service(world, &service.name).filter(|policy| !excluded(policy)) {
+    let named = (!service.external).then(|| of_service(world, &service.name));
+    if let Some(policy) = named.flatten().filter(|policy| !excluded(policy)) {
         let session = policy.session.as_ref();
         backend.session_persistence = session.map(|given| session::compile(given, false));
         let constraint = policy
@@ -353,6 +358,11 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
         retry: spec.retries.as_ref().map(retry),
         fallback: None,
         fault_injection: spec.fault_injection.as_ref().map(resilience::fault),
+        hedge_after_ms: spec
+            .retries
+            .as_ref()
+            .and_then(|retries| retries.hedging)
+            .map_or(0, |hedging| hedging.delay.as_millis()),
         ..proto::RoutePolicy::default()
     }
 }
@@ -504,7 +514,7 @@ macro_rules! inherit {
     };
 }
 
-inherit!(TrafficPolicySpec { fault_injection, rate_limit } deep {
+inherit!(TrafficPolicySpec { fault_injection, rate_limit, request_headers } deep {
     load_balancer,
     health_check, circuit_breaker, retries, timeouts
 });
@@ -530,7 +540,7 @@ inherit!(OutlierDetection {
     max_ejection_time,
     max_ejection_percent
 });
-inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes } deep { backoff, budget });
+inherit!(Retries { attempts, codes, grpc_codes, on, methods, max_body_bytes, hedging } deep { backoff, budget });
 inherit!(HealthCheck {
     probe,
     interval,

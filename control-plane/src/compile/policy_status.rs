@@ -1,9 +1,12 @@
 //! What is said of policies in return: for each of their targets, whether it is used there (Gateway
 //! API, PolicyStatus; GEP-713).
 
+use std::borrow::Cow;
+
 use weft_api::policy::TrafficPolicySpec;
 use weft_api::policy::traffic::{TargetKind, TargetRef};
 
+use super::external::as_service;
 use super::policy::{Level, default_winner, is_port, of_service, route_winner, winner};
 use super::status::{Condition, ParentStatus, RouteStatus};
 use crate::model::{
@@ -31,10 +34,17 @@ pub(super) fn used(
             .map(|winner| &winner.name)
             .into_iter()
             .collect(),
-        TargetKind::Service => {
-            let service = world
-                .service(&own)
-                .ok_or_else(|| Unused::NotFound(format!("there is no Service {own}")))?;
+        TargetKind::Service | TargetKind::ExternalService => {
+            let kind = target.kind;
+            let service = match kind {
+                TargetKind::Service => world.service(&own).map(Cow::Borrowed),
+                _ => world
+                    .external
+                    .get(&own)
+                    .map(|external| Cow::Owned(as_service(external))),
+            };
+            let service =
+                service.ok_or_else(|| Unused::NotFound(format!("there is no {kind:?} {own}")))?;
             let (level, ports): (_, Vec<&ServicePort>) = match &target.section_name {
                 None => (Level::Service, service.ports.iter().collect()),
                 Some(section) => {
@@ -42,7 +52,7 @@ pub(super) fn used(
                     let ports: Vec<_> = ports.filter(|port| is_port(section, port)).collect();
                     if ports.is_empty() {
                         return Err(Unused::NotFound(format!(
-                            "Service {own} has no port '{section}'"
+                            "{kind:?} {own} has no port '{section}'"
                         )));
                     }
                     (Level::Port, ports)
@@ -50,7 +60,7 @@ pub(super) fn used(
             };
             ports
                 .into_iter()
-                .filter_map(|port| Some(&winner(world, service, port, level)?.name))
+                .filter_map(|port| Some(&winner(world, &service, port, level)?.name))
                 .collect()
         }
         TargetKind::HTTPRoute | TargetKind::GRPCRoute => {
@@ -88,7 +98,7 @@ pub(super) fn route_of<'a>(
     let kind = match target.kind {
         TargetKind::HTTPRoute => Kind::HTTPRoute,
         TargetKind::GRPCRoute => Kind::GRPCRoute,
-        TargetKind::Service | TargetKind::Namespace => return None,
+        TargetKind::Service | TargetKind::ExternalService | TargetKind::Namespace => return None,
     };
     let name = Name::new(policy.name.namespace.as_str(), target.name.as_str());
     world.routes.get(&ObjectRef { kind, name })
@@ -164,6 +174,7 @@ fn status_of(world: &World, kind: Kind, name: &Name, created: &str) -> RouteStat
 fn reference(target: &TargetRef) -> ParentRef {
     let group = match target.kind {
         TargetKind::HTTPRoute | TargetKind::GRPCRoute => "gateway.networking.k8s.io",
+        TargetKind::ExternalService => "policy.weft.dev",
         TargetKind::Service | TargetKind::Namespace => "",
     };
     ParentRef {

@@ -34,16 +34,31 @@ pub(super) fn fault(given: &FaultInjection) -> proto::FaultInjection {
     }
 }
 
+/// What a port of a workload takes no more of.
+#[derive(Default)]
+pub(super) struct PortLimits {
+    pub(super) rates: Vec<proto::RateLimit>,
+    pub(super) heads: Vec<proto::HeaderLimits>,
+}
+
 /// The limits of a workload's ports: those of every Service that leads to one.
-pub(super) fn rate_limits(
-    world: &World,
-    workload: &Workload,
-) -> BTreeMap<u16, Vec<proto::RateLimit>> {
-    let mut limits: BTreeMap<u16, Vec<proto::RateLimit>> = BTreeMap::new();
+pub(super) fn limits(world: &World, workload: &Workload) -> BTreeMap<u16, PortLimits> {
+    let mut limits: BTreeMap<u16, PortLimits> = BTreeMap::new();
     for (service, port, number) in led_to(world, workload) {
-        if let Some(given) = policy::merged(world, service, port, None).rate_limit {
+        let policy = policy::merged(world, service, port, None);
+        if let Some(given) = policy.rate_limit {
             let limit = rate_limit(world, service, port, &given);
-            limits.entry(number).or_default().push(limit);
+            limits.entry(number).or_default().rates.push(limit);
+        }
+        if let Some(given) = policy.request_headers {
+            let limit = proto::HeaderLimits {
+                namespace: service.name.namespace.clone(),
+                service: service.name.name.clone(),
+                port: u32::from(port.port),
+                max_bytes: given.max_bytes.unwrap_or(0),
+                max_count: given.max_count.unwrap_or(0),
+            };
+            limits.entry(number).or_default().heads.push(limit);
         }
     }
     limits
@@ -344,5 +359,54 @@ spec: {targetRefs: [{kind: Service, name: cart}], timeouts: {request: 5s}}
             problem.message.contains("shop/cart-2 has no proxy"),
             "{problem:?}"
         );
+    }
+
+    #[test]
+    fn the_size_of_heads_is_limited_where_they_arrive() {
+        let mut world = with("");
+        let policy = "
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: cart, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: cart, sectionName: http}]
+  requestHeaders: {maxBytes: 4096}
+";
+        let mut dirty = Dirty::default();
+        change(&mut world, policy, &mut dirty);
+        assert!(dirty.workloads.contains(&Name::new("shop", "cart-1")));
+        let ports = workload(&world, "shop/cart-1").ports;
+        let limited: Vec<_> = ports
+            .iter()
+            .filter(|p| !p.header_limits.is_empty())
+            .collect();
+        let [port] = &limited[..] else {
+            panic!("{ports:?}")
+        };
+        let limit = &port.header_limits[0];
+        assert_eq!((port.port, &*limit.service, limit.port), (8080, "cart", 80));
+        assert_eq!((limit.max_bytes, limit.max_count), (4096, 0));
+    }
+
+    #[test]
+    fn hedging_comes_with_retries() {
+        let world = with(
+            "
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: all, namespace: shop}
+spec: {retries: {hedging: {delay: 50ms}}}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: cart-http, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: cart, sectionName: http}]
+  retries: {attempts: 1}
+",
+        );
+        let policy = route_policy(&world, "cart.shop:80");
+        assert_eq!(policy.hedge_after_ms, 50);
+        assert_eq!(policy.retry.unwrap().attempts, 1);
     }
 }

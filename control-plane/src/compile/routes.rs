@@ -156,7 +156,7 @@ pub(super) fn names_port(parent: &ParentRef, port: &ServicePort) -> bool {
 }
 
 /// For people: "HTTPRoute/shop/cart/canary"; rules without a name are counted from 0.
-fn rule_name(route: &Route, index: usize, rule: &Rule) -> String {
+pub(super) fn rule_name(route: &Route, index: usize, rule: &Rule) -> String {
     let kind = route.kind.name();
     match &rule.name {
         Some(rule) => format!("{kind}/{}/{rule}", route.name),

@@ -3,7 +3,9 @@
 use aws_lc_rs::digest::{SHA256, digest};
 use prost::Message;
 use weft_api::proto::resource::Body;
-use weft_api::proto::{Absent, Backend, Resource, ResourceKey, ResourceKind, fallback, filter};
+use weft_api::proto::{
+    Absent, Backend, Destination, Resource, ResourceKey, ResourceKind, fallback, filter,
+};
 
 use crate::model::Name;
 
@@ -45,11 +47,12 @@ impl Compiled {
         matches!(self.resource.body, Some(Body::Absent(_)))
     }
 
-    /// Names of the Endpoints resources a destination leads to; none for other kinds.
+    /// Names of the Endpoints resources that its destinations lead to.
     pub fn endpoint_names(&self) -> Vec<String> {
         let mut names: Vec<String> = self
             .backends()
             .map(|backend| backend.endpoints.clone())
+            .filter(|name| !super::external::is_local(name))
             .collect();
         names.sort();
         names.dedup();
@@ -63,7 +66,7 @@ impl Compiled {
             .backends()
             .map(|backend| Name::new(&backend.namespace, &backend.service))
             .collect();
-        if let Some(Body::Destination(destination)) = &self.resource.body {
+        for destination in self.destinations() {
             names.push(Name::new(&destination.namespace, &destination.service));
         }
         if let Some(key) = &self.resource.key
@@ -76,16 +79,25 @@ impl Compiled {
         names
     }
 
-    /// Every backend of a destination.
-    fn backends(&self) -> impl Iterator<Item = &Backend> {
-        let (routes, opaque) = match &self.resource.body {
-            Some(Body::Destination(destination)) => {
-                (&destination.routes[..], &destination.opaque[..])
-            }
-            _ => (&[][..], &[][..]),
+    /// A destination, or those that a workload knows by name.
+    fn destinations(&self) -> impl Iterator<Item = &Destination> {
+        let (one, named) = match &self.resource.body {
+            Some(Body::Destination(destination)) => (Some(destination), &[][..]),
+            Some(Body::Workload(workload)) => (None, &workload.external_hosts[..]),
+            _ => (None, &[][..]),
         };
-        let opaque = opaque.iter().filter_map(|opaque| opaque.route.as_ref());
-        routes.iter().chain(opaque).flat_map(|route| {
+        let named = named.iter().filter_map(|host| host.destination.as_ref());
+        one.into_iter().chain(named)
+    }
+
+    /// Every backend of them.
+    fn backends(&self) -> impl Iterator<Item = &Backend> {
+        let routes = self.destinations().flat_map(|destination| {
+            let opaque = destination.opaque.iter();
+            let opaque = opaque.filter_map(|opaque| opaque.route.as_ref());
+            destination.routes.iter().chain(opaque)
+        });
+        routes.flat_map(|route| {
             let filters = route
                 .filters
                 .iter()

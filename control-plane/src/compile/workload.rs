@@ -10,6 +10,7 @@ use weft_api::proto::Protocol;
 
 use super::Settings;
 use super::endpoints::target_port;
+use super::external;
 use super::resilience;
 use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
@@ -38,7 +39,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
     for port in modes.ports.keys() {
         ports.entry(*port).or_insert(Protocol::Auto);
     }
-    let mut limits = resilience::rate_limits(world, workload);
+    let mut limits = resilience::limits(world, workload);
     for port in limits.keys() {
         ports.entry(*port).or_insert(Protocol::Auto);
     }
@@ -51,16 +52,22 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
         mtls: modes.all.into(),
         ports: ports
             .into_iter()
-            .map(|(port, protocol)| proto::WorkloadPort {
-                port: u32::from(port),
-                protocol: protocol.into(),
-                mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
-                rate_limits: limits.remove(&port).unwrap_or_default(),
+            .map(|(port, protocol)| {
+                let limits = limits.remove(&port).unwrap_or_default();
+                proto::WorkloadPort {
+                    port: u32::from(port),
+                    protocol: protocol.into(),
+                    mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
+                    rate_limits: limits.rates,
+                    header_limits: limits.heads,
+                }
             })
             .collect(),
         telemetry: Some(telemetry(world, settings, workload)),
         display_name: display_name(workload),
         probes: workload.probes.iter().filter_map(probe).collect(),
+        external_hosts: external::hosts(world, &name.namespace),
+        egress: external::egress(world, &name.namespace).into(),
     })
 }
 
@@ -102,6 +109,12 @@ fn probe(probe: &Probe) -> Option<proto::Probe> {
 pub(super) fn is_strict(world: &World, workload: &Workload, port: u16) -> bool {
     let modes = modes(world, workload);
     *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Strict
+}
+
+/// Whether a port of a workload takes no mutual TLS.
+pub(super) fn is_plaintext(world: &World, workload: &Workload, port: u16) -> bool {
+    let modes = modes(world, workload);
+    *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Disable
 }
 
 pub(super) fn display_name(workload: &Workload) -> String {

@@ -67,6 +67,10 @@ impl<K: std::hash::Hash + Eq> Index<K> {
         self.0.get(key).into_iter().flat_map(Names::iter)
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(crate) fn contains(&self, key: &K) -> bool {
         self.0.contains_key(key)
     }

@@ -15,7 +15,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
+use weft_api::policy::{
+    EgressPolicySpec, ExternalServiceSpec, PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec,
+};
 use weft_api::proto::{Health, Protocol};
 
 pub use backend_traffic::{BackendTraffic, RetryConstraint};
@@ -67,6 +69,8 @@ pub enum Kind {
     TrafficPolicy,
     PeerAuthentication,
     Telemetry,
+    ExternalService,
+    EgressPolicy,
     HTTPRoute,
     GRPCRoute,
     TLSRoute,
@@ -93,6 +97,8 @@ impl ObjectRef {
             "trafficpolicy" | "trafficpolicies" => Kind::TrafficPolicy,
             "peerauthentication" | "peerauthentications" => Kind::PeerAuthentication,
             "telemetry" | "telemetries" => Kind::Telemetry,
+            "egresspolicy" | "egresspolicies" => Kind::EgressPolicy,
+            "externalservice" | "externalservices" => Kind::ExternalService,
             "httproute" | "httproutes" => Kind::HTTPRoute,
             "grpcroute" | "grpcroutes" => Kind::GRPCRoute,
             "tlsroute" | "tlsroutes" => Kind::TLSRoute,
@@ -125,6 +131,8 @@ pub enum Object {
     TrafficPolicy(Box<Policy<TrafficPolicySpec>>),
     PeerAuthentication(Policy<PeerAuthenticationSpec>),
     Telemetry(Policy<TelemetrySpec>),
+    ExternalService(Box<Policy<ExternalServiceSpec>>),
+    EgressPolicy(Policy<EgressPolicySpec>),
     Route(Box<Route>),
     BackendTraffic(Box<BackendTraffic>),
 }
@@ -139,6 +147,8 @@ impl Object {
             Self::TrafficPolicy(policy) => (Kind::TrafficPolicy, &policy.name),
             Self::PeerAuthentication(policy) => (Kind::PeerAuthentication, &policy.name),
             Self::Telemetry(policy) => (Kind::Telemetry, &policy.name),
+            Self::EgressPolicy(policy) => (Kind::EgressPolicy, &policy.name),
+            Self::ExternalService(service) => (Kind::ExternalService, &service.name),
             Self::Route(route) => (route.kind.kind(), &route.name),
             Self::BackendTraffic(policy) => (Kind::XBackendTrafficPolicy, &policy.name),
         };
@@ -180,6 +190,8 @@ pub struct Service {
     pub client_affinity: bool,
     /// Only endpoints on the client's own node were to be used, which is not done.
     pub node_local: bool,
+    /// It is an ExternalService, as policies see it.
+    pub external: bool,
     /// TCP ports.
     pub ports: Vec<ServicePort>,
 }

@@ -6,6 +6,8 @@ use weft_api::policy::traffic::{
 };
 use weft_api::policy::{Duration, TelemetrySpec};
 
+mod external;
+
 use super::{Object, Service, Workload};
 
 mod health;
@@ -87,6 +89,7 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
             check_traffic(&policy.spec, &mut findings);
         }
         Object::Telemetry(policy) => check_telemetry(&policy.spec, &mut findings),
+        Object::ExternalService(service) => external::check(&service.spec, &mut findings),
         Object::PeerAuthentication(policy) => {
             if policy.spec.selector.is_none() && !policy.spec.port_level_mtls.is_empty() {
                 findings.add(
@@ -100,6 +103,7 @@ pub fn validate(object: &Object) -> Vec<Invalid> {
         Object::EndpointSlice(_)
         | Object::Node(_)
         | Object::Route(_)
+        | Object::EgressPolicy(_)
         | Object::BackendTraffic(_) => {}
     }
     findings.0

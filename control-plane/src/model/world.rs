@@ -3,10 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::policy::meta::selects;
 use weft_api::policy::traffic::TargetKind;
-use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
+use weft_api::policy::{
+    EgressPolicySpec, ExternalServiceSpec, MtlsMode, PeerAuthenticationSpec, TelemetrySpec,
+    TrafficPolicySpec,
+};
 
 use super::index::Index;
 use super::{
@@ -25,6 +29,8 @@ pub struct World {
     pub(crate) traffic: BTreeMap<Name, Policy<TrafficPolicySpec>>,
     pub(crate) peer_authentication: BTreeMap<Name, Policy<PeerAuthenticationSpec>>,
     pub(crate) telemetry: BTreeMap<Name, Policy<TelemetrySpec>>,
+    pub(crate) external: BTreeMap<Name, Policy<ExternalServiceSpec>>,
+    pub(crate) egress: BTreeMap<Name, Policy<EgressPolicySpec>>,
     pub(crate) routes: BTreeMap<ObjectRef, Route>,
     pub(crate) backend_traffic: BTreeMap<Name, BackendTraffic>,
     /// TrafficPolicies that say something to the workloads behind a Service, beside its callers.
@@ -41,6 +47,8 @@ pub struct World {
     pub(crate) node_addresses: Index<IpAddr>,
     /// Workloads by address; those that share their node's are not here.
     pub(crate) addresses: Index<IpAddr>,
+    /// ExternalServices by the networks they are known by.
+    networks: Index<IpNet>,
     /// EndpointSlices by the Service they name.
     pub(crate) slices_of: Index<Name>,
     /// Services by an address in their EndpointSlices that is given without a workload.
@@ -64,6 +72,10 @@ pub struct Dirty {
     pub services: BTreeSet<Name>,
     /// Destinations `<address>:<port>`, whatever they lead to.
     pub addresses: BTreeSet<IpAddr>,
+    /// Every destination with an address in one of these, whatever it leads to.
+    pub networks: BTreeSet<IpNet>,
+    /// ExternalServices whose endpoints changed.
+    pub external: BTreeSet<Name>,
     /// Services whose endpoints changed.
     pub endpoints: BTreeSet<Name>,
     /// Workloads: their own table and their endpoints when they are addressed directly.
@@ -102,12 +114,16 @@ impl World {
                     Object::Workload(new) => self.set_workload(name, Some(new), dirty),
                     Object::Node(new) => self.set_node(name, Some(new), dirty),
                     Object::TrafficPolicy(new) => self.set_traffic(name, Some(*new), dirty),
+                    Object::ExternalService(new) => self.set_external(name, Some(*new), dirty),
                     Object::Route(new) => self.set_route(new.reference(), Some(*new), dirty),
                     Object::BackendTraffic(new) => {
                         self.set_backend_traffic(name, Some(*new), dirty);
                     }
                     Object::PeerAuthentication(new) => {
-                        if put(&mut self.peer_authentication, name.clone(), Some(new)) {
+                        self.set_peer_authentication(name, Some(new), dirty);
+                    }
+                    Object::EgressPolicy(new) => {
+                        if put(&mut self.egress, name.clone(), Some(new)) {
                             dirty.policy(name.namespace);
                         }
                     }
@@ -136,12 +152,16 @@ impl World {
             Kind::Workload => self.set_workload(name, None, dirty),
             Kind::Node => self.set_node(name, None, dirty),
             Kind::TrafficPolicy => self.set_traffic(name, None, dirty),
+            Kind::ExternalService => self.set_external(name, None, dirty),
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
                 self.set_route(ObjectRef { kind, name }, None, dirty);
             }
             Kind::XBackendTrafficPolicy => self.set_backend_traffic(name, None, dirty),
             Kind::PeerAuthentication => {
-                if put(&mut self.peer_authentication, name.clone(), None) {
+                self.set_peer_authentication(name, None, dirty);
+            }
+            Kind::EgressPolicy => {
+                if put(&mut self.egress, name.clone(), None) {
                     dirty.policy(name.namespace);
                 }
             }
@@ -166,6 +186,10 @@ impl World {
                 Object::PeerAuthentication(self.peer_authentication.get(name)?.clone())
             }
             Kind::Telemetry => Object::Telemetry(self.telemetry.get(name)?.clone()),
+            Kind::EgressPolicy => Object::EgressPolicy(self.egress.get(name)?.clone()),
+            Kind::ExternalService => {
+                Object::ExternalService(Box::new(self.external.get(name)?.clone()))
+            }
             Kind::HTTPRoute | Kind::GRPCRoute | Kind::TLSRoute | Kind::TCPRoute => {
                 Object::Route(Box::new(self.routes.get(of)?.clone()))
             }
@@ -194,10 +218,17 @@ impl World {
             .keys()
             .map(of(Kind::PeerAuthentication));
         let telemetry = self.telemetry.keys().map(of(Kind::Telemetry));
+        let external = self.external.keys().map(of(Kind::ExternalService));
+        let egress = self.egress.keys().map(of(Kind::EgressPolicy));
         let routes = self.routes.keys().cloned();
         let backends = self.backend_traffic.keys();
         let backends = backends.map(of(Kind::XBackendTrafficPolicy));
-        let policies = traffic.chain(security).chain(telemetry).chain(backends);
+        let policies = traffic
+            .chain(security)
+            .chain(telemetry)
+            .chain(external)
+            .chain(egress)
+            .chain(backends);
         policies.chain(routes).collect()
     }
 
@@ -331,6 +362,92 @@ impl World {
         if let Some(new) = new {
             self.routes.insert(reference, new);
         }
+    }
+
+    /// ExternalServices that an address is known to be, the narrowest network first, then by name.
+    pub(crate) fn external_at(
+        &self,
+        address: IpAddr,
+    ) -> impl Iterator<Item = &Policy<ExternalServiceSpec>> {
+        let whole = IpNet::from(address);
+        let lengths = (0..=whole.max_prefix_len()).rev();
+        lengths
+            .take_while(|_| !self.networks.is_empty())
+            .filter_map(move |length| Some(IpNet::new(address, length).ok()?.trunc()))
+            .flat_map(|network| self.networks.get(&network).collect::<Vec<_>>())
+            .filter_map(|name| self.external.get(name))
+    }
+
+    /// ExternalServices that clients of a namespace know: its own, then the whole mesh's.
+    pub(crate) fn external_for<'a>(
+        &'a self,
+        namespace: &str,
+    ) -> impl Iterator<Item = &'a Policy<ExternalServiceSpec>> + use<'a> {
+        let mesh = (namespace != CONTROL_PLANE_NAMESPACE)
+            .then(|| in_namespace(&self.external, CONTROL_PLANE_NAMESPACE));
+        in_namespace(&self.external, namespace).chain(mesh.into_iter().flatten())
+    }
+
+    fn set_peer_authentication(
+        &mut self,
+        name: Name,
+        new: Option<Policy<PeerAuthenticationSpec>>,
+        dirty: &mut Dirty,
+    ) {
+        let old = self.peer_authentication.get(&name);
+        if old == new.as_ref() {
+            return;
+        }
+        // Who calls a port that takes no mutual TLS has to know.
+        let disables = |policy: &Policy<PeerAuthenticationSpec>| {
+            let ports = policy.spec.port_level_mtls.values();
+            let mut modes = ports.chain(&policy.spec.mtls);
+            modes.any(|mtls| mtls.mode == MtlsMode::Disable)
+        };
+        if old.into_iter().chain(&new).any(disables) {
+            let mesh = name.namespace == CONTROL_PLANE_NAMESPACE;
+            let meant = self.workloads.values();
+            for workload in meant.filter(|w| mesh || w.name.namespace == name.namespace) {
+                dirty.workloads.insert(workload.name.clone());
+                self.touch_endpoints_of(workload, dirty);
+            }
+        }
+        dirty.policy(name.namespace.clone());
+        put(&mut self.peer_authentication, name, new);
+    }
+
+    fn set_external(
+        &mut self,
+        name: Name,
+        new: Option<Policy<ExternalServiceSpec>>,
+        dirty: &mut Dirty,
+    ) {
+        let old = self.external.remove(&name);
+        if old == new {
+            put(&mut self.external, name, new);
+            return;
+        }
+        let networks = |service: &Option<Policy<ExternalServiceSpec>>| -> BTreeSet<IpNet> {
+            let networks = service.iter().flat_map(|service| service.spec.networks());
+            networks.collect()
+        };
+        let (before, after) = (networks(&old), networks(&new));
+        for network in &before {
+            self.networks.remove(network, &name);
+        }
+        for network in &after {
+            self.networks.insert(*network, &name);
+        }
+        let by_name = |service: &Option<_>, networks: &BTreeSet<IpNet>| {
+            service.is_some() && networks.is_empty()
+        };
+        if by_name(&old, &before) || by_name(&new, &after) {
+            dirty.policy(name.namespace.clone());
+        }
+        dirty.networks.extend(before.into_iter().chain(after));
+        dirty.services.insert(name.clone());
+        dirty.external.insert(name.clone());
+        put(&mut self.external, name, new);
     }
 
     fn set_service(&mut self, name: Name, new: Option<Service>, dirty: &mut Dirty) {
@@ -473,7 +590,9 @@ impl World {
             return;
         }
         dirty.statuses = true;
-        let limits = |policy: &Policy<TrafficPolicySpec>| policy.spec.rate_limit.is_some();
+        let limits = |policy: &Policy<TrafficPolicySpec>| {
+            policy.spec.rate_limit.is_some() || policy.spec.request_headers.is_some()
+        };
         let (before, after) = (old.is_some_and(limits), new.as_ref().is_some_and(limits));
         // Until the tables of those that it no longer limits are made.
         if before || after {
@@ -488,6 +607,10 @@ impl World {
                         self.touch_service(own(&target.name), dirty);
                         continue;
                     }
+                    TargetKind::ExternalService => {
+                        dirty.services.insert(own(&target.name));
+                        continue;
+                    }
                     TargetKind::Namespace => continue,
                     TargetKind::HTTPRoute => Kind::HTTPRoute,
                     TargetKind::GRPCRoute => Kind::GRPCRoute,
@@ -500,6 +623,9 @@ impl World {
             if policy.spec.is_default() {
                 for service in self.services_in(&name.namespace) {
                     self.touch_service(service.name.clone(), dirty);
+                }
+                for service in in_namespace(&self.external, &name.namespace) {
+                    dirty.services.insert(service.name.clone());
                 }
             }
         }

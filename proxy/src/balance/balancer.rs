@@ -375,6 +375,15 @@ impl<P> Picked<P> {
         }
     }
 
+    /// Another endpoint has answered first: this one takes as long as it has taken, at least.
+    pub fn overtaken(&mut self, now: Instant) {
+        if !self.measured {
+            self.measured = true;
+            let latency = now.saturating_duration_since(self.started);
+            self.endpoint.ewma.observe_failure(latency, now);
+        }
+    }
+
     /// The endpoint says when it can be asked again (a `Retry-After` with 429 or 503, or their
     /// equivalents in gRPC): it is alive and spares itself. That is no failure, but a reason to
     /// steer away for that long, in all workers, while other endpoints are there.

@@ -24,6 +24,7 @@ use super::directory::{Command, Directory, LinkState};
 use super::status::Status;
 use super::store::Store;
 use crate::config::Config;
+use crate::dns::{Dns, SystemDns};
 use crate::identity::{Credentials, Handle};
 use crate::telemetry::{Counter, Registry};
 
@@ -57,6 +58,8 @@ pub struct Settings {
     /// Where the admin port is reached; empty when it is not.
     pub admin_address: String,
     pub idle_destination: Duration,
+    /// Asked instead of the system's resolvers.
+    pub dns_servers: Vec<SocketAddr>,
 }
 
 impl Settings {
@@ -71,6 +74,7 @@ impl Settings {
                 false => config.admin.to_string(),
             },
             idle_destination: IDLE_DESTINATION,
+            dns_servers: config.dns_servers.clone(),
         })
     }
 }
@@ -125,6 +129,8 @@ impl Client {
         registry: Arc<Registry>,
     ) -> (Self, Arc<Directory>) {
         let (directory, commands) = Directory::new(identity);
+        let system = SystemDns::new(settings.dns_servers.clone(), settings.control_plane.mark);
+        directory.set_dns(Dns::new(Arc::new(system)));
         let period = (settings.idle_destination / 20)
             .clamp(Duration::from_millis(10), Duration::from_secs(5));
         let mut ticks = interval(period);

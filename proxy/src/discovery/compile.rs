@@ -18,13 +18,16 @@ use super::matches::route_match;
 use super::resilience;
 use super::sessions;
 use crate::balance::SharedLimits;
+use crate::dns;
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
+use crate::identity::Origin;
 use crate::tables::{
     Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
     Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryConstraint,
     RetryPolicy, Route, RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
 };
+use crate::transport::Siblings;
 
 /// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
 /// and a huge duration overflow.
@@ -129,6 +132,11 @@ pub fn destination(given: &proto::Destination, links: &mut dyn Links) -> Result<
     Ok(Destination {
         index: Index::new(&routes),
         opaque,
+        fed: backends
+            .built
+            .iter()
+            .any(|(_, b)| b.endpoints.feed.is_some()),
+        prohibited: false,
         id: fresh_id(),
         namespace: given.namespace.as_str().into(),
         service: given.service.as_str().into(),
@@ -138,12 +146,14 @@ pub fn destination(given: &proto::Destination, links: &mut dyn Links) -> Result<
     })
 }
 
-/// Names of the Endpoints that a compiled destination reads, each once.
+/// Names of the Endpoints that a compiled destination reads, each once, without those that the
+/// proxy finds out itself.
 pub fn endpoint_names(destination: &Destination) -> Vec<Arc<str>> {
     let mut names: Vec<Arc<str>> = destination
         .all_routes()
         .flat_map(|route| route.all_backends())
         .map(|backend| backend.endpoints.name.clone())
+        .filter(|name| !dns::is_local(name))
         .collect();
     names.sort();
     names.dedup();
@@ -307,6 +317,10 @@ fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<Fallb
         idle_timeout: duration(given.idle_timeout_ms, "the idle timeout")?,
         retry: given.retry.as_ref().map(retry).transpose()?.map(Arc::new),
         fallback: None,
+        hedge_after: match given.retry {
+            Some(_) => duration(given.hedge_after_ms, "the delay of hedging")?,
+            None => None,
+        },
         fault: match &given.fault_injection {
             None => None,
             Some(fault) => Some(Box::new(resilience::fault(fault)?)),
@@ -329,6 +343,7 @@ pub(super) fn draft_backend(given: &proto::Backend) -> Result<BackendDraft<'_>> 
             given.namespace, given.service, given.port
         ))
     };
+    dns::parts(&given.endpoints).map_err(|wrong| within(Invalid(wrong.to_string())))?;
     Ok(BackendDraft {
         given,
         port: port(given.port, "it").map_err(within)?,
@@ -467,6 +482,7 @@ fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
             .as_ref()
             .map(retry_constraint)
             .transpose()?,
+        origin: given.originate_tls.as_ref().map(origin).transpose()?,
         health_check: given
             .health_check
             .as_ref()
@@ -487,6 +503,13 @@ fn retry_constraint(given: &proto::RetryConstraint) -> Result<RetryConstraint> {
         interval,
         floor: u64::try_from(floor).unwrap_or(u64::MAX),
     })
+}
+
+fn origin(given: &proto::OriginateTls) -> Result<Arc<Origin>> {
+    match Origin::new(given) {
+        Ok(origin) => Ok(Arc::new(origin)),
+        Err(error) => refuse!("TLS with the server: {error}"),
+    }
 }
 
 fn load_balancer(given: &proto::LoadBalancer) -> Result<(proto::Algorithm, Option<HashKey>, u32)> {
@@ -548,6 +571,15 @@ fn outlier(given: &proto::OutlierDetection) -> Result<Option<OutlierDetection>> 
 /// Compiles endpoints. Those that stay (same address and identity as in `before`) keep their
 /// health; one that is named twice counts once. The generation is the next one after `before`.
 pub fn endpoints(given: &proto::Endpoints, before: &EndpointSet) -> Result<EndpointSet> {
+    endpoints_with(given, before, None)
+}
+
+/// The same for addresses of one name, which know each other.
+pub(crate) fn endpoints_with(
+    given: &proto::Endpoints,
+    before: &EndpointSet,
+    siblings: Option<&Arc<Siblings>>,
+) -> Result<EndpointSet> {
     if given.endpoints.len() > MAX_ENDPOINTS {
         refuse!(
             "there are {} endpoints; at most {MAX_ENDPOINTS} are taken",
@@ -604,6 +636,7 @@ pub fn endpoints(given: &proto::Endpoints, before: &EndpointSet) -> Result<Endpo
             weight,
             state,
             health,
+            siblings: siblings.cloned(),
         }));
     }
     Ok(EndpointSet {

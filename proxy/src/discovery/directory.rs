@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -12,7 +12,9 @@ use serde::Serialize;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use super::outside::Outside;
 use super::status::Status;
+use crate::dns::Dns;
 use crate::http::session::SessionKey;
 use crate::identity::Handle;
 use crate::tables::{Known, Workload};
@@ -33,9 +35,11 @@ pub struct Directory {
     count: AtomicU64,
     link: Arc<Link>,
     workload: ArcSwap<Workload>,
+    outside: ArcSwap<Outside>,
     has_workload: AtomicBool,
     session_key: ArcSwapOption<SessionKey>,
     identity: Handle,
+    dns: OnceLock<Arc<Dns>>,
     commands: mpsc::UnboundedSender<Command>,
 }
 
@@ -179,12 +183,20 @@ impl Directory {
                 now: AtomicU64::new(0),
             }),
             workload: ArcSwap::default(),
+            outside: ArcSwap::default(),
             has_workload: AtomicBool::new(false),
             session_key: ArcSwapOption::empty(),
             identity,
+            dns: OnceLock::new(),
             commands,
         };
         (Arc::new(directory), receiver)
+    }
+
+    /// Gives it the names outside the mesh, before anything else is done with it.
+    pub(super) fn set_dns(&self, dns: Arc<Dns>) {
+        // There is nothing to do for a second time.
+        let _ = self.dns.set(dns);
     }
 
     /// A directory nobody feeds but [`Directory::put`] and [`Directory::set_workload`]: for tests
@@ -373,6 +385,22 @@ impl Directory {
         self.workload.load_full()
     }
 
+    /// What this workload may call outside the mesh: anything, by address only, before the control
+    /// plane has told.
+    pub fn outside(&self) -> Arc<Outside> {
+        self.outside.load_full()
+    }
+
+    pub(super) fn set_outside(&self, outside: Outside) {
+        self.outside.store(Arc::new(outside));
+    }
+
+    /// A destination that is not found by its address.
+    pub(super) fn apart(&self, port: u16, known: Known) -> Arc<DestinationCell> {
+        let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port);
+        Arc::new(DestinationCell::new(address, known, self.link.clone()))
+    }
+
     /// The proxy's own workload, unless it is the one that is known: that costs one atomic load.
     pub fn workload_unless(&self, known: Option<&Arc<Workload>>) -> Option<Arc<Workload>> {
         let now = self.workload.load();
@@ -383,6 +411,11 @@ impl Directory {
     pub fn set_workload(&self, workload: Workload) {
         self.workload.store(Arc::new(workload));
         self.has_workload.store(true, Ordering::Release);
+    }
+
+    /// Names outside the mesh; `None` when this directory is for tests and tools.
+    pub fn dns(&self) -> Option<&Arc<Dns>> {
+        self.dns.get()
     }
 
     /// Where the certificate and the roots are found.

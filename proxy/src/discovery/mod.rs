@@ -16,6 +16,7 @@ mod directory;
 mod filters;
 mod health;
 mod matches;
+mod outside;
 mod resilience;
 mod sessions;
 mod status;
@@ -29,6 +30,7 @@ use weft_api::proto::{DiscoveryResponse, Resource};
 
 pub use client::{Client, IDLE_DESTINATION, Settings};
 pub use directory::{DestinationCell, Directory, LinkState, Readiness};
+pub use outside::{Host, Hosts, Outside};
 pub use status::{NackStatus, ResourceState, ResourceStatus, Status};
 
 /// A message of the control plane, decoded and compiled and thrown away: the entry for fuzzing.

@@ -6,7 +6,7 @@ use weft_api::proto;
 
 use super::compile::{Result, duration, header_name, header_value, percent, refuse};
 use crate::http::fault::grpc_of_status;
-use crate::inbound::limits::{LimitKey, PortLimits, Rate, RateLimit};
+use crate::inbound::limits::{HeadLimit, LimitKey, PortLimits, Rate, RateLimit};
 use crate::tables::{FaultAbort, FaultDelay, FaultInjection};
 
 /// Conditions of a fault.
@@ -82,7 +82,18 @@ pub(super) fn port_limits(
         }
         rates.push(limit);
     }
-    Ok((!rates.is_empty()).then_some(PortLimits { rates }))
+    if given.header_limits.len() > MAX_RATES {
+        refuse!("it has more than {MAX_RATES} limits of headers");
+    }
+    let heads = given.header_limits.iter().map(|limit| HeadLimit {
+        namespace: limit.namespace.as_str().into(),
+        service: limit.service.as_str().into(),
+        port: u16::try_from(limit.port).unwrap_or(0),
+        max_bytes: usize::try_from(limit.max_bytes).unwrap_or(usize::MAX),
+        max_fields: usize::try_from(limit.max_count).unwrap_or(usize::MAX),
+    });
+    let heads: Vec<HeadLimit> = heads.collect();
+    Ok((!rates.is_empty() || !heads.is_empty()).then_some(PortLimits { rates, heads }))
 }
 
 fn rate_limit(given: &proto::RateLimit) -> Result<RateLimit> {

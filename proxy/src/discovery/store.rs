@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_api::proto::resource::Body;
-use weft_api::proto::{self, Ack, Held, Nack, Resource, ResourceKey, ResourceKind};
+use weft_api::proto::{self, Ack, EgressMode, Held, Nack, Resource, ResourceKey, ResourceKind};
 
 use super::compile::{self, BackendKey, Invalid, Links};
-use super::directory::Directory;
+use super::directory::{DestinationCell, Directory};
+use super::outside::Outside;
 use super::status::{NackStatus, ResourceState, ResourceStatus, version_text};
 use crate::balance::SharedLimits;
+use crate::dns::{self, Dns, Feed};
 use crate::identity::TrustBundle;
 use crate::tables::{Destination, EndpointSet, EndpointsCell, Known};
 
@@ -37,6 +39,7 @@ pub(super) struct Store {
     directory: Arc<Directory>,
     trust_domain: String,
     workload: (String, Version),
+    outside: HeldOutside,
     trust: Version,
     destinations: BTreeMap<SocketAddr, HeldDestination>,
     shared: Shared,
@@ -71,6 +74,14 @@ struct HeldDestination {
     endpoints: Vec<Arc<str>>,
 }
 
+/// Hosts outside the mesh, by name and port.
+#[derive(Debug, Default)]
+struct HeldOutside {
+    hosts: HashMap<(Box<str>, u16), Arc<DestinationCell>>,
+    /// Names of the endpoints that their tables read.
+    endpoints: Vec<Arc<str>>,
+}
+
 #[derive(Debug)]
 struct HeldEndpoints {
     cell: Arc<EndpointsCell>,
@@ -87,6 +98,9 @@ struct HeldEndpoints {
 #[derive(Default)]
 struct Shared {
     endpoints: HashMap<Arc<str>, HeldEndpoints>,
+    /// Those that this proxy finds out itself.
+    local: HashMap<Arc<str>, Weak<EndpointsCell>>,
+    dns: Option<Arc<Dns>>,
     limits: HashMap<BackendKey, Weak<SharedLimits>>,
 }
 
@@ -116,7 +130,21 @@ impl Shared {
 
 impl Links for Shared {
     fn endpoints(&mut self, name: &str) -> Arc<EndpointsCell> {
-        self.held(name).cell.clone()
+        if !dns::is_local(name) {
+            return self.held(name).cell.clone();
+        }
+        if let Some(cell) = self.local.get(name).and_then(Weak::upgrade) {
+            return cell;
+        }
+        let fed = self.dns.as_ref().and_then(|dns| Feed::cell(dns, name).ok());
+        let cell = fed.unwrap_or_else(|| {
+            Arc::new(EndpointsCell {
+                name: name.into(),
+                ..EndpointsCell::default()
+            })
+        });
+        self.local.insert(cell.name.clone(), Arc::downgrade(&cell));
+        cell
     }
 
     fn limits(&mut self, key: BackendKey) -> Arc<SharedLimits> {
@@ -140,12 +168,16 @@ impl Store {
     /// `workload` is "namespace/name".
     pub(super) fn new(directory: Arc<Directory>, trust_domain: &str, workload: &str) -> Self {
         Self {
-            directory,
             trust_domain: trust_domain.to_owned(),
             workload: (workload.to_owned(), Version::default()),
+            outside: HeldOutside::default(),
             trust: Version::default(),
             destinations: BTreeMap::new(),
-            shared: Shared::default(),
+            shared: Shared {
+                dns: directory.dns().cloned(),
+                ..Shared::default()
+            },
+            directory,
         }
     }
 
@@ -229,6 +261,7 @@ impl Store {
         self.shared
             .limits
             .retain(|_, limits| limits.strong_count() > 0);
+        self.shared.local.retain(|_, cell| cell.strong_count() > 0);
         reply
     }
 
@@ -296,6 +329,7 @@ impl Store {
                 if self.workload.1.held != version {
                     let compiled =
                         compile::workload(given, &self.workload.0, &self.directory.workload())?;
+                    self.take_outside(given, reply)?;
                     self.directory.set_workload(compiled);
                 }
                 self.workload.1.good(version);
@@ -321,6 +355,58 @@ impl Store {
                 "it was not asked for, or its body is of another kind than its key".into(),
             )),
         }
+    }
+
+    /// The hosts that the workload may call outside the mesh. Those that stay keep their cells, so
+    /// that open connections see what changes.
+    fn take_outside(&mut self, given: &proto::Workload, reply: &mut Reply) -> Result<(), Invalid> {
+        let registry_only = match compile::known(given.egress, "egress mode")? {
+            EgressMode::AllowAny => false,
+            EgressMode::RegistryOnly => true,
+        };
+        let mut tables: Vec<(Box<str>, Destination)> = Vec::new();
+        for external in &given.external_hosts {
+            let within = |Invalid(why)| Invalid(format!("host '{}': {why}", external.host));
+            let Some(destination) = &external.destination else {
+                return Err(within(Invalid("it leads nowhere".into())));
+            };
+            let table = compile::destination(destination, &mut self.shared).map_err(within)?;
+            tables.push((external.host.to_ascii_lowercase().into(), table));
+        }
+        let Some(dns) = self.directory.dns().cloned() else {
+            return Ok(());
+        };
+        let names = tables
+            .iter()
+            .flat_map(|(_, table)| compile::endpoint_names(table));
+        let before = std::mem::replace(&mut self.outside.endpoints, names.collect());
+        for name in &self.outside.endpoints {
+            self.shared.held(name).users += 1;
+        }
+        let mut known = std::mem::take(&mut self.outside.hosts);
+        let mut hosts = Vec::new();
+        for (host, table) in tables {
+            let key = (host, table.port);
+            // Another one of the same name and port comes before it.
+            if self.outside.hosts.contains_key(&key) {
+                continue;
+            }
+            let port = table.port;
+            let now = Known::Present(Arc::new(table));
+            let cell = match known.remove(&key) {
+                Some(cell) => {
+                    cell.set(now);
+                    cell
+                }
+                None => self.directory.apart(port, now),
+            };
+            hosts.push((key.0.clone(), cell.clone()));
+            self.outside.hosts.insert(key, cell);
+        }
+        let outside = Outside::new(registry_only, &dns, hosts);
+        self.directory.set_outside(outside);
+        self.release(before, reply);
+        Ok(())
     }
 
     fn take_trust(&mut self, given: &proto::Trust) -> Result<(), Invalid> {

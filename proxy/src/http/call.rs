@@ -92,6 +92,9 @@ impl Call {
             }
         };
         if let Some(why) = &route.refused {
+            if destination.prohibited {
+                return Err(ProxyError::new(ErrorCode::EgressRefused, &**why).into());
+            }
             let text = format!("route {}: {why}", route.name);
             return Err(ProxyError::new(ErrorCode::InvalidRoute, text).into());
         }
@@ -247,12 +250,15 @@ impl Call {
                 }
                 Err(reason) => reason,
             };
-            let why = match reason {
-                Unavailable::NoEndpoints => {
+            let feed = self.balancer.backend().endpoints.feed.as_ref();
+            let problem = feed.and_then(|feed| feed.problem());
+            let why = match (reason, &problem) {
+                (Unavailable::NoEndpoints, Some(problem)) => problem,
+                (Unavailable::NoEndpoints, None) => {
                     "it has no endpoints: does the Service's selector match a workload?"
                 }
-                Unavailable::NoneReady => "none of its endpoints is ready",
-                Unavailable::AllEjected => {
+                (Unavailable::NoneReady, _) => "none of its endpoints is ready",
+                (Unavailable::AllEjected, _) => {
                     "the circuit is open: all of its endpoints are ejected after failures"
                 }
             };
@@ -329,6 +335,39 @@ impl Call {
             );
             ProxyError::new(ErrorCode::LimitReached, text)
         })
+    }
+
+    /// When another endpoint is asked too, if this first one has not answered by then. Who stays with
+    /// an endpoint has no other.
+    pub fn hedge_after(&self, method: &[u8]) -> Option<Duration> {
+        let after = self.route.policy.hedge_after?;
+        let policy = self.route.policy.retry.as_deref()?;
+        let first = self.tries == 1 && self.session.is_none();
+        (first && retry::is_repeatable(policy, method)).then_some(after)
+    }
+
+    /// Chooses the endpoint that is asked beside `first`; `None`: there is no other, or the retry
+    /// budget is spent.
+    pub fn hedge(
+        &mut self,
+        worker: &Worker,
+        first: SocketAddr,
+        now: Instant,
+    ) -> Option<Picked<Pools>> {
+        let tried = [first];
+        let picked = self.balancer.pick(self.key, &tried, now).ok()?;
+        if picked.endpoint.info.address == first {
+            return None;
+        }
+        let backend = self.balancer.backend();
+        let labels = [&*backend.service, &*backend.namespace];
+        if !self.budget.as_ref()?.withdraw(now) {
+            worker.metrics.count(Counter::RetryBudgetExhausted, &labels);
+            return None;
+        }
+        worker.metrics.count(Counter::Hedges, &labels);
+        self.tries += 1;
+        Some(picked)
     }
 
     /// Deadline of the current try, to the head of its response.

@@ -41,6 +41,8 @@ pub enum ErrorCode {
     Fallback,
     /// Mutual TLS is required, and this is not a probe.
     PlaintextRefused,
+    /// The address is not known, and only what is known may be called.
+    EgressRefused,
     /// A policy says that this request is to fail.
     InjectedFault,
     /// A rate limit of the destination is reached.
@@ -58,7 +60,7 @@ impl ErrorCode {
             Self::HeadTooLarge => 431,
             Self::RequestTimeout => 408,
             Self::RateLimited => 429,
-            Self::BadResponse | Self::TlsFailed => 502,
+            Self::BadResponse | Self::TlsFailed | Self::EgressRefused => 502,
             Self::Loop => 508,
             Self::ResponseTimeout | Self::ConnectionTimeout => 504,
             Self::NoEndpoint
@@ -76,7 +78,7 @@ impl ErrorCode {
         match self {
             Self::NoRoute => 12,
             Self::BadRequest | Self::BadResponse | Self::Loop => 13,
-            Self::PlaintextRefused => 7,
+            Self::PlaintextRefused | Self::EgressRefused => 7,
             Self::HeadTooLarge | Self::LimitReached | Self::RateLimited => 8,
             Self::ResponseTimeout | Self::RequestTimeout | Self::ConnectionTimeout => 4,
             _ => 14,
@@ -103,6 +105,7 @@ impl ErrorCode {
             Self::Loop => "proxy_loop_detected",
             Self::Fallback => "destination_unavailable",
             Self::PlaintextRefused => "http_request_denied",
+            Self::EgressRefused => "destination_ip_prohibited",
             Self::InjectedFault => "proxy_internal_response",
             Self::RateLimited => "http_request_denied",
         }

@@ -100,6 +100,9 @@ mod tests {
     struct Asked(&'static [(&'static str, &'static str)]);
 
     impl RequestView for Asked {
+        fn size(&self) -> crate::http::HeadSize {
+            crate::http::HeadSize::default()
+        }
         fn method(&self) -> &[u8] {
             b"GET"
         }

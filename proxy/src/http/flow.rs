@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{ErrorCode, ProxyError, RequestView};
-use crate::discovery::DestinationCell;
+use crate::discovery::{DestinationCell, Host};
 use crate::inbound::limits::Guard;
 use crate::inbound::probes::Probes;
 use crate::tables::{Destination, EndpointInfo, Known};
@@ -20,7 +20,10 @@ use crate::worker::Worker;
 pub enum Target {
     /// A destination of the mesh, which can change while the connection lives.
     Cell(Arc<DestinationCell>),
-    /// The application beside this proxy.
+    /// One of several hosts outside the mesh that share an address, told by what each request
+    /// says; else the first. Not empty.
+    Hosts(Vec<Host>),
+    /// The application beside this proxy, or what does not change.
     Fixed,
 }
 
@@ -99,6 +102,25 @@ impl Flow {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The destination of a request as it is now.
+    pub fn destination_of(&self, request: &impl RequestView) -> Arc<Destination> {
+        if let Target::Hosts(hosts) = &self.target {
+            let host = request.host().unwrap_or_default();
+            let host = String::from_utf8_lossy(host).to_ascii_lowercase();
+            let name = match host.rsplit_once(':') {
+                Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+                _ => &host,
+            };
+            let called = hosts.iter().find(|known| *known.name.host == *name);
+            if let Some(called) = called.or(hosts.first())
+                && let Known::Present(now) = called.cell.known()
+            {
+                *self.destination.borrow_mut() = now;
+            }
+        }
+        self.destination()
     }
 
     /// The destination as it is now. One that has left the mesh stays as it was for connections

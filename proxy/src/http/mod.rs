@@ -18,6 +18,14 @@ pub mod session;
 
 pub use error::{ErrorCode, ProxyError};
 
+/// How large a request's head is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HeadSize {
+    /// Bytes of the request line and the fields, as HTTP/1.1 writes them, with the empty line.
+    pub bytes: usize,
+    pub fields: usize,
+}
+
 /// A request as routing, policy and telemetry see it.
 pub trait RequestView {
     fn method(&self) -> &[u8];
@@ -32,6 +40,8 @@ pub trait RequestView {
             each(value);
         }
     }
+    /// How large the head is.
+    fn size(&self) -> HeadSize;
     /// Host field or authority.
     fn host(&self) -> Option<&[u8]> {
         self.header("host")

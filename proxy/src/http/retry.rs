@@ -89,6 +89,14 @@ pub fn wanted(
     }
 }
 
+/// Whether a request of this method may be processed twice.
+pub fn is_repeatable(policy: &RetryPolicy, method: &[u8]) -> bool {
+    if policy.methods.is_empty() {
+        return is_idempotent(method);
+    }
+    policy.methods.iter().any(|m| m.as_bytes() == method)
+}
+
 /// Pause before the next try: exponential from the base, half of it random, at most the maximum.
 /// A `Retry-After` of the server is respected up to the maximum.
 pub fn backoff(

@@ -21,7 +21,6 @@ use crate::http::filter::fields;
 use crate::http::retry::Failure;
 use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect;
-use crate::transport::Io;
 use crate::worker::Pools;
 
 /// How a try ended for the one who drives it.
@@ -178,7 +177,7 @@ impl Exchange<'_> {
         replay: &mut Option<usize>,
         reused: bool,
     ) -> Tried {
-        let mesh = !matches!(server.io, Io::Plain(_));
+        let mesh = server.io.is_mesh();
         let Scratch {
             response,
             out,
@@ -190,7 +189,13 @@ impl Exchange<'_> {
         let mut duplex = Duplex::new(client, server, out, to_client, &mut body, *replay);
         duplex.ready = self.ready;
         duplex.tees = self.tees.clone();
-        let deadline = call.try_deadline(Instant::now());
+        let deadline = match self.raced.take() {
+            None => call.try_deadline(Instant::now()),
+            Some(raced) => {
+                duplex.resume(raced.sent);
+                raced.deadline
+            }
+        };
         let idle = call.route.policy.idle_timeout;
         let mut passed = false;
         // Until the final head.

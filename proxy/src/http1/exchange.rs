@@ -21,10 +21,9 @@ use super::framing::{BodyReader, FramingError};
 use super::head::{self, Head, HeadError, MAX_HEAD, Parsed};
 use super::kept;
 use crate::http::mirror::Tees;
-use crate::transport::Io;
 
 /// Bytes of pipelined requests that are read ahead while an exchange runs.
-const READ_AHEAD: usize = 16 * 1024;
+pub(super) const READ_AHEAD: usize = 16 * 1024;
 
 /// How far the request has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +133,12 @@ impl<'a> Duplex<'a> {
             head_seen: 0,
             progress: 0,
         }
+    }
+
+    /// So much of the head has been sent already.
+    pub fn resume(&mut self, sent: usize) {
+        self.sent = sent;
+        self.flush_server = true;
     }
 
     /// Moves what can be moved; ready when the driver has to act. `head` takes the response's
@@ -379,7 +384,7 @@ impl<'a> Duplex<'a> {
     /// A proxy says something about the connection, not about the request.
     fn is_word(&self) -> bool {
         matches!(self.server.buf[..], [kept::CLOSED..=kept::UNREACHABLE])
-            && !matches!(self.server.io, Io::Plain(_))
+            && self.server.io.is_mesh()
     }
 
     /// The final head goes to the client with the body bytes that are here already, in one write.

@@ -7,7 +7,7 @@
 use std::mem::MaybeUninit;
 
 use super::framing::{self, Framing};
-use crate::http::RequestView;
+use crate::http::{HeadSize, RequestView};
 
 /// Fields that are tokenised without an allocation; more take one.
 const USUAL_FIELDS: usize = 64;
@@ -359,6 +359,13 @@ impl RequestView for RequestHead<'_> {
 
     fn header(&self, name: &str) -> Option<&[u8]> {
         self.head.value(self.buf, name)
+    }
+
+    fn size(&self) -> HeadSize {
+        HeadSize {
+            bytes: self.head.end,
+            fields: self.head.fields.len(),
+        }
     }
 
     fn values(&self, name: &str, each: &mut dyn FnMut(&[u8]) -> bool) {

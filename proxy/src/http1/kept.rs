@@ -28,7 +28,6 @@ use tokio::io::AsyncWrite;
 use super::conn::Conn;
 use super::pool::{self, MESH_IDLE};
 use crate::balance::{ConnectionPermit, Endpoint};
-use crate::transport::Io;
 use crate::worker::Pools;
 
 /// The client has gone.
@@ -66,12 +65,16 @@ pub enum Happened {
 impl Kept {
     /// Ready when something has happened to the connection.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Happened> {
-        let plain = matches!(self.conn.io, Io::Plain(_));
+        let application = !self.conn.io.is_mesh();
         Poll::Ready(match ready!(self.conn.poll_fill(cx, 0)) {
-            Ok(0) if plain => Happened::Closed,
-            Err(_) if plain => Happened::Reset,
+            Ok(0) if application => Happened::Closed,
+            // Many servers end TLS without saying so; between messages nothing is lost by it.
+            Err(error) if application && error.kind() == io::ErrorKind::UnexpectedEof => {
+                Happened::Closed
+            }
+            Err(_) if application => Happened::Reset,
             Ok(0) | Err(_) => Happened::Gone,
-            Ok(_) if plain => Happened::Spoke,
+            Ok(_) if application => Happened::Spoke,
             Ok(_) => match self.conn.buf[0] {
                 CLOSED => Happened::Closed,
                 CLOSED_BY_RESET => Happened::Reset,
@@ -91,7 +94,7 @@ impl Kept {
     /// The client has gone, or goes elsewhere. A connection to an application is closed, one to a
     /// proxy kept for others.
     pub fn release(mut self, now: Instant) {
-        if matches!(self.conn.io, Io::Plain(_)) || !pool::is_quiet(&mut self.conn) {
+        if !self.conn.io.is_mesh() || !pool::is_quiet(&mut self.conn) {
             return;
         }
         if tell(&mut self.conn, LEFT).is_ok() {

@@ -17,7 +17,6 @@ use crate::balance::Outcome;
 use crate::http::mirror::{self, Failed, Tees};
 use crate::outbound::connect::connect;
 use crate::tables::{Backend, Plan};
-use crate::transport::Io;
 use crate::worker::Worker;
 
 /// Starts the copies of a request. `out` is its head and what of its body is here; `more` says that
@@ -90,7 +89,7 @@ async fn send(
     let reusable = skip_response(&mut conn, &method).await?;
     picked.observe(Outcome::Success, Instant::now());
     if reusable {
-        let mesh = !matches!(conn.io, Io::Plain(_));
+        let mesh = conn.io.is_mesh();
         let how_long = if mesh { MESH_IDLE } else { APP_IDLE };
         let pool = &picked.endpoint.pool.http1;
         pool.put(conn, permit, Instant::now(), how_long);

@@ -26,6 +26,7 @@ pub mod conn;
 pub mod exchange;
 pub mod framing;
 pub mod head;
+mod hedge;
 pub mod kept;
 mod mirror;
 pub mod pool;

@@ -14,6 +14,7 @@ use super::attempt::{Cut, Tried};
 use super::conn::Conn;
 use super::framing::{self, BodyReader};
 use super::head::RequestHead;
+use super::hedge::{Lane, Raced};
 use super::kept::{self, Kept};
 use super::mirror;
 use super::pool::{self, APP_IDLE, MESH_IDLE};
@@ -31,7 +32,6 @@ use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect::{self, connect};
 use crate::tables::Fallback;
 use crate::telemetry::FlowProtocol;
-use crate::transport::Io;
 use crate::worker::{Pools, Worker};
 
 /// A request while it is being served.
@@ -50,6 +50,8 @@ pub(super) struct Exchange<'w> {
     pub(super) observation: Option<Observation>,
     /// Where the request's body goes beside its way.
     pub(super) tees: Option<Rc<Tees>>,
+    /// The try has begun already, beside another one.
+    pub(super) raced: Option<Raced>,
 }
 
 /// What a failed try leads to.
@@ -79,12 +81,12 @@ pub(super) async fn request(
     scratch: &mut Scratch,
 ) -> After {
     let started = Instant::now();
-    let destination = flow.destination();
     let framing = scratch.head.framing;
     let view = RequestHead {
         head: &scratch.head,
         buf: &client.buf,
     };
+    let destination = flow.destination_of(&view);
     let (observation, propagate) = Observation::begin(
         worker,
         flow,
@@ -144,6 +146,7 @@ pub(super) async fn request(
         ending: Ending::default(),
         observation: Some(observation),
         tees: None,
+        raced: None,
     };
     let after = match exchange.body.advance(&client.buf) {
         Ok(n) => {
@@ -334,6 +337,27 @@ impl Exchange<'_> {
             if !reused {
                 picked.sent(Instant::now());
             }
+            let (permit, reused) = match self.hedge_after(call) {
+                None => (permit, reused),
+                Some(delay) => {
+                    let mut lane = Lane {
+                        server,
+                        permit,
+                        picked,
+                        reused,
+                        sent: 0,
+                        flushed: false,
+                    };
+                    let race = self.race(call, client, &mut lane, scratch, delay);
+                    let gone = Box::pin(race).await.is_err();
+                    (server, picked) = (lane.server, lane.picked);
+                    if gone {
+                        server.io.abort();
+                        return After::Abort;
+                    }
+                    (lane.permit, lane.reused)
+                }
+            };
             let tried = self
                 .one_try(
                     call,
@@ -399,10 +423,10 @@ impl Exchange<'_> {
                         });
                     } else if reuse && !fresh && !odd {
                         let now = Instant::now();
-                        let how_long = if matches!(server.io, Io::Plain(_)) {
-                            APP_IDLE
-                        } else {
+                        let how_long = if server.io.is_mesh() {
                             MESH_IDLE
+                        } else {
+                            APP_IDLE
                         };
                         picked
                             .endpoint

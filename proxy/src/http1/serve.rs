@@ -16,7 +16,7 @@ use super::request::request;
 use crate::balance::{ConnectionPermit, Picked};
 use crate::http::flow::Flow;
 use crate::http::observe::{Ending, Observation};
-use crate::http::{ErrorCode, ProxyError};
+use crate::http::{ErrorCode, HeadSize, ProxyError};
 use crate::tcp;
 use crate::telemetry::FlowProtocol;
 use crate::telemetry::trace::context::ContextHeaders;
@@ -138,6 +138,9 @@ impl crate::http::RequestView for Unreadable {
     }
     fn header(&self, _: &str) -> Option<&[u8]> {
         None
+    }
+    fn size(&self) -> HeadSize {
+        HeadSize::default()
     }
 }
 

@@ -8,8 +8,8 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Uri, Version};
 
-use crate::http::RequestView;
 use crate::http::filter::fields;
+use crate::http::{HeadSize, RequestView};
 use crate::tables::Plan;
 use crate::telemetry::trace::context::ContextHeaders;
 
@@ -38,6 +38,26 @@ impl RequestView for View<'_> {
                 return;
             }
         }
+    }
+
+    fn size(&self) -> HeadSize {
+        // "GET / HTTP/1.1", "Host: x", "name: value", each with its end of line, and an empty line.
+        let mut size = HeadSize {
+            bytes: self.method().len() + self.path().len() + " HTTP/1.1 \r\n\r\n".len(),
+            fields: 0,
+        };
+        let authority = self
+            .0
+            .uri
+            .authority()
+            .map(|authority| authority.as_str().len());
+        let fields = self.0.headers.iter();
+        let fields = fields.map(|(name, value)| name.as_str().len() + value.len());
+        for field in fields.chain(authority.map(|length| "host".len() + length)) {
+            size.bytes += field + ": \r\n".len();
+            size.fields += 1;
+        }
+        size
     }
 
     fn host(&self) -> Option<&[u8]> {
@@ -159,6 +179,27 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert("grpc-timeout", value.parse().unwrap());
             assert_eq!(grpc_timeout(&headers), timeout, "{value:?}");
+        }
+    }
+
+    /// The same request as HTTP/1.1 writes it has the same size.
+    #[test]
+    fn a_heads_size_is_that_of_http1() {
+        for (uri, text) in [
+            (
+                "http://a.example/p?q=1",
+                "POST /p?q=1 HTTP/1.1\r\nhost: a.example\r\nx-a: 1\r\nx-a: 22\r\n\r\n",
+            ),
+            ("/", "POST / HTTP/1.1\r\nx-a: 1\r\nx-a: 22\r\n\r\n"),
+        ] {
+            let request = Request::builder().method("POST").uri(uri);
+            let request = request.header("x-a", "1").header("x-a", "22").body(());
+            let (parts, ()) = request.unwrap().into_parts();
+            let expected = HeadSize {
+                bytes: text.len(),
+                fields: text.lines().count() - 2,
+            };
+            assert_eq!(View(&parts).size(), expected, "{text}");
         }
     }
 }

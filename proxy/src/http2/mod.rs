@@ -43,6 +43,7 @@ mod body;
 mod drive;
 mod failure;
 mod head;
+mod hedge;
 mod mirror;
 pub mod pool;
 mod stream;

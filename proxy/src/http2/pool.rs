@@ -23,7 +23,7 @@ use crate::http1::pool::MESH_IDLE;
 use crate::identity::Alpn;
 use crate::outbound::connect::connect;
 use crate::tables::{Backend, EndpointInfo};
-use crate::transport::{ConnectError, Io};
+use crate::transport::ConnectError;
 use crate::worker::{Pools, Worker};
 
 /// Streams we put on one connection: what RFC 9113 section 6.5.2 advises servers to allow at
@@ -296,7 +296,7 @@ async fn establish(
     permit: ConnectionPermit,
 ) -> Result<(), ConnectError> {
     let stream = connect(worker, endpoint, &backend.policy, Alpn::H2).await?;
-    let mesh = !matches!(stream.io, Io::Plain(_));
+    let mesh = stream.io.is_mesh();
     let (sender, mut driver) = h2::client::Builder::new()
         .enable_push(false)
         .initial_window_size(STREAM_WINDOW)

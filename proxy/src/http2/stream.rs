@@ -49,7 +49,6 @@ pub(super) async fn serve(
     mut respond: SendResponse<Bytes>,
 ) {
     let started = Instant::now();
-    let destination = flow.destination();
     let (mut parts, body) = request.into_parts();
     let grpc = head::is_grpc(&parts.headers);
     // The proxy beside the client keeps its deadline; that beside the server need not, too.
@@ -63,6 +62,7 @@ pub(super) async fn serve(
         FlowProtocol::H2
     };
     let view = head::View(&parts);
+    let destination = flow.destination_of(&view);
     let context = || head::context_headers(&parts.headers);
     let (observation, propagate) =
         Observation::begin(&worker, &flow, &view, context, protocol, started);
@@ -120,16 +120,16 @@ pub(super) async fn serve(
 
 /// A request while it is being served.
 pub(super) struct Exchange<'w> {
-    worker: &'w Rc<Worker>,
-    flow: &'w Flow,
+    pub(super) worker: &'w Rc<Worker>,
+    pub(super) flow: &'w Flow,
     asked: Asked,
-    head: Parts,
+    pub(super) head: Parts,
     /// Where the request's body has got to.
     pub(super) upload: Pump,
     pub(super) respond: SendResponse<Bytes>,
     pub(super) timer: LazyTimer,
     ending: Ending<'static>,
-    observation: Observation,
+    pub(super) observation: Observation,
 }
 
 /// How a try ended.
@@ -348,10 +348,22 @@ impl Exchange<'_> {
         let deadline = call.try_deadline(began);
         let idle = call.route.policy.idle_timeout;
         let mut passed = false;
+        let method = self.head.method.as_str().as_bytes();
+        let mut raced = match call.hedge_after(method) {
+            Some(delay) if self.upload.is_empty() && self.head.method != Method::CONNECT => {
+                let race = self.race(call, picked, &mut one, &mut response, delay, deadline);
+                Box::pin(race).await
+            }
+            _ => None,
+        };
         loop {
-            let event = self
-                .until_head(&mut one, &mut response, deadline, idle)
-                .await;
+            let event = match raced.take() {
+                Some(event) => event,
+                None => {
+                    let until = self.until_head(&mut one, &mut response, deadline, idle);
+                    until.await
+                }
+            };
             let replayable = !passed && self.upload.is_replayable();
             match event {
                 Event::Interim(interim) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
-use rustls::client::Resumption;
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
@@ -297,6 +297,11 @@ impl Credentials {
                 algorithms: self.provider.signature_verification_algorithms,
             }));
         Arc::new(config)
+    }
+
+    /// Shows our certificate to whoever asks for one.
+    pub(crate) fn shown(&self) -> Arc<dyn ResolvesClientCert> {
+        self.client_template.client_auth_cert_resolver.clone()
     }
 
     /// The certificate itself, DER.

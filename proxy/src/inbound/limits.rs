@@ -1,5 +1,5 @@
-//! What the workload takes no more of: the rate limits of its ports, kept here, at the destination,
-//! so that they hold for every caller and whatever address it has called.
+//! What the workload takes no more of: the rate limits of its ports, and the size of requests' heads.
+//! They are kept here, at the destination, so that they hold for every caller and whatever address it has called.
 
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use super::buckets::Taken;
 pub use super::buckets::{Buckets, Rate};
 use super::probes::Probes;
 use crate::http::flow::Flow;
-use crate::http::{ErrorCode, ProxyError, RequestView};
+use crate::http::{ErrorCode, HeadSize, ProxyError, RequestView};
 use crate::tables::Workload;
 use crate::telemetry::Counter;
 use crate::worker::Worker;
@@ -20,6 +20,20 @@ use crate::worker::Worker;
 pub struct PortLimits {
     /// Each has to have room for a request.
     pub rates: Vec<RateLimit>,
+    /// None may be exceeded.
+    pub heads: Vec<HeadLimit>,
+}
+
+/// What the policy of a Service whose requests this port takes says of their heads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeadLimit {
+    pub namespace: Arc<str>,
+    pub service: Arc<str>,
+    /// Of the Service.
+    pub port: u16,
+    /// 0 is no limit, here and below.
+    pub max_bytes: usize,
+    pub max_fields: usize,
 }
 
 /// The rate limit of a Service whose requests this port takes.
@@ -119,6 +133,30 @@ impl RateLimit {
     }
 }
 
+impl HeadLimit {
+    fn check(&self, size: HeadSize) -> Result<(), ProxyError> {
+        let Self {
+            namespace,
+            service,
+            port,
+            ..
+        } = self;
+        for (is, most, what, field) in [
+            (size.bytes, self.max_bytes, "bytes", "maxBytes"),
+            (size.fields, self.max_fields, "fields", "maxCount"),
+        ] {
+            if most != 0 && is > most {
+                let text = format!(
+                    "the head of the request has {is} {what}; {namespace}/{service}:{port} takes \
+                     {most} (requestHeaders.{field} of its TrafficPolicy)"
+                );
+                return Err(ProxyError::new(ErrorCode::HeadTooLarge, text));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The limits of the port that a connection has come to, as they are now.
 #[derive(Debug, Default)]
 pub struct Guard(RefCell<Option<Guarded>>);
@@ -173,6 +211,11 @@ impl PortLimits {
         if !flow.from_mesh && Probes::of(workload, port).admit(request.method(), request.path()) {
             return Ok(());
         }
+        // What is refused for its size uses nothing up.
+        if !self.heads.is_empty() {
+            let size = request.size();
+            self.heads.iter().try_for_each(|limit| limit.check(size))?;
+        }
         let mut taken = Vec::new();
         for limit in &self.rates {
             match limit.take(flow, request, now) {
@@ -187,5 +230,46 @@ impl PortLimits {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_may_be_as_large_as_it_says() {
+        let limit = |max_bytes, max_fields| HeadLimit {
+            namespace: "shop".into(),
+            service: "cart".into(),
+            port: 80,
+            max_bytes,
+            max_fields,
+        };
+        let size = HeadSize {
+            bytes: 100,
+            fields: 5,
+        };
+        for (limit, said) in [
+            (limit(0, 0), None),
+            (limit(100, 5), None),
+            (
+                limit(99, 5),
+                Some("has 100 bytes; shop/cart:80 takes 99 (requestHeaders.maxBytes"),
+            ),
+            (
+                limit(0, 4),
+                Some("has 5 fields; shop/cart:80 takes 4 (requestHeaders.maxCount"),
+            ),
+        ] {
+            match (limit.check(size), said) {
+                (Ok(()), None) => {}
+                (Err(error), Some(said)) => {
+                    assert!(error.detail.contains(said), "{error}");
+                    assert_eq!((error.status(), error.grpc_status()), (431, 8));
+                }
+                (result, _) => panic!("{limit:?}: {result:?}"),
+            }
+        }
     }
 }

@@ -30,6 +30,7 @@ pub fn destination(workload: &Workload, to: SocketAddr) -> Arc<Destination> {
         weight: 1,
         state: Health::Ready,
         health: Arc::default(),
+        siblings: None,
     };
     let cell = EndpointsCell {
         name: "local".into(),
@@ -37,6 +38,7 @@ pub fn destination(workload: &Workload, to: SocketAddr) -> Arc<Destination> {
             generation: 1,
             endpoints: vec![Arc::new(endpoint)],
         }),
+        feed: None,
     };
     let backend = Arc::new(Backend {
         id: fresh_id(),

@@ -208,7 +208,10 @@ fn limiting(port: u16, rates: Vec<RateLimit>) -> Workload {
             port,
             protocol: Protocol::Http,
             mtls: None,
-            limits: Some(Arc::new(PortLimits { rates })),
+            limits: Some(Arc::new(PortLimits {
+                rates,
+                ..PortLimits::default()
+            })),
         }],
         ..Workload::default()
     }

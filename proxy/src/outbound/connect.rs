@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::http::{ErrorCode, ProxyError};
-use crate::identity::Alpn;
+use crate::identity::{Alpn, Origin};
 use crate::tables::{BackendPolicy, EndpointInfo};
 use crate::telemetry::{Counter, Direction, Histogram};
 use crate::transport::{self, ConnectError, Stream, TlsError};
@@ -21,6 +21,9 @@ pub async fn connect(
 ) -> Result<Stream, ConnectError> {
     let mut options = worker.connect_options.clone();
     options.connect_timeout = policy.connect_timeout;
+    if policy.origin.is_some() || endpoint.siblings.is_some() {
+        return connect_outside(worker, endpoint, &options, policy.origin.as_deref(), alpn).await;
+    }
     let Some(identity) = &endpoint.identity else {
         return transport::connect_plain(endpoint.address, &options).await;
     };
@@ -38,6 +41,42 @@ pub async fn connect(
     let config = credentials.client_config(identity, alpn);
     let began = Instant::now();
     let connected = transport::connect_tls(endpoint.address, &options, config).await;
+    counted(worker, began, connected)
+}
+
+/// A server outside the mesh: TLS when the policy says that the application speaks in the clear.
+async fn connect_outside(
+    worker: &Worker,
+    endpoint: &EndpointInfo,
+    options: &transport::Options,
+    origin: Option<&Origin>,
+    alpn: Alpn,
+) -> Result<Stream, ConnectError> {
+    let siblings = endpoint.siblings.as_deref();
+    let tcp = transport::connect_outside(endpoint.address, siblings, options).await?;
+    let Some(origin) = origin else {
+        return Ok(Stream::from(tcp));
+    };
+    let addr = tcp.peer_addr().unwrap_or(endpoint.address);
+    let own = worker.identity.get();
+    let config = origin
+        .config(alpn, own.as_deref())
+        .map_err(|error| ConnectError::Local {
+            addr,
+            source: std::io::Error::other(error),
+        })?;
+    let name = origin.name().clone();
+    let began = Instant::now();
+    let connected = transport::connect_origin(tcp, addr, options, name, config).await;
+    counted(worker, began, connected)
+}
+
+/// Counts a TLS handshake that began at `began`.
+fn counted(
+    worker: &Worker,
+    began: Instant,
+    connected: Result<Stream, ConnectError>,
+) -> Result<Stream, ConnectError> {
     let result = match &connected {
         Ok(_) => "ok",
         Err(ConnectError::Tls { source, .. }) => match source {

@@ -1,7 +1,8 @@
 //! Application → mesh: the way of a connection that the application opened.
 //!
 //! ```text
-//! accept ─ original destination ─ look up ┬ not of the mesh (or not known in time) ─ pass through
+//! accept ─ original destination ─ look up ┬ not of the mesh (or not known in time) ─ external: one of
+//!                                         │   the hosts outside, passed through, or refused
 //!                                         └ known ─ what is spoken? ┬ HTTP/1  ─ http1::serve
 //!                                                                   ├ HTTP/2  ─ http2::serve
 //!                                                                   └ opaque, TLS ─ choose once, copy
@@ -31,6 +32,7 @@ use crate::worker::Worker;
 use crate::{http1, http2};
 
 pub mod connect;
+mod external;
 mod opaque;
 
 use opaque::Upstream;
@@ -39,7 +41,7 @@ use opaque::Upstream;
 const DECLARED_HTTP: Duration = Duration::from_secs(3600);
 
 /// Takes a captured connection to its end.
-pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr, to: SocketAddr) {
+pub async fn handle(worker: Rc<Worker>, client: TcpStream, peer: SocketAddr, to: SocketAddr) {
     let cell = worker.directory.lookup(to);
     let mut known = Known::clone(&cell.current.load());
     if matches!(known, Known::Pending) {
@@ -47,12 +49,28 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         known = cell.resolved(Instant::now() + wait).await;
     }
     let Known::Present(destination) = known else {
-        return pass_through(&worker, client, peer, to).await;
+        return Box::pin(external::handle(worker, client, peer, to)).await;
     };
+    let target = Target::Cell(cell);
+    serve(worker, client, BytesMut::new(), peer, target, destination).await;
+}
+
+/// Takes a connection to a destination that is known to its end; `buf` was read from it already.
+async fn serve(
+    worker: Rc<Worker>,
+    mut client: TcpStream,
+    buf: BytesMut,
+    peer: SocketAddr,
+    target: Target,
+    destination: Arc<Destination>,
+) {
+    if destination.fed {
+        external::settled(&destination).await;
+    }
     let source = worker.workload().source();
     let flow = Flow::new(
         Direction::Outbound,
-        Target::Cell(cell),
+        target,
         destination.clone(),
         peer,
         source,
@@ -67,7 +85,9 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
                 _ => FlowProtocol::Tcp,
             };
             let opened = Upstream::open(&worker, &flow, &destination, None).await;
-            return copy(&worker, &flow, client.into(), opened, protocol).await;
+            let io = Io::Plain(client);
+            let prefix = buf.freeze();
+            return copy(&worker, &flow, Stream { io, prefix }, opened, protocol).await;
         }
         Protocol::Http | Protocol::Http2 | Protocol::Grpc => Timings {
             silence: DECLARED_HTTP,
@@ -77,7 +97,7 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         Protocol::Auto | Protocol::Tcp | Protocol::Tls => Timings::default(),
     };
     let open = || Upstream::open(&worker, &flow, &destination, None);
-    let detected = Box::pin(detect::detect(&mut client, BytesMut::new(), &timings, open)).await;
+    let detected = Box::pin(detect::detect(&mut client, buf, &timings, open)).await;
     let io = Io::Plain(client);
     match detected {
         Ok(Detected::Http1 { buf }) => {
@@ -89,7 +109,7 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             http2::serve(worker.clone(), Stream { io, prefix }, Rc::new(flow)).await;
         }
         Ok(Detected::Tls { buf, hello }) => {
-            tracing::debug!(sni = hello.sni.as_deref(), %to, "application's own TLS");
+            tracing::debug!(sni = hello.sni.as_deref(), "application's own TLS");
             let prefix = buf.freeze();
             let name = hello.sni.as_deref();
             let opened = Upstream::open(&worker, &flow, &destination, name).await;
@@ -168,21 +188,6 @@ fn refuse(worker: &Worker, flow: &Flow, client: Io, error: &opaque::Unopened) {
         ],
     );
     client.abort();
-}
-
-/// To an address that is not of the mesh: untouched, bytes for bytes.
-async fn pass_through(worker: &Worker, client: TcpStream, peer: SocketAddr, to: SocketAddr) {
-    let client = Stream::from(client);
-    match crate::transport::connect_plain(to, &worker.connect_options).await {
-        Ok(server) => {
-            let labels = worker.unknown_destination(to);
-            tcp::relay(worker, &labels, client, server, &tcp::Options::default()).await;
-        }
-        Err(error) => {
-            tracing::debug!(%peer, "passing through to {to}: {error}");
-            client.io.abort();
-        }
-    }
 }
 
 /// What `Proxy-Status` calls a connection that did not come about.

@@ -188,6 +188,8 @@ pub enum Counter {
     FaultsInjected,
     /// Labels: destination_service, destination_namespace.
     RateLimited,
+    /// Labels: destination_service, destination_namespace.
+    Hedges,
     /// Labels: result ("ack", "nack").
     DiscoveryUpdates,
     /// Labels: reason ("queue_full", "export_failed", "no_endpoint").
@@ -197,7 +199,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::TlsHandshakes,
         Self::PlaintextRefused,
         Self::Retries,
@@ -207,6 +209,7 @@ impl Counter {
         Self::OutlierEjections,
         Self::FaultsInjected,
         Self::RateLimited,
+        Self::Hedges,
         Self::DiscoveryUpdates,
         Self::SpansDropped,
         Self::SpansExported,
@@ -270,6 +273,11 @@ impl Counter {
             Self::RateLimited => counter!(
                 "weft_rate_limited_total",
                 "Requests that this workload's proxy refused because a rate limit was reached.",
+                SERVICE
+            ),
+            Self::Hedges => counter!(
+                "weft_hedges_total",
+                "Requests sent to a second endpoint beside the first, which had not answered yet.",
                 SERVICE
             ),
             Self::DiscoveryUpdates => counter!(

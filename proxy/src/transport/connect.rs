@@ -12,6 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
+use super::eyeballs::{self, Siblings};
 use super::{Io, Socket, Stream};
 
 /// How long a connect may take by default. Long enough for one lost SYN (sent again after 1 s),
@@ -172,14 +173,64 @@ pub async fn connect_tls(
     options: &Options,
     config: Arc<ClientConfig>,
 ) -> Result<Stream, ConnectError> {
-    let tcp = connect_tcp(addr, options).await?;
     let name = ServerName::IpAddress(addr.ip().into());
+    let tcp = connect_tcp(addr, options).await?;
+    let tls = handshake(tcp, addr, options, name, config).await?;
+    Ok(Io::Client(Box::new(tls)).into())
+}
+
+/// Opens a TCP connection to an address of a name outside the mesh; the others of the name
+/// (`siblings`) are there in case that one does not answer.
+///
+/// # Errors
+/// See [`ConnectError`]; none of its TLS kinds.
+pub async fn connect_outside(
+    addr: SocketAddr,
+    siblings: Option<&Siblings>,
+    options: &Options,
+) -> Result<TcpStream, ConnectError> {
+    match siblings {
+        Some(siblings) => eyeballs::connect(addr, siblings, options).await,
+        None => connect_tcp(addr, options).await,
+    }
+}
+
+/// Does a TLS handshake with a server outside the mesh, in which it is called `name` and must show
+/// that this is its name. `addr` is for errors.
+///
+/// # Errors
+/// See [`ConnectError`]. A server that does not take the protocol offered, when that is HTTP/2, is
+/// one.
+pub async fn connect_origin(
+    tcp: TcpStream,
+    addr: SocketAddr,
+    options: &Options,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+) -> Result<Stream, ConnectError> {
+    let needs_h2 = config.alpn_protocols == [b"h2"];
+    let tls = handshake(tcp, addr, options, name, config).await?;
+    if needs_h2 && tls.get_ref().1.alpn_protocol() != Some(b"h2") {
+        let text = "the server does not speak HTTP/2 (ALPN h2), as the application does";
+        let source = TlsError::Protocol(rustls::Error::General(text.into()));
+        return Err(ConnectError::Tls { addr, source });
+    }
+    Ok(Io::Origin(Box::new(tls)).into())
+}
+
+async fn handshake(
+    tcp: TcpStream,
+    addr: SocketAddr,
+    options: &Options,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+) -> Result<tokio_rustls::client::TlsStream<Socket>, ConnectError> {
     let handshake =
         tokio_rustls::TlsConnector::from(config).connect(name, Socket::new(tcp, Bytes::new()));
     let fail = |source| ConnectError::from_tls(addr, source);
     // Boxed: the handshake's state is large and short-lived, the caller's future is neither.
     match timeout(options.handshake_timeout, Box::pin(handshake)).await {
-        Ok(Ok(tls)) => Ok(Io::Client(Box::new(tls)).into()),
+        Ok(Ok(tls)) => Ok(tls),
         Ok(Err(error)) => Err(fail(TlsError::from_io(error))),
         Err(_) => Err(fail(TlsError::TimedOut(options.handshake_timeout))),
     }
@@ -232,7 +283,10 @@ fn set_keepalive(socket: &SockRef<'_>, options: &Options) -> io::Result<()> {
     }
 }
 
-async fn connect_tcp(addr: SocketAddr, options: &Options) -> Result<TcpStream, ConnectError> {
+pub(super) async fn connect_tcp(
+    addr: SocketAddr,
+    options: &Options,
+) -> Result<TcpStream, ConnectError> {
     let socket = open(addr, options).map_err(|source| ConnectError::Local { addr, source })?;
     let after = options.connect_timeout;
     match timeout(after, socket.connect(addr)).await {

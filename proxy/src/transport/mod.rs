@@ -2,6 +2,7 @@
 //!
 //! - [`connect`]: opening them ([`connect_plain`], [`connect_tls`]), TLS on accepted ones
 //!   ([`accept_tls`]), and why it did not work ([`ConnectError`], [`TlsError`])
+//! - [`eyeballs`]: connecting to a name of both address families
 //! - [`ending`]: resets that come after the data before them ([`Io::abort`]), and noticing a
 //!   peer's ([`Hangup`])
 //! - [`socket`], [`scratch`]: reading with the worker's buffers, so that an idle connection holds
@@ -24,6 +25,7 @@ use tokio::net::TcpStream;
 
 pub mod connect;
 pub mod ending;
+pub mod eyeballs;
 pub mod scratch;
 pub mod socket;
 #[cfg(test)]
@@ -32,10 +34,11 @@ pub(crate) mod testing;
 mod tests;
 
 pub use connect::{
-    CONNECT_TIMEOUT, ConnectError, HANDSHAKE_TIMEOUT, Options, TlsError, accept_tls, connect_plain,
-    connect_tls, prepare_listener,
+    CONNECT_TIMEOUT, ConnectError, HANDSHAKE_TIMEOUT, Options, TlsError, accept_tls,
+    connect_origin, connect_outside, connect_plain, connect_tls, prepare_listener,
 };
 pub use ending::Hangup;
+pub use eyeballs::Siblings;
 pub use socket::Socket;
 
 /// A connection, plain or under TLS.
@@ -44,6 +47,8 @@ pub enum Io {
     Plain(TcpStream),
     Client(Box<tokio_rustls::client::TlsStream<Socket>>),
     Server(Box<tokio_rustls::server::TlsStream<Socket>>),
+    /// To a server outside the mesh, for an application that speaks in the clear.
+    Origin(Box<tokio_rustls::client::TlsStream<Socket>>),
 }
 
 /// A connection, and bytes that were read from it while finding out what it is.
@@ -60,7 +65,13 @@ impl Io {
             Io::Plain(io) => io,
             Io::Client(io) => io.get_ref().0.tcp(),
             Io::Server(io) => io.get_ref().0.tcp(),
+            Io::Origin(io) => io.get_ref().0.tcp(),
         }
+    }
+
+    /// Whether a proxy of the mesh is at the other end.
+    pub fn is_mesh(&self) -> bool {
+        matches!(self, Io::Client(_) | Io::Server(_))
     }
 }
 
@@ -95,6 +106,7 @@ impl AsyncRead for Io {
             Io::Plain(io) => Pin::new(io).poll_read(cx, buf),
             Io::Client(io) => Pin::new(io).poll_read(cx, buf),
             Io::Server(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Origin(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -109,6 +121,7 @@ impl AsyncWrite for Io {
             Io::Plain(io) => Pin::new(io).poll_write(cx, buf),
             Io::Client(io) => Pin::new(io).poll_write(cx, buf),
             Io::Server(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Origin(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
@@ -121,6 +134,7 @@ impl AsyncWrite for Io {
             Io::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Client(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Server(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Origin(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -133,6 +147,7 @@ impl AsyncWrite for Io {
             Io::Plain(io) => Pin::new(io).poll_flush(cx),
             Io::Client(io) => Pin::new(io).poll_flush(cx),
             Io::Server(io) => Pin::new(io).poll_flush(cx),
+            Io::Origin(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -141,6 +156,7 @@ impl AsyncWrite for Io {
             Io::Plain(io) => Pin::new(io).poll_shutdown(cx),
             Io::Client(io) => Pin::new(io).poll_shutdown(cx),
             Io::Server(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Origin(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

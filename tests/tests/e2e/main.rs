@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
+mod external;
 mod faults;
 mod health;
 mod http1;
@@ -87,10 +88,12 @@ const TRIALS: &[(&str, fn())] = &trials![
     rates::grpc_calls_are_told_in_trailers,
     rates::who_asks_for_a_pause_gets_it_and_is_not_ejected,
     rates::grpc_calls_are_steered_away_by_trailers,
+    rates::large_heads_are_refused_where_they_arrive,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,
     resilience::an_endpoint_that_fails_is_ejected_and_comes_back,
+    resilience::another_endpoint_is_asked_when_one_takes_long,
     resilience::a_new_endpoint_gets_its_share_little_by_little,
     resilience::a_polite_restart_of_the_servers_proxy_loses_no_request,
     resilience::a_polite_restart_of_the_clients_proxy_loses_no_request,
@@ -124,6 +127,13 @@ const TRIALS: &[(&str, fn())] = &trials![
     seeing::the_access_log_can_be_of_errors_only,
     seeing::the_admin_port_answers,
     http1::fields_of_the_hop_do_not_pass,
+    external::plaintext_becomes_tls_with_a_server_that_proves_its_name,
+    external::endpoints_follow_dns_and_outlive_it,
+    external::a_dead_address_family_costs_little_and_no_request,
+    external::the_original_destination_rules_whatever_the_host_says,
+    external::hosts_on_one_address_are_told_apart_request_by_request,
+    external::only_what_is_known_may_be_called,
+    external::mutual_tls_shows_the_workloads_own_certificate,
 ];
 
 fn main() -> ExitCode {

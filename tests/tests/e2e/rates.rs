@@ -251,3 +251,31 @@ pub fn grpc_calls_are_steered_away_by_trailers() {
         assert_eq!(exhausted, 1);
     });
 }
+
+pub fn large_heads_are_refused_where_they_arrive() {
+    let (mesh, vip) = start(8080, 1, "  requestHeaders: {maxBytes: 1000, maxCount: 5}");
+    let _server = Server::answering(mesh.host(2), 8080, ok("well"));
+    let mut wire = mesh.sidecar(0).connect(vip);
+    let mut get = |fields: &str| {
+        wire.send(format!("GET / HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
+        wire.read_answer().0
+    };
+    let long = format!("x-long: {}\r\n", "a".repeat(1000));
+    for (fields, said) in [
+        (long.as_str(), "bytes; shop/server:80 takes 1000"),
+        (
+            "a: 1\r\nb: 1\r\nc: 1\r\nd: 1\r\ne: 1\r\n",
+            "6 fields; shop/server:80 takes 5",
+        ),
+    ] {
+        let head = get(fields);
+        assert_eq!(status(&head), 431, "{head}");
+        let why = header(&head, "proxy-status").unwrap();
+        assert!(
+            why.contains("http_request_error") && why.contains(said),
+            "{why}"
+        );
+        // The connection goes on.
+        assert_eq!(status(&get("a: 1\r\n")), 200);
+    }
+}

@@ -187,6 +187,50 @@ spec: {{addresses: [{}], serviceAccount: server, ports: [{{port: 8080}}]}}
     assert!((90..=110).contains(&late), "{late} of 200");
 }
 
+pub fn another_endpoint_is_asked_when_one_takes_long() {
+    let (mesh, vip) = start(
+        2,
+        Some(
+            "  loadBalancer: {algorithm: RoundRobin}
+  retries: {hedging: {delay: 100ms}, budget: {percent: 0, minPerSecond: 1}}",
+        ),
+    );
+    let _slow = Server::start(mesh.host(1), 8080, |wire| {
+        serve_http(wire, |_| {
+            std::thread::sleep(Duration::from_secs(2));
+            ok("slow")
+        });
+    });
+    let _fast = Server::answering(mesh.host(2), 8080, ok("fast"));
+    let hedges = || mesh.sidecar(0).metric("weft_hedges_total", &[]);
+    let mut client = mesh.sidecar(0).connect(vip);
+    let mut ask = |method: &str| {
+        let begun = Instant::now();
+        client.send(format!(
+            "{method} / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
+        ));
+        (client.read_answer().1, begun.elapsed())
+    };
+    for _ in 0..8 {
+        let (body, took) = ask("GET");
+        assert_eq!(body, b"fast");
+        assert!(took < Duration::from_millis(1500), "{took:?}");
+    }
+    let first = hedges();
+    assert!((1.0..=8.0).contains(&first), "{first}");
+    // What may not be repeated waits.
+    let posted: Vec<Vec<u8>> = (0..2).map(|_| ask("POST").0).collect();
+    assert!(posted.contains(&b"slow".to_vec()), "{posted:?}");
+    assert_eq!(hedges(), first);
+    // The budget is ten in ten seconds; with it spent, the slow one is waited for.
+    let waited = (0..24).any(|_| ask("GET").0 == b"slow");
+    assert!(waited && hedges() <= 10.0, "{waited} {}", hedges());
+    let spent = mesh
+        .sidecar(0)
+        .metric("weft_retry_budget_exhausted_total", &[]);
+    assert!(spent >= 1.0);
+}
+
 pub fn a_polite_restart_of_the_servers_proxy_loses_no_request() {
     let (mut mesh, vip) = start(2, None);
     let _servers = serve(&mesh, 2);

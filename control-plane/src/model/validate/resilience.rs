@@ -1,9 +1,13 @@
 //! Faults, and what a destination takes no more of.
 
-use weft_api::policy::resilience::{FaultInjection, RateLimit, RateLimitKey};
+use weft_api::policy::resilience::{FaultInjection, RateLimit, RateLimitKey, RequestHeaders};
 use weft_api::policy::traffic::{Algorithm, LoadBalancer, TrafficPolicySpec};
 
 use super::{Findings, is_token};
+
+/// What the proxy itself takes of a head, bytes and fields.
+const MAX_HEAD_BYTES: u32 = 1 << 20;
+const MAX_HEAD_FIELDS: u32 = 8192;
 
 pub(super) fn check(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(fault) = &spec.fault_injection {
@@ -14,6 +18,20 @@ pub(super) fn check(spec: &TrafficPolicySpec, findings: &mut Findings) {
     }
     if let Some(balancer) = &spec.load_balancer {
         check_slow_start(balancer, findings);
+    }
+    if let Some(hedging) = spec.retries.as_ref().and_then(|retries| retries.hedging) {
+        let path = "spec.retries.hedging.delay";
+        if hedging.delay.is_zero() {
+            findings.add(
+                path,
+                "delay of 0s would ask two endpoints each time",
+                "write about what the slowest tenth of the requests takes, such as 100ms",
+            );
+        }
+        findings.timeout(path, Some(hedging.delay));
+    }
+    if let Some(headers) = &spec.request_headers {
+        check_request_headers(headers, findings);
     }
 }
 
@@ -127,6 +145,31 @@ fn check_slow_start(balancer: &LoadBalancer, findings: &mut Findings) {
             ),
             "leave slowStart out, or choose another algorithm",
         );
+    }
+}
+
+fn check_request_headers(headers: &RequestHeaders, findings: &mut Findings) {
+    let at = "spec.requestHeaders";
+    if headers.max_bytes.is_none() && headers.max_count.is_none() {
+        findings.add(
+            at,
+            "requestHeaders says neither maxBytes nor maxCount",
+            "write one of the two, or leave requestHeaders out",
+        );
+    }
+    for (field, value, most) in [
+        ("maxBytes", headers.max_bytes, MAX_HEAD_BYTES),
+        ("maxCount", headers.max_count, MAX_HEAD_FIELDS),
+    ] {
+        if let Some(value) = value
+            && !(1..=most).contains(&value)
+        {
+            findings.add(
+                &format!("{at}.{field}"),
+                format!("{field} of {value} is out of range"),
+                format!("write a number from 1 to {most}: the proxy itself takes no more"),
+            );
+        }
     }
 }
 

@@ -6,10 +6,19 @@ use weft_api::policy::traffic::{TargetKind, TargetRef};
 use super::Findings;
 
 const ROUTES: &str = "gateway.networking.k8s.io";
+const OURS: &str = "policy.weft.dev";
 
 pub(super) fn check(spec: &TrafficPolicySpec, namespace: &str, findings: &mut Findings) {
     for (index, target) in spec.target_refs.iter().enumerate() {
         check_target(target, index, namespace, findings);
+    }
+    let external = |target: &TargetRef| target.kind == TargetKind::ExternalService;
+    if spec.rate_limit.is_some() && spec.target_refs.iter().any(external) {
+        findings.add(
+            "spec.rateLimit",
+            "rateLimit is kept by the proxies beside a Service's workloads, and an ExternalService has none",
+            "remove it; circuitBreaker.limits holds for each caller's proxy",
+        );
     }
     let is_route =
         |target: &TargetRef| matches!(target.kind, TargetKind::HTTPRoute | TargetKind::GRPCRoute);
@@ -31,6 +40,7 @@ fn check_target(target: &TargetRef, index: usize, namespace: &str, findings: &mu
     let fits = match target.kind {
         TargetKind::Service | TargetKind::Namespace => matches!(group, "" | "core"),
         TargetKind::HTTPRoute | TargetKind::GRPCRoute => matches!(group, "" | ROUTES),
+        TargetKind::ExternalService => matches!(group, "" | OURS),
     };
     if !fits {
         findings.add(

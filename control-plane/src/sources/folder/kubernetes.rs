@@ -127,6 +127,7 @@ impl Service {
             })
             .collect();
         Object::Service(model::Service {
+            external: false,
             name: Name::new(self.metadata.namespace, self.metadata.name),
             selector: spec.selector,
             headless: given.contains(&ClusterIp::Headless),

@@ -5,7 +5,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use weft_api::policy::{
-    API_VERSION, Metadata, PeerAuthentication, Telemetry, TrafficPolicy, Workload,
+    API_VERSION, EgressPolicy, ExternalService, Metadata, PeerAuthentication, Telemetry,
+    TrafficPolicy, Workload,
 };
 
 use super::kubernetes;
@@ -66,7 +67,7 @@ struct Context<'a> {
     findings: &'a mut Vec<Finding>,
 }
 
-const KINDS: &str = "Workload, TrafficPolicy, PeerAuthentication and Telemetry of \
+const KINDS: &str = "Workload, TrafficPolicy, PeerAuthentication, Telemetry, ExternalService and EgressPolicy of \
      policy.weft.dev/v1alpha1, Service of v1, EndpointSlice of discovery.k8s.io/v1, and HTTPRoute, \
      GRPCRoute, TLSRoute and TCPRoute of gateway.networking.k8s.io, and XBackendTrafficPolicy of \
      gateway.networking.x-k8s.io/v1alpha1";
@@ -129,6 +130,18 @@ impl Context<'_> {
                 let given: Telemetry = self.typed()?;
                 Object::Telemetry(policy(given.metadata, given.spec))
             }
+            (API_VERSION, "EgressPolicy") => {
+                let given: EgressPolicy = self.typed()?;
+                Object::EgressPolicy(policy(given.metadata, given.spec))
+            }
+            (API_VERSION, "ExternalService") => {
+                let given: ExternalService = self.typed()?;
+                self.known_protocols(
+                    &given.metadata,
+                    given.spec.ports.iter().map(|port| &port.app_protocol),
+                );
+                Object::ExternalService(Box::new(policy(given.metadata, given.spec)))
+            }
             (gateway::X_API_VERSION, "XBackendTrafficPolicy") => {
                 self.typed::<gateway::BackendTrafficPolicy>()?.into_model()
             }
@@ -165,6 +178,8 @@ impl Context<'_> {
                             | "TrafficPolicy"
                             | "PeerAuthentication"
                             | "Telemetry"
+                            | "ExternalService"
+                            | "EgressPolicy"
                             | "HTTPRoute"
                             | "GRPCRoute"
                             | "TLSRoute"
@@ -202,6 +217,31 @@ impl Context<'_> {
             );
         }
         None
+    }
+
+    /// Warns of protocols that nobody knows.
+    fn known_protocols<'a>(
+        &mut self,
+        metadata: &Metadata,
+        given: impl Iterator<Item = &'a Option<String>>,
+    ) {
+        for (index, protocol) in given.enumerate() {
+            let Some(unknown) = protocol
+                .as_deref()
+                .filter(|given| !is_known_protocol(given))
+            else {
+                continue;
+            };
+            let path = ["spec", "ports", &index.to_string(), "appProtocol"].map(str::to_owned);
+            let line = self.document.line_of(&path);
+            self.report(
+                Severity::Warning,
+                line,
+                Some(format!("ExternalService {}/{}", metadata.namespace, metadata.name)),
+                format!("appProtocol '{unknown}' is not known; the protocol is found out from each connection's first bytes"),
+                "use http, http2, grpc, tcp or tls, or leave it out",
+            );
+        }
     }
 
     fn workload(&mut self, given: Workload) -> Object {

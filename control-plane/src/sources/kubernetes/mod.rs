@@ -123,6 +123,8 @@ impl Kubernetes {
         watches.start::<policies::TrafficPolicy>();
         watches.start::<policies::PeerAuthentication>();
         watches.start::<policies::Telemetry>();
+        watches.start::<policies::ExternalService>();
+        watches.start::<policies::EgressPolicy>();
         watches.start::<routes::HTTPRoute>();
         watches.start::<routes::GRPCRoute>();
         watches.start::<routes::TLSRoute>();

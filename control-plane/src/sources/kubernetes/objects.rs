@@ -171,6 +171,7 @@ impl Watched for Service {
                 node_port: port.node_port.filter(|port| *port != 0),
             });
         Ok(Some(Object::Service(model::Service {
+            external: false,
             name: meta::name(&self.metadata),
             selector: spec.selector.unwrap_or_default(),
             headless: spec.cluster_ip.as_deref() == Some("None"),

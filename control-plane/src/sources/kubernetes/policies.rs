@@ -5,7 +5,9 @@ use kube::core::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use weft_api::policy::{PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec};
+use weft_api::policy::{
+    EgressPolicySpec, ExternalServiceSpec, PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec,
+};
 
 use super::meta;
 use super::objects::resource;
@@ -56,6 +58,18 @@ policy!(
     Object::PeerAuthentication
 );
 policy!(Telemetry, "telemetries", TelemetrySpec, Object::Telemetry);
+policy!(
+    EgressPolicy,
+    "egresspolicies",
+    EgressPolicySpec,
+    Object::EgressPolicy
+);
+policy!(
+    ExternalService,
+    "externalservices",
+    ExternalServiceSpec,
+    |service| Object::ExternalService(Box::new(service))
+);
 
 /// Reads a policy's `spec`; none is an empty one.
 fn read<T: DeserializeOwned>(metadata: &ObjectMeta, spec: Value) -> Result<Policy<T>, Vec<Wrong>> {

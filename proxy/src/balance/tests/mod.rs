@@ -41,6 +41,7 @@ fn info(n: usize, weight: u32, state: Health, health: Arc<EndpointHealth>) -> Ar
         weight,
         state,
         health,
+        siblings: None,
     })
 }
 

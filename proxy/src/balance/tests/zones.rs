@@ -18,6 +18,7 @@ fn zoned(zones: &[&str]) -> Vec<Arc<EndpointInfo>> {
                 weight: 1,
                 state: Health::Ready,
                 health: Arc::default(),
+                siblings: None,
             })
         })
         .collect()

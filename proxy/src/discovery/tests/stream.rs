@@ -50,6 +50,7 @@ impl Mesh {
             workload: "shop/web".into(),
             admin_address: String::new(),
             idle_destination: idle,
+            dns_servers: Vec::new(),
         };
         let handle = Handle::new();
         handle.set(authority.credentials(&shop("web"), &[&authority]));

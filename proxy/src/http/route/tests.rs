@@ -25,6 +25,10 @@ fn get(path: &str, headers: &[(&'static str, &str)]) -> Request {
 }
 
 impl RequestView for Request {
+    fn size(&self) -> crate::http::HeadSize {
+        crate::http::HeadSize::default()
+    }
+
     fn method(&self) -> &[u8] {
         self.method.as_bytes()
     }

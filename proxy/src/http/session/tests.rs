@@ -9,6 +9,10 @@ struct Request {
 }
 
 impl RequestView for Request {
+    fn size(&self) -> crate::http::HeadSize {
+        crate::http::HeadSize::default()
+    }
+
     fn method(&self) -> &[u8] {
         b"GET"
     }
@@ -67,6 +71,7 @@ fn endpoint(workload: &str) -> EndpointInfo {
         weight: 1,
         state: crate::tables::Health::Ready,
         health: Arc::default(),
+        siblings: None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`messages`]: what a message says passes as it is, and at once
 //! - [`tunnels`]: connections that stop being HTTP, or never were
 //! - [`endings`]: how a connection ends is passed on
+//! - [`hedging`]: a second endpoint that is asked beside the first
 //! - [`strictness`]: what is refused, and what is only old
 
 use std::cell::RefCell;
@@ -28,7 +29,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a server does on one connection, in order.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 enum Do {
     /// Reads until the bytes seen since the last reply end so, then goes on.
     Until(&'static str),
@@ -212,6 +213,7 @@ macro_rules! engine_test {
 }
 
 mod endings;
+mod hedging;
 mod messages;
 mod strictness;
 mod tunnels;

@@ -207,6 +207,8 @@ async fn a_lost_connection_ends_its_streams_alone() {
             index: crate::http::route::Index::new(&routes),
             routes,
             opaque: Vec::new(),
+            fed: false,
+            prohibited: false,
         });
         let mut client = client(destination).await;
         let (dying, _) = client.send_request(get("/dying"), true).unwrap();

@@ -454,3 +454,63 @@ async fn never_processed_passes_on_to_the_other_proxy() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn the_slower_of_two_endpoints_is_cancelled() {
+    local(async {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let (slow, asked) = server(move |_request, mut respond| {
+            let tell = tell.clone();
+            async move {
+                let reset = poll_fn(|cx| respond.poll_reset(cx)).await;
+                tell.send(reset.unwrap()).unwrap();
+            }
+        })
+        .await;
+        let (fast, _) = server(|_, respond| async move { ok(respond, "fast") }).await;
+        let policy = RoutePolicy {
+            hedge_after: Some(Duration::from_millis(30)),
+            ..retrying()
+        };
+        let mut client = client(with_policy(&[slow, fast], policy)).await;
+        // An endpoint without a measurement comes before one with: the slow one is asked.
+        for _ in 0..6 {
+            let (response, _) = ask(&mut client, get("/")).await.unwrap();
+            assert_eq!(response.body(), "fast");
+        }
+        assert_eq!(told.recv().await, Some(Reason::CANCEL));
+        assert!(asked.get() >= 1);
+        assert!(
+            told.try_recv().is_err(),
+            "its slowness counts: once was enough"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_other_endpoints_answer_counts_when_one_breaks() {
+    local(async {
+        let wait = || tokio::time::sleep(Duration::from_millis(120));
+        let (breaks, _) = server(move |_, mut respond| async move {
+            wait().await;
+            respond.send_reset(Reason::INTERNAL_ERROR);
+        })
+        .await;
+        let (slow, asked) = server(move |_, respond| async move {
+            wait().await;
+            wait().await;
+            ok(respond, "slow");
+        })
+        .await;
+        let policy = RoutePolicy {
+            hedge_after: Some(Duration::from_millis(30)),
+            ..retrying()
+        };
+        let mut client = client(with_policy(&[breaks, slow], policy)).await;
+        let (response, _) = ask(&mut client, get("/")).await.unwrap();
+        assert_eq!(response.body(), "slow");
+        assert_eq!(asked.get(), 1);
+    })
+    .await;
+}

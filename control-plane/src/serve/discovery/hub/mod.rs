@@ -240,6 +240,16 @@ impl State {
             prefix.pop();
             keys.extend(self.with_prefix(Kind::Destination, prefix));
         }
+        for service in &dirty.external {
+            keys.extend(self.with_prefix(Kind::Endpoints, format!("external/{service}:")));
+        }
+        if !dirty.networks.is_empty() {
+            let at = self.with_prefix(Kind::Destination, String::new());
+            keys.extend(at.filter(|key| {
+                let address = key.name.parse::<SocketAddr>();
+                address.is_ok_and(|at| dirty.networks.iter().any(|net| net.contains(&at.ip())))
+            }));
+        }
         for service in &dirty.services {
             keys.extend(self.by_service.get(service).into_iter().flatten().cloned());
         }

@@ -1,0 +1,111 @@
+//! A second endpoint that is asked beside the first.
+
+use super::*;
+use crate::tables::RetryPolicy;
+
+/// Retries with a budget of so many hedges a second.
+fn hedging(min_per_second: u32) -> RoutePolicy {
+    RoutePolicy {
+        hedge_after: Some(Duration::from_millis(30)),
+        retry: Some(Arc::new(RetryPolicy {
+            attempts: 1,
+            status_codes: Vec::new(),
+            grpc_codes: Vec::new(),
+            connect_failure: true,
+            refused_stream: true,
+            reset: true,
+            timeout: false,
+            methods: Vec::new(),
+            backoff_base: Duration::from_millis(1),
+            backoff_max: Duration::from_millis(1),
+            max_body: 1024,
+            budget_percent: 0,
+            budget_min_per_second: min_per_second,
+        })),
+        ..RoutePolicy::default()
+    }
+}
+
+async fn client_of(servers: &[&Server], policy: RoutePolicy) -> TcpStream {
+    let (client, proxy) = tcp_pair().await;
+    let endpoints = servers.iter().map(|s| endpoint(s.address, None)).collect();
+    let backend = backend(endpoints, BackendPolicy::default());
+    let flow = outbound(destination(backend, policy));
+    spawn_local(serve(worker(None), Stream::from(proxy), flow));
+    client
+}
+
+const END: &str = "\r\n\r\n";
+
+engine_test!(the_slower_of_two_is_cancelled, async {
+    let slow = server(vec![vec![Until(END), Gone]; 2]).await;
+    let answers = [Until(END), Say(OK)].repeat(6);
+    let fast = server(vec![answers; 2]).await;
+    let mut client = client_of(&[&slow, &fast], hedging(10)).await;
+    // An endpoint without a measurement comes before one with: the slow one is asked.
+    for _ in 0..6 {
+        say(&mut client, GET).await;
+        hear(&mut client, OK).await;
+    }
+    gone(&slow).await;
+    assert_eq!(slow.heard.borrow()[0], format!("{GET}<gone>"));
+    // Its slowness counts: once was enough.
+    assert_eq!(slow.heard.borrow().len(), 1);
+});
+
+engine_test!(
+    without_budget_or_permission_the_first_is_waited_for,
+    async {
+        const POST: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi";
+        for (request, end, budget) in [(GET, END, 0), (POST, "hi", 10)] {
+            let slow = server(vec![vec![Until(end), Go, Say(OK)]]).await;
+            let answers = [Until(end), Say(OK)].repeat(4);
+            let fast = server(vec![answers; 2]).await;
+            let mut client = client_of(&[&slow, &fast], hedging(budget)).await;
+            let mut answered = 0;
+            // Until the slow one has it.
+            loop {
+                say(&mut client, request).await;
+                let waited =
+                    tokio::time::timeout(Duration::from_millis(150), hear(&mut client, OK));
+                if waited.await.is_err() {
+                    break;
+                }
+                answered += 1;
+                assert!(answered < 4, "{request}");
+            }
+            assert_eq!(fast.heard.borrow().concat(), request.repeat(answered));
+            slow.go.notify_one();
+            hear(&mut client, OK).await;
+        }
+    }
+);
+
+engine_test!(one_that_fails_leaves_it_to_the_other, async {
+    // Whichever is asked first, the answer of the other comes through.
+    let breaks = server(vec![vec![Until(END), Go, Reset]; 3]).await;
+    let slow = server(vec![vec![Until(END), Go, Say(OK)]; 3]).await;
+    let mut client = client_of(&[&breaks, &slow], hedging(10)).await;
+    say(&mut client, GET).await;
+    breaks.hears(END).await;
+    slow.hears(END).await;
+    breaks.go.notify_one();
+    rounds().await;
+    slow.go.notify_one();
+    hear(&mut client, OK).await;
+    assert_eq!(slow.heard.borrow().len(), 1, "it was not asked again");
+});
+
+engine_test!(a_client_that_goes_takes_both_tries_with_it, async {
+    let one = server(vec![vec![Until(END), Gone]]).await;
+    let two = server(vec![vec![Until(END), Gone]]).await;
+    let mut client = client_of(&[&one, &two], hedging(10)).await;
+    say(&mut client, GET).await;
+    one.hears(END).await;
+    two.hears(END).await;
+    let linger = socket2::SockRef::from(&client);
+    linger.set_linger(Some(Duration::ZERO)).unwrap();
+    drop(client);
+    gone(&one).await;
+    gone(&two).await;
+});
