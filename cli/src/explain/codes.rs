@@ -95,7 +95,7 @@ pub const CODES: [Code; 16] = [
     Code {
         name: "connection_limit_reached",
         statuses: &[503],
-        meaning: "A limit of the TrafficPolicy's circuit breaker is reached (maxConnections, maxRequests, maxPendingRequests), and the request was not queued.",
+        meaning: "A limit of the TrafficPolicy's circuit breaker is reached (maxConnections, maxRequests, maxPendingRequests), and the request was not queued; or a failed request was not tried again because the retry budget of an XBackendTrafficPolicy is spent: the details say which.",
         help: &[
             "See which: weft_limits_rejected_total by its label limit; weft routes deploy/CALLER DEST shows the limits.",
             "Raise the limit, or scale the destination; a fallback says what callers get meanwhile.",

@@ -39,6 +39,8 @@ pub struct Call {
     on_fallback: bool,
     permit: Option<RequestPermit>,
     budget: Option<Rc<RetryBudget>>,
+    /// There was to be another try, and the backend's own budget had none left.
+    spent: bool,
 }
 
 /// Why a request is answered here instead of being sent.
@@ -151,6 +153,7 @@ impl Call {
             on_fallback: false,
             permit: None,
             budget: retry.map(|policy| worker.budget_of(backend, route, policy)),
+            spent: false,
             balancer,
         };
         if let Some(budget) = &call.budget {
@@ -310,6 +313,7 @@ impl Call {
                 Counter::RetryBudgetExhausted,
                 &[&backend.service, &backend.namespace],
             );
+            self.spent = backend.policy.retry_constraint.is_some();
             return None;
         }
         self.tried.push(address);
@@ -319,6 +323,18 @@ impl Call {
             &[failure.name(), &backend.service, &backend.namespace],
         );
         Some(pause)
+    }
+
+    /// The answer in place of a failed one that was not tried again because the backend's own
+    /// budget is spent: 503, as RetryConstraint (GEP-3388) has it.
+    pub fn spent(&self, answered: u16) -> Option<ProxyError> {
+        self.spent.then(|| {
+            let text = format!(
+                "{}: the retry budget of its XBackendTrafficPolicy is spent; the last try was answered {answered}",
+                self.place()
+            );
+            ProxyError::new(ErrorCode::LimitReached, text)
+        })
     }
 
     /// When another endpoint is asked too, if this first one has not answered by then. Who stays with

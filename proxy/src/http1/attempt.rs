@@ -133,6 +133,8 @@ pub(super) enum OnHead {
     Tunnel,
     Again(Duration),
     Bad(ProxyError),
+    /// Ours goes in its place.
+    Answer(ProxyError),
 }
 
 /// How a try failed before a response, and whether the server ended in order.
@@ -218,6 +220,7 @@ impl Exchange<'_> {
                             *replay = kept;
                             return Tried::Again { pause, dead: false };
                         }
+                        OnHead::Answer(error) => return self.answer_or_cut(error, passed),
                         OnHead::Bad(error) => {
                             picked.observe(Outcome::ServerError, Instant::now());
                             return self.answer_or_cut(error, passed);
@@ -448,6 +451,9 @@ impl Exchange<'_> {
             let failure = Failure::Status(status);
             if let Verdict::Again(pause) = self.verdict(call, picked, failure, replayable, after) {
                 return OnHead::Again(pause);
+            }
+            if let Some(error) = call.spent(status) {
+                return OnHead::Answer(error);
             }
         }
         self.ending.status = status;

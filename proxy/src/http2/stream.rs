@@ -537,10 +537,13 @@ impl Exchange<'_> {
             None if status < 400 => None,
             None => Some(Failure::Status(status)),
         };
-        if let Some(failure) = failure
-            && let Some(pause) = self.verdict(call, picked, failure, replayable, after)
-        {
-            return Err(Tried::Again(pause));
+        if let Some(failure) = failure {
+            if let Some(pause) = self.verdict(call, picked, failure, replayable, after) {
+                return Err(Tried::Again(pause));
+            }
+            if let Some(error) = call.spent(status) {
+                return Err(Tried::Answer(error));
+            }
         }
         self.ending.status = status;
         self.ending.grpc_status = code;

@@ -165,7 +165,7 @@ pub fn a_backend_gets_no_more_retries_than_its_policy_allows() {
     let (mut mesh, vip) = prepare();
     mesh.traffic_policy(
         "server",
-        "  retries: {attempts: 2, codes: [503], backoff: {base: 1ms}}",
+        "  retries: {attempts: 2, codes: [500], backoff: {base: 1ms}}",
     );
     mesh.manifest(
         "backend",
@@ -180,10 +180,21 @@ spec:
 ",
     );
     mesh.start();
-    let count = failing_first(&mesh, usize::MAX);
-    for _ in 0..5 {
-        assert_eq!(status(&get(&mesh, vip).0), 503);
-    }
+    let count = Arc::new(AtomicUsize::new(0));
+    let counter = count.clone();
+    let _server = Server::start(mesh.host(1), 8080, move |wire| {
+        let count = counter.clone();
+        serve_http(wire, move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec()
+        });
+    });
+    // The first uses up both retries, and is answered what the last of them was.
+    let answers: Vec<u16> = (0..4).map(|_| status(&get(&mesh, vip).0)).collect();
+    assert_eq!(answers, [500, 503, 503, 503]);
+    let (head, body) = get(&mesh, vip);
+    let text = format!("{head}{}", String::from_utf8_lossy(&body));
+    assert!(text.contains("XBackendTrafficPolicy"), "{text}");
     assert_eq!(count.load(Ordering::SeqCst), 5 + 2);
 }
 
