@@ -557,7 +557,9 @@ pub fn only_what_is_known_may_be_called() {
     assert_eq!(ask(&mesh, at(&api, 80), "x").0, 502);
     let refused = ["code=\"destination_ip_prohibited\""];
     let client = mesh.sidecar(0);
-    assert!(client.metric("weft_errors_total", &refused) >= 3.0);
+    eventually("the three are counted", PATIENCE, || {
+        client.metric("weft_errors_total", &refused) >= 3.0
+    });
     assert!(client.log().contains("connection refused"));
 
     // A name is not believed: neither that of another address, nor one below no wildcard.
