@@ -1,6 +1,6 @@
 //! What in the model cannot work, or most likely is not meant, as sentences.
 //!
-//! - [`unreachable`]: rules that no request comes to; ports that do not say that there are requests
+//! - [`mod@unreachable`]: rules that no request comes to; ports that do not say that there are requests
 //! - [`mtls`]: mutual TLS asked of those who cannot speak it
 //! - [`outside`]: services outside the mesh
 
