@@ -40,6 +40,8 @@ pub use telemetry::{AccessLogMode, Telemetry, TelemetrySpec};
 pub use traffic::{TrafficPolicy, TrafficPolicySpec};
 pub use workload::{Workload, WorkloadSpec};
 
+/// The API group of every kind here.
+pub const GROUP: &str = "policy.weft.dev";
 /// `apiVersion` of every kind here.
 pub const API_VERSION: &str = "policy.weft.dev/v1alpha1";
 

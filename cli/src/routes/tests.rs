@@ -1,3 +1,5 @@
+//! What `weft routes` says of tables and requests.
+
 use serde_json::json;
 
 use super::config::Match;

@@ -1,3 +1,5 @@
+//! What ExternalServices and EgressPolicies compile to.
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

@@ -174,7 +174,7 @@ fn status_of(world: &World, kind: Kind, name: &Name, created: &str) -> RouteStat
 fn reference(target: &TargetRef) -> ParentRef {
     let group = match target.kind {
         TargetKind::HTTPRoute | TargetKind::GRPCRoute => "gateway.networking.k8s.io",
-        TargetKind::ExternalService => "policy.weft.dev",
+        TargetKind::ExternalService => weft_api::policy::GROUP,
         TargetKind::Service | TargetKind::Namespace => "",
     };
     ParentRef {

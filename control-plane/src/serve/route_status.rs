@@ -1,5 +1,6 @@
 //! The status of routes and policies in Kubernetes: conditions for each parent that is a Service, for
-//! each target of a policy. The leader alone writes, only what is not written already, and leaves the entries of other controllers alone.
+//! each target of a policy. The leader alone writes, only what is not written already, and leaves the
+//! entries of other controllers alone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

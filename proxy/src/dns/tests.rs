@@ -1,3 +1,5 @@
+//! Names: their lives, both families, failures.
+
 use std::collections::VecDeque;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Active health checks: what streaks do, and probes of servers that are well, unwell and silent.
+
 use super::*;
 use crate::tables::HealthProbe;
 

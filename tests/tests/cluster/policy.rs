@@ -139,7 +139,7 @@ spec:
   # The answers are drawn by lot: no endpoint is worse than the others.
   circuitBreaker: {outlierDetection: {consecutiveGatewayErrors: 0, consecutive5xxErrors: 0}}
   retries:
-    attempts: 5
+    attempts: 7
     codes: [503]
     backoff: {base: 5ms, max: 50ms}
     budget: {percent: 30, minPerSecond: 10}
@@ -162,7 +162,8 @@ spec:
         100.0 * share(&after)
     );
     assert!((0.7..0.9).contains(&share(&before)), "{before:#}");
-    assert!(share(&after) > 0.999, "{after:#}");
+    // All eight answers of a request are 503 once in 390,000.
+    assert!(share(&after) >= 0.999, "{after:#}");
     // Where everything fails, retries are bounded by the budget.
     // The kubelet's probes come to the server's proxy too, in plaintext.
     let labels = ["direction=\"inbound\"", "mtls=\"true\""];

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use weft_tests::mesh::{Mesh, Workload};
@@ -45,6 +45,44 @@ fn failing_first(mesh: &Mesh, failures: usize) -> Arc<AtomicUsize> {
     count
 }
 
+/// A server (on host 1) that answers only when it is told to.
+struct Held {
+    _server: Server,
+    state: Arc<(AtomicUsize, AtomicBool)>,
+}
+
+impl Held {
+    fn start(mesh: &Mesh) -> Self {
+        let state = Arc::new((AtomicUsize::new(0), AtomicBool::new(false)));
+        let shared = Arc::clone(&state);
+        let server = Server::start(mesh.host(1), 8080, move |wire| {
+            let state = Arc::clone(&shared);
+            serve_http(wire, move |_| {
+                state.0.fetch_add(1, Ordering::SeqCst);
+                eventually("the answer may go", PATIENCE, || {
+                    state.1.load(Ordering::SeqCst)
+                });
+                ok("held")
+            });
+        });
+        Self {
+            _server: server,
+            state,
+        }
+    }
+
+    /// Waits until `requests` have come.
+    fn wait_for(&self, requests: usize) {
+        eventually("the requests come", PATIENCE, || {
+            self.state.0.load(Ordering::SeqCst) >= requests
+        });
+    }
+
+    fn release(&self) {
+        self.state.1.store(true, Ordering::SeqCst);
+    }
+}
+
 pub fn a_changed_policy_takes_effect_without_a_restart() {
     let (mut mesh, vip) = prepare();
     mesh.traffic_policy("server", "  timeouts: {request: 10s}");
@@ -79,7 +117,10 @@ pub fn a_bad_policy_changes_nothing() {
     assert_eq!(status(&get(&mesh, vip).0), 504);
     mesh.traffic_policy("server", "  timeouts: {request: soon}");
     mesh.manifest("broken", "this: [is not: a manifest");
-    std::thread::sleep(Duration::from_secs(1));
+    eventually("both files are known to be bad", PATIENCE, || {
+        mesh.control_get("/metrics")
+            .is_some_and(|(_, text)| text.contains("weft_control_plane_bad_files 2\n"))
+    });
     assert_eq!(
         status(&get(&mesh, vip).0),
         504,
@@ -91,31 +132,23 @@ pub fn requests_over_the_limit_get_503() {
     let (mut mesh, vip) = prepare();
     mesh.traffic_policy("server", "  circuitBreaker: {limits: {maxRequests: 2}}");
     mesh.start();
-    let _server = Server::start(mesh.host(1), 8080, |wire| {
-        serve_http(wire, |_| {
-            std::thread::sleep(Duration::from_secs(1));
-            ok("slow")
-        });
-    });
+    let server = Held::start(&mesh);
     let mut within: Vec<Wire> = (0..2).map(|_| mesh.sidecar(0).connect(vip)).collect();
     for wire in &mut within {
         wire.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
     }
-    std::thread::sleep(Duration::from_millis(300));
-    let start = Instant::now();
+    server.wait_for(2);
+    // At once: nothing was answered yet.
     let (head, body) = get(&mesh, vip);
     assert_eq!(status(&head), 503);
-    assert!(
-        start.elapsed() < Duration::from_millis(500),
-        "it did not fail at once"
-    );
     let text = format!("{head}{}", String::from_utf8_lossy(&body));
     assert!(
         header(&head, "proxy-status").is_some() && text.contains("limit"),
         "{text}"
     );
+    server.release();
     for wire in &mut within {
-        assert_eq!(wire.read_answer().1, b"slow");
+        assert_eq!(wire.read_answer().1, b"held");
     }
     assert_eq!(
         status(&get(&mesh, vip).0),
@@ -133,19 +166,15 @@ pub fn an_open_circuit_is_answered_by_the_fallback() {
     fallback: {response: {status: 200, headers: [{name: x-from, value: fallback}], body: cached}}",
     );
     mesh.start();
-    let _server = Server::start(mesh.host(1), 8080, |wire| {
-        serve_http(wire, |_| {
-            std::thread::sleep(Duration::from_secs(1));
-            ok("slow")
-        });
-    });
+    let server = Held::start(&mesh);
     let mut within = mesh.sidecar(0).connect(vip);
     within.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
-    std::thread::sleep(Duration::from_millis(300));
+    server.wait_for(1);
     let (head, body) = get(&mesh, vip);
     assert_eq!((status(&head), body.as_slice()), (200, &b"cached"[..]));
     assert_eq!(header(&head, "x-from"), Some("fallback"));
-    assert_eq!(within.read_answer().1, b"slow");
+    server.release();
+    assert_eq!(within.read_answer().1, b"held");
 }
 
 pub fn failed_requests_are_tried_again_when_a_policy_says_so() {

@@ -1,12 +1,11 @@
 //! What a TrafficPolicy's targets can be, and what can be said of each.
 
-use weft_api::policy::TrafficPolicySpec;
 use weft_api::policy::traffic::{TargetKind, TargetRef};
+use weft_api::policy::{GROUP, TrafficPolicySpec};
 
 use super::Findings;
 
 const ROUTES: &str = "gateway.networking.k8s.io";
-const OURS: &str = "policy.weft.dev";
 
 pub(super) fn check(spec: &TrafficPolicySpec, namespace: &str, findings: &mut Findings) {
     for (index, target) in spec.target_refs.iter().enumerate() {
@@ -47,7 +46,7 @@ fn check_target(target: &TargetRef, index: usize, namespace: &str, findings: &mu
     let fits = match target.kind {
         TargetKind::Service | TargetKind::Namespace => matches!(group, "" | "core"),
         TargetKind::HTTPRoute | TargetKind::GRPCRoute => matches!(group, "" | ROUTES),
-        TargetKind::ExternalService => matches!(group, "" | OURS),
+        TargetKind::ExternalService => matches!(group, "" | GROUP),
     };
     if !fits {
         findings.add(

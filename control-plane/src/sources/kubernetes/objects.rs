@@ -20,7 +20,7 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// Says which resource of the apiserver a struct is. It has a field `metadata`.
 macro_rules! resource {
-    ($type:ty, $group:literal, $version:literal, $kind:expr, $plural:literal) => {
+    ($type:ty, $group:expr, $version:literal, $kind:expr, $plural:literal) => {
         impl kube::core::Resource for $type {
             type DynamicType = ();
             type Scope = kube::core::DynamicResourceScope;

@@ -25,7 +25,7 @@ macro_rules! policy {
         }
         resource!(
             $type,
-            "policy.weft.dev",
+            weft_api::policy::GROUP,
             "v1alpha1",
             stringify!($type),
             $plural

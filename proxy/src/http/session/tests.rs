@@ -1,3 +1,5 @@
+//! Sessions: what a client is given, and where it leads.
+
 use super::*;
 use crate::tables::{Backend, RoutePolicy, fresh_id};
 

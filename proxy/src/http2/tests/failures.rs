@@ -1,6 +1,7 @@
 //! Resets, retries, timeouts and the proxy's own answers.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use h2::Reason;
@@ -491,16 +492,25 @@ async fn the_slower_of_two_endpoints_is_cancelled() {
 #[tokio::test]
 async fn the_other_endpoints_answer_counts_when_one_breaks() {
     local(async {
-        let wait = || tokio::time::sleep(Duration::from_millis(120));
-        let (breaks, _) = server(move |_, mut respond| async move {
-            wait().await;
-            respond.send_reset(Reason::INTERNAL_ERROR);
+        // The one breaks when the other has been asked, and the other answers after that.
+        let (both_asked, broken) = (Rc::new(Notify::new()), Rc::new(Notify::new()));
+        let (when, tell) = (Rc::clone(&both_asked), Rc::clone(&broken));
+        let (breaks, _) = server(move |_, mut respond| {
+            let (when, tell) = (Rc::clone(&when), Rc::clone(&tell));
+            async move {
+                when.notified().await;
+                respond.send_reset(Reason::INTERNAL_ERROR);
+                tell.notify_one();
+            }
         })
         .await;
-        let (slow, asked) = server(move |_, respond| async move {
-            wait().await;
-            wait().await;
-            ok(respond, "slow");
+        let (slow, asked) = server(move |_, respond| {
+            let (tell, when) = (Rc::clone(&both_asked), Rc::clone(&broken));
+            async move {
+                tell.notify_one();
+                when.notified().await;
+                ok(respond, "slow");
+            }
         })
         .await;
         let policy = RoutePolicy {
