@@ -186,6 +186,9 @@ pub struct Backend {
     pub retry_constraint: Option<RetryConstraint>,
     #[serde(default)]
     pub health_check: Option<HealthCheck>,
+    /// Only endpoints on the proxy's own node are used.
+    #[serde(default)]
+    pub node_local: bool,
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -238,4 +241,7 @@ pub struct Endpoint {
     pub identity: Option<String>,
     pub weight: u32,
     pub state: String,
+    /// Preferred because it is meant for the proxy's own node or zone.
+    #[serde(default)]
+    pub near: bool,
 }
