@@ -493,7 +493,11 @@ async fn near_is_what_is_meant_for_our_own_place() {
     let mut world = World::wanting();
     let near = |world: &World| {
         let table = world.table();
-        let cell = &table.routes[0].backends[0].backend.as_ref().unwrap().endpoints;
+        let cell = &table.routes[0].backends[0]
+            .backend
+            .as_ref()
+            .unwrap()
+            .endpoints;
         let set = cell.current.load();
         (set.generation, set.near.to_vec())
     };
