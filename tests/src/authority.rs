@@ -29,6 +29,16 @@ impl Authority {
         block(&self.pem(), spaces)
     }
 
+    /// A Secret of Kubernetes with its key, as cert-manager writes it for a CA certificate.
+    pub fn secret(&self, name: &str) -> String {
+        let certificate = self.yaml(2);
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: {name}}}\nstringData:\n  ca.crt: {certificate}\n  \
+             tls.crt: {certificate}\n  tls.key: {}\n",
+            block(&self.0.key().serialize_pem(), 2),
+        )
+    }
+
     /// A certificate for a server of these names.
     pub fn issue(&self, names: &[&str]) -> Issued {
         let key = KeyPair::generate().unwrap();

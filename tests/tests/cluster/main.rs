@@ -63,6 +63,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     outside::plaintext_becomes_tls_outside,
     identity::certificates_are_renewed_under_load,
     identity::roots_are_rotated_under_load,
+    identity::an_authority_of_ones_own_takes_over_under_load,
     bookshop::a_newcomers_tour,
     bookshop::a_visit_is_one_trace_in_jaeger,
     install::an_upgrade_keeps_certificates,
