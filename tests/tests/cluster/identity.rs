@@ -98,7 +98,7 @@ pub fn an_authority_of_ones_own_takes_over_under_load() {
     let load = [
         "http://server/",
         "--seconds",
-        "150",
+        "100",
         "--rate",
         "40",
         "--no-keepalive",
