@@ -12,7 +12,7 @@
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
 //! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used;
-//!   [`resilience`]: faults, and what a destination takes no more of.
+//!   [`said`]: what is said of any object in return; [`resilience`]: faults, and what a destination takes no more of.
 //! - [`health`]: how endpoints are asked whether they are well.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
@@ -25,6 +25,7 @@ mod policy;
 mod policy_status;
 mod resilience;
 mod routes;
+mod said;
 mod session;
 mod status;
 mod version;
@@ -35,8 +36,8 @@ use std::collections::BTreeSet;
 use weft_api::proto::{ResourceKey, ResourceKind, Trust, resource::Body};
 
 pub use findings::{Problem, problems};
-pub use policy_status::policy_statuses;
-pub use status::{CONTROLLER, Condition, ParentStatus, RouteStatus, status};
+pub use said::{status_of, with_status};
+pub use status::{CONTROLLER, Condition, ObjectStatus, ParentStatus};
 pub use version::Compiled;
 
 use crate::model::{Name, World};
@@ -94,5 +95,7 @@ mod external_tests;
 mod policy_tests;
 #[cfg(test)]
 mod route_tests;
+#[cfg(test)]
+mod said_tests;
 #[cfg(test)]
 mod tests;
