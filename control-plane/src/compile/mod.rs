@@ -16,6 +16,7 @@
 //! - [`health`]: how endpoints are asked whether they are well.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
+mod connection;
 mod destination;
 mod endpoints;
 mod external;
