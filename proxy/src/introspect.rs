@@ -19,8 +19,8 @@ use crate::identity;
 use crate::inbound::limits::{LimitKey, RateLimit};
 use crate::run::Stage;
 use crate::tables::{
-    Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, HealthCheck,
-    HealthProbe, Known, PathEdit, PathMatch, Plan, Redirect, Route, ValueMatch,
+    Backend, ConnectionPolicy, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health,
+    HealthCheck, HealthProbe, Known, PathEdit, PathMatch, Plan, Redirect, Route, ValueMatch,
 };
 use crate::telemetry::export::ExportConfig;
 use crate::telemetry::stats::{EndpointState, EndpointView};
@@ -346,6 +346,7 @@ fn show_route(route: &Route) -> Value {
         "request_timeout_ms": policy.request_timeout.map(millis),
         "per_try_timeout_ms": policy.per_try_timeout.map(millis),
         "idle_timeout_ms": policy.idle_timeout.map(millis),
+        "stream_idle_timeout_ms": policy.stream_idle_timeout.map(millis),
         "retry": policy.retry.as_ref().map(|retry| json!({
             "attempts": retry.attempts,
             "status_codes": retry.status_codes,
@@ -442,6 +443,20 @@ fn show_health_check(check: &HealthCheck) -> Value {
     })
 }
 
+fn show_connection(connection: &ConnectionPolicy) -> Value {
+    json!({
+        "max_requests": connection.max_requests,
+        "idle_timeout_ms": connection.idle_timeout.map(millis),
+        "keepalive": connection.keepalive.map(|keepalive| json!({
+            "time_ms": millis(keepalive.after),
+            "interval_ms": millis(keepalive.interval),
+            "probes": keepalive.probes,
+        })),
+        "stream_window": connection.stream_window,
+        "connection_window": connection.connection_window,
+    })
+}
+
 fn show_session(session: &Session) -> Value {
     json!({
         "name": session.spelling,
@@ -471,6 +486,8 @@ fn show_backend(backend: &Backend) -> Value {
         "slow_start_ms": policy.slow_start.map(millis),
         "zone_threshold_percent": policy.zone_threshold,
         "connect_timeout_ms": millis(policy.connect_timeout),
+        "connection": (policy.connection != ConnectionPolicy::default())
+            .then(|| show_connection(&policy.connection)),
         "limits": {
             "max_connections": policy.max_connections,
             "max_requests": policy.max_requests,

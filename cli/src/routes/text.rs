@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::config::{Backend, Config, Destination, Fault, Retry, Route};
+use super::config::{Backend, Config, Connection, Destination, Fault, Retry, Route};
 use super::judge::Verdict;
 use crate::output::{Cell, Paint, Tone, span, table};
 
@@ -146,10 +146,15 @@ fn millis(ms: u64) -> String {
 }
 
 fn timeouts(route: &Route) -> String {
+    let stream = route.stream_idle_timeout_ms;
     let each = [
         ("request", route.request_timeout_ms),
         ("each try", route.per_try_timeout_ms),
         ("idle", route.idle_timeout_ms),
+        (
+            "idle streams",
+            stream.filter(|_| stream != route.idle_timeout_ms),
+        ),
     ];
     let set: Vec<String> = each
         .iter()
@@ -217,6 +222,31 @@ fn faults(fault: &Fault) -> String {
     text
 }
 
+/// How connections are kept.
+fn connection(given: &Connection) -> String {
+    let mut parts = Vec::new();
+    if given.max_requests > 0 {
+        parts.push(format!("{} requests each", given.max_requests));
+    }
+    if let Some(idle) = given.idle_timeout_ms {
+        parts.push(format!("idle {}", millis(idle)));
+    }
+    parts.push(match &given.keepalive {
+        None => "no keep-alive".to_owned(),
+        Some(keepalive) => format!(
+            "keep-alive after {}, {} times every {}",
+            millis(keepalive.time_ms),
+            keepalive.probes,
+            millis(keepalive.interval_ms)
+        ),
+    });
+    parts.push(format!(
+        "HTTP/2 windows {} (stream) and {} bytes",
+        given.stream_window, given.connection_window
+    ));
+    parts.join("; ")
+}
+
 fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     let mut out = String::new();
     let share = match total {
@@ -249,6 +279,9 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             false => "",
         }
     );
+    if let Some(connection) = &backend.connection {
+        let _ = writeln!(out, "connects  {}", self::connection(connection));
+    }
     if let Some(session) = &backend.session {
         let ends = [
             ("idle", session.idle_timeout_ms),

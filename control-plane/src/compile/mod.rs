@@ -12,10 +12,11 @@
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
 //! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used;
-//!   [`resilience`]: faults, and what a destination takes no more of.
+//!   [`said`]: what is said of any object in return; [`resilience`]: faults, and what a destination takes no more of.
 //! - [`health`]: how endpoints are asked whether they are well.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
+mod connection;
 mod destination;
 mod endpoints;
 mod external;
@@ -25,6 +26,7 @@ mod policy;
 mod policy_status;
 mod resilience;
 mod routes;
+mod said;
 mod session;
 mod status;
 mod version;
@@ -36,8 +38,8 @@ use weft_api::proto::{Endpoints, ResourceKey, ResourceKind, Trust, resource::Bod
 
 pub(crate) use endpoints::EVERYWHERE;
 pub use findings::{Problem, problems};
-pub use policy_status::policy_statuses;
-pub use status::{CONTROLLER, Condition, ParentStatus, RouteStatus, status};
+pub use said::{status_of, with_status};
+pub use status::{CONTROLLER, Condition, ObjectStatus, ParentStatus};
 pub use version::Compiled;
 
 use crate::model::{Name, World};
@@ -153,5 +155,7 @@ mod external_tests;
 mod policy_tests;
 #[cfg(test)]
 mod route_tests;
+#[cfg(test)]
+mod said_tests;
 #[cfg(test)]
 mod tests;

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use weft_api::proto::load_balancer::HashKey;
 use weft_api::proto::resource::Body;
 use weft_api::proto::{
-    AccessLog, Algorithm, Destination, Endpoint, Endpoints, Health, MtlsMode, Protocol,
-    ResourceKey, ResourceKind, RoutePolicy, Trust, Workload, fallback,
+    AccessLog, Algorithm, BackendPolicy, Destination, Endpoint, Endpoints, Health, MtlsMode,
+    Protocol, ResourceKey, ResourceKind, RoutePolicy, Trust, Workload, fallback,
 };
 
 use super::{Compiled, Settings, compile, problems};
@@ -79,6 +79,14 @@ pub(super) fn workload(world: &World, name: &str) -> Workload {
 pub(super) fn route_policy(world: &World, name: &str) -> RoutePolicy {
     let destination = destination(world, name).expect("a destination");
     destination.routes[0].policy.clone().expect("a policy")
+}
+
+pub(super) fn backend_policy(world: &World, name: &str) -> BackendPolicy {
+    let destination = destination(world, name).expect("a destination");
+    let backend = destination.routes[0].backends[0].backend.clone();
+    backend
+        .and_then(|backend| backend.policy)
+        .expect("a policy")
 }
 
 const SHOP: &str = "

@@ -60,6 +60,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
                     mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
                     rate_limits: limits.rates,
                     header_limits: limits.heads,
+                    connection: limits.connection,
                 }
             })
             .collect(),

@@ -173,6 +173,25 @@ pub enum Change {
         object: ObjectRef,
         generation: i64,
     },
+    /// The object is there, but cannot be read now; what it said before stands. That it is so is
+    /// forgotten when it is set or removed.
+    Unreadable {
+        object: ObjectRef,
+        unreadable: Box<Unreadable>,
+    },
+}
+
+/// An object that says what cannot be honoured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// `metadata.generation` of what cannot be read.
+    pub generation: i64,
+    /// RFC 3339; empty when not known.
+    pub created: String,
+    /// What is wrong: sentences without a full stop, separated by semicolons.
+    pub why: String,
+    /// What it names in `spec.targetRefs` or `spec.parentRefs`, as far as that can be read.
+    pub targets: Vec<ParentRef>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

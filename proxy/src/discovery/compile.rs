@@ -9,8 +9,9 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method};
 use weft_api::proto;
 
+use super::backend::backend_policy;
+use super::connection;
 use super::filters::{self, PlanDraft};
-use super::health;
 use super::matches::route_match;
 use super::resilience;
 use super::sessions;
@@ -18,11 +19,9 @@ use crate::balance::SharedLimits;
 use crate::dns;
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
-use crate::identity::Origin;
 use crate::tables::{
-    Backend, BackendPolicy, Check, Cors, Destination, EndpointsCell, Fallback, HashKey,
-    OpaqueRoute, OutlierDetection, Probe, Redirect, RetryConstraint, RetryPolicy, Route,
-    RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
+    Backend, BackendPolicy, Check, Cors, Destination, EndpointsCell, Fallback, OpaqueRoute, Probe,
+    Redirect, RetryPolicy, Route, RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
 };
 
 /// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
@@ -41,15 +40,8 @@ const DEFAULT_RETRY_BODY: u64 = 64 * 1024;
 const MAX_RETRY_BODY: u64 = 16 * 1024 * 1024;
 /// Bytes of a fallback's body.
 const MAX_FALLBACK_BODY: usize = 1024 * 1024;
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_BACKOFF_BASE: Duration = Duration::from_millis(25);
 const DEFAULT_BACKOFF_MAX: Duration = Duration::from_millis(250);
-/// Of the kind's own schema (BudgetDetails, RequestRate).
-const DEFAULT_CONSTRAINT_INTERVAL: Duration = Duration::from_secs(10);
-const DEFAULT_MIN_INTERVAL: Duration = Duration::from_secs(1);
-const DEFAULT_OUTLIER_INTERVAL: Duration = Duration::from_secs(10);
-const DEFAULT_BASE_EJECTION: Duration = Duration::from_secs(30);
-const DEFAULT_MAX_EJECTION: Duration = Duration::from_secs(300);
 
 /// Why a resource is refused: a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -183,7 +175,7 @@ pub(super) struct BackendDraft<'a> {
 
 enum FallbackDraft<'a> {
     Response(Fallback),
-    Backend(BackendDraft<'a>),
+    Backend(Box<BackendDraft<'a>>),
 }
 
 /// Backends of one destination: routes that name the same one share it, and what is learnt of it.
@@ -224,7 +216,7 @@ impl<'a> RouteDraft<'a> {
         let fallback = self.fallback.map(|draft| {
             Arc::new(match draft {
                 FallbackDraft::Response(response) => response,
-                FallbackDraft::Backend(backend) => Fallback::Backend(backends.get(backend)),
+                FallbackDraft::Backend(backend) => Fallback::Backend(backends.get(*backend)),
             })
         });
         Route {
@@ -310,6 +302,12 @@ fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<Fallb
         request_timeout: duration(given.request_timeout_ms, "the request timeout")?,
         per_try_timeout: duration(given.per_try_timeout_ms, "the per-try timeout")?,
         idle_timeout: duration(given.idle_timeout_ms, "the idle timeout")?,
+        stream_idle_timeout: duration(
+            given
+                .stream_idle_timeout_ms
+                .unwrap_or(given.idle_timeout_ms),
+            "the idle timeout of streams",
+        )?,
         retry: given.retry.as_ref().map(retry).transpose()?.map(Arc::new),
         fallback: None,
         hedge_after: match given.retry {
@@ -354,7 +352,9 @@ fn draft_fallback(given: &proto::Fallback) -> Result<Option<FallbackDraft<'_>>> 
     use proto::fallback::Action;
     Ok(match &given.action {
         None => None,
-        Some(Action::Backend(backend)) => Some(FallbackDraft::Backend(draft_backend(backend)?)),
+        Some(Action::Backend(backend)) => {
+            Some(FallbackDraft::Backend(Box::new(draft_backend(backend)?)))
+        }
         Some(Action::Response(response)) => {
             let status = match u16::try_from(response.status) {
                 Ok(status @ 200..=599) => status,
@@ -440,129 +440,6 @@ fn retry(given: &proto::RetryPolicy) -> Result<RetryPolicy> {
     })
 }
 
-fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
-    let defaults = BackendPolicy::default();
-    let (algorithm, hash_key, panic_threshold) = match &given.load_balancer {
-        None => (defaults.algorithm, None, defaults.panic_threshold),
-        Some(balancer) => load_balancer(balancer)?,
-    };
-    let limits = given.limits.unwrap_or_default();
-    Ok(BackendPolicy {
-        algorithm,
-        hash_key,
-        panic_threshold,
-        slow_start: match &given.load_balancer {
-            None => None,
-            Some(balancer) => duration(balancer.slow_start_ms, "the slow start")?,
-        },
-        zone_threshold: given
-            .load_balancer
-            .as_ref()
-            .and_then(|balancer| balancer.zone_preference.as_ref())
-            .map(|zone| percent(zone.threshold_percent, "the threshold of a zone"))
-            .transpose()?,
-        max_connections: limits.max_connections,
-        max_requests: limits.max_requests,
-        max_pending_requests: limits.max_pending_requests,
-        outlier: given
-            .outlier_detection
-            .as_ref()
-            .map(outlier)
-            .transpose()?
-            .flatten(),
-        connect_timeout: duration(given.connect_timeout_ms, "the connect timeout")?
-            .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
-        retry_constraint: given
-            .retry_constraint
-            .as_ref()
-            .map(retry_constraint)
-            .transpose()?,
-        origin: given.originate_tls.as_ref().map(origin).transpose()?,
-        health_check: given
-            .health_check
-            .as_ref()
-            .map(health::check)
-            .transpose()?
-            .map(Arc::new),
-    })
-}
-
-fn retry_constraint(given: &proto::RetryConstraint) -> Result<RetryConstraint> {
-    let interval = duration(given.interval_ms, "the interval of a retry constraint")?
-        .unwrap_or(DEFAULT_CONSTRAINT_INTERVAL);
-    let min_interval = duration(given.min_interval_ms, "the interval of a least retry rate")?
-        .unwrap_or(DEFAULT_MIN_INTERVAL);
-    let floor = u128::from(given.min_count) * interval.as_millis() / min_interval.as_millis();
-    Ok(RetryConstraint {
-        percent: percent(given.percent, "the retry constraint")?,
-        interval,
-        floor: u64::try_from(floor).unwrap_or(u64::MAX),
-    })
-}
-
-fn origin(given: &proto::OriginateTls) -> Result<Arc<Origin>> {
-    match Origin::new(given) {
-        Ok(origin) => Ok(Arc::new(origin)),
-        Err(error) => refuse!("TLS with the server: {error}"),
-    }
-}
-
-fn load_balancer(given: &proto::LoadBalancer) -> Result<(proto::Algorithm, Option<HashKey>, u32)> {
-    use proto::Algorithm;
-    use proto::load_balancer::HashKey as Given;
-    let algorithm = known::<Algorithm>(given.algorithm, "load balancing algorithm")?;
-    let key = match &given.hash_key {
-        Some(Given::Header(name)) => Some(HashKey::Header(header_name(name)?)),
-        Some(Given::Cookie(name)) => {
-            // A cookie's name is a token (RFC 6265 section 4.1.1), as a header's is.
-            if HeaderName::from_bytes(name.as_bytes()).is_err() {
-                refuse!("'{name}' is not a cookie's name");
-            }
-            Some(HashKey::Cookie(name.as_str().into()))
-        }
-        Some(Given::SourceAddress(true)) => Some(HashKey::SourceAddress),
-        Some(Given::SourceAddress(false)) | None => None,
-    };
-    if matches!(algorithm, Algorithm::RingHash | Algorithm::Maglev) && key.is_none() {
-        refuse!("a load balancer that hashes needs a hash key (header, cookie or source address)");
-    }
-    let panic = percent(given.panic_threshold_percent, "the panic threshold")?;
-    Ok((algorithm, key, panic))
-}
-
-/// `None` when every detector is off: then nothing has to be counted.
-fn outlier(given: &proto::OutlierDetection) -> Result<Option<OutlierDetection>> {
-    let threshold = percent(
-        given.success_rate_threshold_percent,
-        "the success rate threshold",
-    )?;
-    let base =
-        duration(given.base_ejection_ms, "the ejection time")?.unwrap_or(DEFAULT_BASE_EJECTION);
-    let max = duration(given.max_ejection_ms, "the longest ejection time")?
-        .unwrap_or(DEFAULT_MAX_EJECTION.max(base));
-    if max < base {
-        refuse!("the longest ejection time is less than the first");
-    }
-    let policy = OutlierDetection {
-        consecutive_gateway_errors: given.consecutive_gateway_errors,
-        consecutive_5xx: given.consecutive_5xx,
-        success_rate_threshold: threshold,
-        success_rate_min_requests: given.success_rate_min_requests,
-        interval: duration(given.interval_ms, "the outlier detection interval")?
-            .unwrap_or(DEFAULT_OUTLIER_INTERVAL),
-        base_ejection: base,
-        max_ejection: max,
-        max_ejection_percent: percent(
-            given.max_ejection_percent,
-            "the share of ejected endpoints",
-        )?,
-    };
-    let off = policy.consecutive_gateway_errors == 0
-        && policy.consecutive_5xx == 0
-        && policy.success_rate_threshold == 0;
-    Ok((!off).then_some(policy))
-}
-
 /// Compiles the proxy's own workload, asked for as `<namespace>/<name>`. Rate limits that stay (of
 /// the same Service, by the same key) keep the buckets that they have in `before`.
 pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Result<Workload> {
@@ -602,6 +479,8 @@ pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Resu
             limits: resilience::port_limits(declared, before.limits(number).as_deref())
                 .map_err(|Invalid(why)| Invalid(format!("port {number}: {why}")))?
                 .map(Arc::new),
+            connection: connection::settings(declared.connection.as_ref())
+                .map_err(|Invalid(why)| Invalid(format!("port {number}: {why}")))?,
         });
     }
     let mut probes = Vec::with_capacity(given.probes.len());

@@ -8,9 +8,11 @@
 //!
 //! When the control plane is away, everything known stays, and what is not known passes through.
 
+mod backend;
 pub mod backoff;
 mod client;
 pub mod compile;
+mod connection;
 pub mod dial;
 mod directory;
 pub mod endpoints;

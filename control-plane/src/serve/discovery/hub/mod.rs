@@ -28,10 +28,10 @@ use self::connection::authorize;
 use super::stream::Stream;
 use super::{Key, Kind};
 use crate::compile::{
-    self, Compiled, EVERYWHERE, Problem, RouteStatus, Settings, policy_statuses, problems,
-    status as route_status, variants,
+    self, Compiled, EVERYWHERE, ObjectStatus, Problem, Settings, problems, status_of, variants,
+    with_status,
 };
-use crate::model::{Change, Dirty, Name, World};
+use crate::model::{Change, Dirty, Name, ObjectRef, World};
 use crate::serve::ca::Signer;
 use crate::serve::metrics::Metrics;
 use crate::serve::tls::Peer;
@@ -41,8 +41,9 @@ pub struct Hub {
     settings: Settings,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
-    /// Grows when what is to be said of routes may have changed.
-    routes: watch::Sender<u64>,
+    /// Of whom something else may be said since somebody took them; kept while somebody wants to
+    /// know.
+    said: watch::Sender<BTreeSet<ObjectRef>>,
 }
 
 #[derive(Default)]
@@ -104,7 +105,7 @@ impl Hub {
                 trust,
                 ..State::default()
             }),
-            routes: watch::Sender::new(0),
+            said: watch::Sender::default(),
         }
     }
 
@@ -123,8 +124,9 @@ impl Hub {
             state.world.apply(change, &mut dirty);
         }
         let keys = state.touched(&dirty);
-        if !dirty.services.is_empty() || dirty.statuses {
-            self.routes.send_modify(|changes| *changes += 1);
+        if !dirty.said.is_empty() && self.said.receiver_count() > 0 {
+            let said = std::mem::take(&mut dirty.said);
+            self.said.send_modify(|all| all.extend(said));
         }
         for key in keys {
             state.recompile(&self.settings, &key, seen);
@@ -181,19 +183,29 @@ impl Hub {
         self.state().world.counts()
     }
 
-    /// Becomes changed when what is to be said of routes may have changed.
-    pub fn routes_changed(&self) -> watch::Receiver<u64> {
-        self.routes.subscribe()
+    /// Becomes changed when something else may be said of a route or a policy.
+    pub fn statuses_changed(&self) -> watch::Receiver<BTreeSet<ObjectRef>> {
+        self.said.subscribe()
     }
 
-    /// What is to be said of every route and policy now.
-    pub fn route_statuses(&self) -> Vec<RouteStatus> {
-        let state = self.state();
-        let routes = state.world.routes();
-        routes
-            .map(|route| route_status(&state.world, route))
-            .chain(policy_statuses(&state.world))
-            .collect()
+    /// Of whom something else may be said since this was asked last; to be asked by one only.
+    pub fn take_changed_statuses(&self) -> BTreeSet<ObjectRef> {
+        let mut taken = BTreeSet::new();
+        self.said.send_if_modified(|all| {
+            taken = std::mem::take(all);
+            false
+        });
+        taken
+    }
+
+    /// Every route and policy of which something is to be said.
+    pub fn with_status(&self) -> BTreeSet<ObjectRef> {
+        with_status(&self.state().world)
+    }
+
+    /// What is to be said of a route or a policy now; none: it is not there.
+    pub fn status_of(&self, object: &ObjectRef) -> Option<ObjectStatus> {
+        status_of(&self.state().world, object)
     }
 
     /// What is wrong between the objects.
