@@ -159,6 +159,17 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// A connection from one of this namespace's addresses.
+fn dial_from(source: SocketAddr, target: SocketAddr) -> TcpStream {
+    let domain = socket2::Domain::for_address(target);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&source.into()).unwrap();
+    socket
+        .connect_timeout(&target.into(), PATIENCE)
+        .unwrap_or_else(|error| panic!("{source} to {target}: {error}"));
+    socket.into()
+}
+
 fn dial(target: SocketAddr, mark: Option<u32>) -> TcpStream {
     let domain = socket2::Domain::for_address(target);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
@@ -216,6 +227,11 @@ fn config() -> Config {
             "fd99::/16".parse().unwrap(),
         ],
         exclude_inbound_ports: vec!["2222-2223".parse().unwrap()],
+        // One prefix that ends inside a byte.
+        exclude_inbound_cidrs: vec![
+            "10.98.0.0/15".parse().unwrap(),
+            "fd99::/16".parse().unwrap(),
+        ],
         ..Config::default()
     }
 }
@@ -278,7 +294,7 @@ fn captured_inbound(far: &OwnedFd) {
     };
     // The application's port becomes ours, whether it listens or not; a dual-stack listener learns
     // the plain IPv4 address.
-    let _application = listen("[::]:8080");
+    let application = listen("[::]:8080");
     for target in [
         "10.77.0.1:8080",
         "[fd77::1]:8080",
@@ -301,6 +317,18 @@ fn captured_inbound(far: &OwnedFd) {
         from_afar(&admin, &format!("{address}:15020"));
         from_afar(&shell, &format!("{address}:2223"));
     }
+    // Whoever comes from an excluded network reaches the application itself, on any port; the
+    // same host by its other address does not.
+    for (source, target) in [
+        ("10.99.0.2:0", "10.77.0.1:8080"),
+        ("[fd99::2]:0", "[fd77::1]:8080"),
+    ] {
+        let client = within(far, || dial_from(addr(source), addr(target)));
+        let accepted = converse(&application, client);
+        let came_from = accepted.peer_addr().unwrap().ip().to_canonical();
+        assert_eq!(came_from, addr(source).ip());
+    }
+    from_afar(&inbound, "10.77.0.1:8080");
 }
 
 /// With the rules gone, connections arrive where they were going.
