@@ -346,5 +346,6 @@ pub(super) fn endpoints(world: &World, owner: &str, port: u16) -> Option<Endpoin
     });
     Some(Endpoints {
         endpoints: endpoints.collect(),
+        node_local: false,
     })
 }

@@ -3,9 +3,11 @@
 //! - [`mod@unreachable`]: rules that no request comes to; ports that do not say that there are requests
 //! - [`mtls`]: mutual TLS asked of those who cannot speak it
 //! - [`outside`]: services outside the mesh
+//! - [`places`]: Services that prefer what is near, with endpoints of which nobody knows where they are
 
 mod mtls;
 mod outside;
+mod places;
 mod unreachable;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +74,7 @@ pub fn problems(world: &World) -> Vec<Problem> {
     routes(world, &mut found);
     probes(world, &mut found);
     outside::find(world, &mut found);
+    places::find(world, &mut found);
     unreachable::find(world, &mut found);
     mtls::find(world, &mut found);
     found.0.sort();
@@ -81,15 +84,6 @@ pub fn problems(world: &World) -> Vec<Problem> {
 fn services(world: &World, found: &mut Problems) {
     for (name, service) in &world.services {
         let at = (Kind::Service, name);
-        if service.node_local {
-            found.add(
-                at,
-                "spec.internalTrafficPolicy",
-                Severity::Warning,
-                format!("Service {name} is for clients on the same node, but proxies use its endpoints on every node"),
-                "leave its ports out of capture in the clients' pods, or set internalTrafficPolicy to Cluster",
-            );
-        }
         // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
         if service.sliced {
             continue;

@@ -348,7 +348,8 @@ impl World {
             self.said_beside_traffic(policy, dirty);
         }
         let limits = |policy: &Policy<TrafficPolicySpec>| {
-            policy.spec.rate_limit.is_some() || policy.spec.request_headers.is_some()
+            let spec = &policy.spec;
+            spec.rate_limit.is_some() || spec.request_headers.is_some() || spec.connection.is_some()
         };
         let (before, after) = (old.is_some_and(limits), new.as_ref().is_some_and(limits));
         // Until the tables of those that it no longer limits are made.

@@ -24,6 +24,7 @@ use crate::worker::Worker;
 mod connections;
 mod failures;
 mod frames;
+mod settings;
 mod streams;
 
 type Asked = Request<RecvStream>;

@@ -150,8 +150,7 @@ impl State {
                 .filter_map(|id| self.streams.get(id))
             {
                 let sent = stream.sent.get(key).cloned().unwrap_or_default();
-                let namespace = &stream.proxy.workload.namespace;
-                let newest = entry.variants.of(namespace).version();
+                let newest = entry.variants.of(stream.audience(key)).version();
                 tables.push(Carried {
                     workload: stream.proxy.workload.to_string(),
                     kind: key.kind_name(),
