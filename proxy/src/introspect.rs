@@ -199,6 +199,7 @@ impl Introspect for Introspection {
                     "display_name": &*workload.display_name,
                     "service_account": &*workload.service_account,
                     "zone": &*workload.zone,
+                    "node": &*workload.node,
                     "mtls": workload.mtls.as_str_name(),
                     "ports": workload.ports.iter().map(|port| json!({
                         "port": port.port,
@@ -471,6 +472,7 @@ fn show_session(session: &Session) -> Value {
 
 fn show_backend(backend: &Backend) -> Value {
     let policy = &backend.policy;
+    let set = backend.endpoints.current.load();
     json!({
         "namespace": &*backend.namespace,
         "service": &*backend.service,
@@ -504,11 +506,13 @@ fn show_backend(backend: &Backend) -> Value {
             "interval_ms": millis(constraint.interval),
             "floor": constraint.floor,
         })),
-        "endpoints": backend.endpoints.current.load().endpoints.iter().map(|info| json!({
+        "node_local": set.node_local,
+        "endpoints": (0u32..).zip(&set.endpoints).map(|(index, info)| json!({
             "address": info.address.to_string(),
             "workload": &*info.workload,
             "identity": info.identity.as_ref().map(|id| id.to_string()),
             "zone": &*info.zone,
+            "near": set.near.contains(&index),
             "weight": info.weight,
             "state": state_of(info).as_str(),
         })).collect::<Vec<_>>(),

@@ -511,6 +511,66 @@ pub struct EndpointSet {
     /// Grows with every change; worker-local state compares it.
     pub generation: u64,
     pub endpoints: Vec<Arc<EndpointInfo>>,
+    /// They are those on the proxy's own node, and nobody else is to be asked.
+    pub node_local: bool,
+    /// By whom each endpoint is preferred, in the same order; empty where nobody is.
+    pub hints: Arc<[Hints]>,
+    /// Which of them this proxy prefers, in order; empty: all alike.
+    pub near: Box<[u32]>,
+}
+
+/// Zones and nodes whose proxies prefer an endpoint.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Hints {
+    pub zones: Box<[Arc<str>]>,
+    pub nodes: Box<[Arc<str>]>,
+}
+
+impl Hints {
+    pub fn is_empty(&self) -> bool {
+        self.zones.is_empty() && self.nodes.is_empty()
+    }
+}
+
+impl EndpointSet {
+    /// The same for the proxy of a workload, which prefers those that are meant for its node, else
+    /// those for its zone, if there are any.
+    pub fn seen_from(mut self, workload: &Workload) -> Self {
+        self.near = self.near_to(workload);
+        self
+    }
+
+    /// The next set, when the workload's place makes another one of it.
+    pub fn moved_to(&self, workload: &Workload) -> Option<Self> {
+        let near = self.near_to(workload);
+        (near != self.near).then(|| Self {
+            generation: self.generation + 1,
+            endpoints: self.endpoints.clone(),
+            node_local: self.node_local,
+            hints: self.hints.clone(),
+            near,
+        })
+    }
+
+    fn near_to(&self, workload: &Workload) -> Box<[u32]> {
+        let meant_for = |place: &Arc<str>, of: fn(&Hints) -> &[Arc<str>]| -> Box<[u32]> {
+            if place.is_empty() {
+                return Box::default();
+            }
+            (0u32..)
+                .zip(self.endpoints.iter().zip(&*self.hints))
+                .filter(|(_, (info, hints))| {
+                    info.state == Health::Ready && of(hints).contains(place)
+                })
+                .map(|(index, _)| index)
+                .collect()
+        };
+        let near = meant_for(&workload.node, |hints| &hints.nodes);
+        match near.is_empty() {
+            true => meant_for(&workload.zone, |hints| &hints.zones),
+            false => near,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -560,6 +620,8 @@ pub struct Workload {
     pub display_name: Arc<str>,
     pub service_account: Arc<str>,
     pub zone: Arc<str>,
+    /// Name of the node it runs on; empty when not known.
+    pub node: Arc<str>,
     pub mtls: MtlsMode,
     pub ports: Vec<WorkloadPort>,
     /// 1/10000 of the requests that carry no decision.

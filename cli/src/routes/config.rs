@@ -192,6 +192,9 @@ pub struct Backend {
     /// How its connections are kept; none: as usual.
     #[serde(default)]
     pub connection: Option<Connection>,
+    /// Only endpoints on the proxy's own node are used.
+    #[serde(default)]
+    pub node_local: bool,
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -263,4 +266,7 @@ pub struct Endpoint {
     pub identity: Option<String>,
     pub weight: u32,
     pub state: String,
+    /// Preferred because it is meant for the proxy's own node or zone.
+    #[serde(default)]
+    pub near: bool,
 }

@@ -263,7 +263,7 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     );
     let _ = writeln!(
         out,
-        "balancer  {}, connect timeout {}{}{}",
+        "balancer  {}, connect timeout {}{}{}{}",
         algorithm(&backend.algorithm),
         millis(backend.connect_timeout_ms),
         match backend.zone_threshold_percent {
@@ -273,6 +273,10 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         match backend.slow_start_ms {
             Some(window) => format!(", slow start {}", millis(window)),
             None => String::new(),
+        },
+        match backend.node_local {
+            true => ", on its own node only (internalTrafficPolicy: Local)",
+            false => "",
         }
     );
     if let Some(connection) = &backend.connection {
@@ -359,7 +363,13 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             vec![
                 Cell::from(e.address.as_str()),
                 Cell::from(e.workload.as_str()),
-                Cell::new(tone, e.state.replace('_', " ")),
+                Cell::new(
+                    tone,
+                    match e.near && backend.zone_threshold_percent.is_none() {
+                        true => format!("{}, preferred", e.state.replace('_', " ")),
+                        false => e.state.replace('_', " "),
+                    },
+                ),
                 Cell::from(e.weight.to_string()),
                 match &e.identity {
                     Some(identity) => Cell::from(identity.as_str()),
@@ -369,7 +379,11 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         })
         .collect();
     if rows.is_empty() {
-        let _ = writeln!(out, "{}", paint.paint(Tone::Bad, "no endpoints"));
+        let none = match backend.node_local {
+            true => "no endpoints on this node",
+            false => "no endpoints",
+        };
+        let _ = writeln!(out, "{}", paint.paint(Tone::Bad, none));
     } else {
         out.push_str(&table(
             &["ENDPOINT", "WORKLOAD", "STATE", "WEIGHT", "IDENTITY"],

@@ -56,7 +56,7 @@ fn destination(world: &World, name: &str) -> Option<Destination> {
 
 fn endpoints(world: &World, name: &str) -> Option<Vec<Endpoint>> {
     match resource(world, ResourceKind::Endpoints, name).resource.body {
-        Some(Body::Endpoints(Endpoints { endpoints })) => Some(endpoints),
+        Some(Body::Endpoints(Endpoints { endpoints, .. })) => Some(endpoints),
         _ => None,
     }
 }
@@ -172,6 +172,7 @@ fn endpoints_are_the_selected_workloads_of_the_namespace() {
                 zone: "a".to_owned(),
                 weight: 1,
                 health: Health::Ready.into(),
+                ..Endpoint::default()
             },
             Endpoint {
                 address: "10.0.0.2:8081".to_owned(),
@@ -180,6 +181,7 @@ fn endpoints_are_the_selected_workloads_of_the_namespace() {
                 zone: String::new(),
                 weight: 3,
                 health: Health::NotReady.into(),
+                ..Endpoint::default()
             },
         ]
     );

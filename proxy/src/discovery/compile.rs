@@ -3,13 +3,10 @@
 //! Everything is checked before anything is built. An error is a sentence that goes back as the
 //! reason of the NACK; the last good table stays.
 
-use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
-use weft_api::identity::SpiffeId;
 use weft_api::proto;
 
 use super::backend::backend_policy;
@@ -23,22 +20,19 @@ use crate::dns;
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
 use crate::tables::{
-    Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
-    Fallback, OpaqueRoute, Probe, Redirect, RetryPolicy, Route, RouteMatch, RoutePolicy, Share,
-    Workload, WorkloadPort, fresh_id,
+    Backend, BackendPolicy, Check, Cors, Destination, EndpointsCell, Fallback, OpaqueRoute, Probe,
+    Redirect, RetryPolicy, Route, RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
 };
-use crate::transport::Siblings;
 
 /// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
 /// and a huge duration overflow.
 const MAX_MS: u64 = 31 * 24 * 3600 * 1000;
 /// Largest weight of a backend or endpoint: sums of them stay far from overflowing.
 const MAX_WEIGHT: u32 = 1_000_000;
-/// Routes of a destination; matches of a route; backends of a route; endpoints of a backend.
+/// Routes of a destination; matches of a route; backends of a route.
 const MAX_ROUTES: usize = 1024;
 const MAX_MATCHES: usize = 256;
 const MAX_BACKENDS: usize = 256;
-const MAX_ENDPOINTS: usize = 100_000;
 /// Tries after the first.
 const MAX_ATTEMPTS: u32 = 25;
 /// Bytes of a request's body kept for another try.
@@ -446,83 +440,6 @@ fn retry(given: &proto::RetryPolicy) -> Result<RetryPolicy> {
     })
 }
 
-/// Compiles endpoints. Those that stay (same address and identity as in `before`) keep their
-/// health; one that is named twice counts once. The generation is the next one after `before`.
-pub fn endpoints(given: &proto::Endpoints, before: &EndpointSet) -> Result<EndpointSet> {
-    endpoints_with(given, before, None)
-}
-
-/// The same for addresses of one name, which know each other.
-pub(crate) fn endpoints_with(
-    given: &proto::Endpoints,
-    before: &EndpointSet,
-    siblings: Option<&Arc<Siblings>>,
-) -> Result<EndpointSet> {
-    if given.endpoints.len() > MAX_ENDPOINTS {
-        refuse!(
-            "there are {} endpoints; at most {MAX_ENDPOINTS} are taken",
-            given.endpoints.len()
-        );
-    }
-    let old: std::collections::HashMap<_, _> = before
-        .endpoints
-        .iter()
-        .map(|info| ((info.address, info.identity.as_ref()), info))
-        .collect();
-    let mut seen = HashSet::with_capacity(given.endpoints.len());
-    let mut names = Interned::default();
-    let mut identities: HashSet<Arc<SpiffeId>> = HashSet::new();
-    let mut compiled = Vec::with_capacity(given.endpoints.len());
-    for endpoint in &given.endpoints {
-        let address: SocketAddr = endpoint
-            .address
-            .parse()
-            .map_err(|_| Invalid(format!("'{}' is not address:port", endpoint.address)))?;
-        if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
-            refuse!("{address} is no address to connect to");
-        }
-        let identity = match endpoint.identity.as_str() {
-            "" => None,
-            text => {
-                let id: SpiffeId = text
-                    .parse()
-                    .map_err(|e| Invalid(format!("endpoint {address}: {e}")))?;
-                let id = Arc::new(id);
-                Some(match identities.get(&id) {
-                    Some(known) => known.clone(),
-                    None => {
-                        identities.insert(id.clone());
-                        id
-                    }
-                })
-            }
-        };
-        let state = known::<proto::Health>(endpoint.health, "endpoint health")?;
-        let weight = weight(endpoint.weight)?;
-        if !seen.insert((address, identity.clone())) {
-            continue;
-        }
-        let health = old
-            .get(&(address, identity.as_ref()))
-            .map(|info| info.health.clone())
-            .unwrap_or_default();
-        compiled.push(Arc::new(EndpointInfo {
-            address,
-            identity,
-            workload: endpoint.workload.as_str().into(),
-            zone: names.get(&endpoint.zone),
-            weight,
-            state,
-            health,
-            siblings: siblings.cloned(),
-        }));
-    }
-    Ok(EndpointSet {
-        generation: before.generation + 1,
-        endpoints: compiled,
-    })
-}
-
 /// Compiles the proxy's own workload, asked for as `<namespace>/<name>`. Rate limits that stay (of
 /// the same Service, by the same key) keep the buckets that they have in `before`.
 pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Result<Workload> {
@@ -589,6 +506,7 @@ pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Resu
         },
         service_account: given.service_account.as_str().into(),
         zone: given.zone.as_str().into(),
+        node: given.node.as_str().into(),
         mtls: known::<proto::MtlsMode>(given.mtls, "mTLS mode")?,
         ports,
         sampling_per_myriad: telemetry.sampling_per_myriad,
@@ -596,21 +514,6 @@ pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Resu
         otlp_endpoint: (!otlp.is_empty()).then_some(otlp),
         probes,
     })
-}
-
-/// Strings that occur many times, kept once.
-#[derive(Default)]
-struct Interned(HashSet<Arc<str>>);
-
-impl Interned {
-    fn get(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.0.get(text) {
-            return known.clone();
-        }
-        let new: Arc<str> = text.into();
-        self.0.insert(new.clone());
-        new
-    }
 }
 
 /// A value of an enumeration this proxy knows. A newer control plane may know more: taking such a
@@ -630,7 +533,7 @@ fn port(given: u32, whose: &str) -> Result<u16> {
     }
 }
 
-fn weight(given: u32) -> Result<u32> {
+pub(super) fn weight(given: u32) -> Result<u32> {
     if given > MAX_WEIGHT {
         refuse!("a weight of {given} is above {MAX_WEIGHT}");
     }

@@ -37,6 +37,7 @@ pub fn destination(workload: &Workload, to: SocketAddr) -> Arc<Destination> {
         current: ArcSwap::from_pointee(EndpointSet {
             generation: 1,
             endpoints: vec![Arc::new(endpoint)],
+            ..EndpointSet::default()
         }),
         feed: None,
     };
