@@ -2,14 +2,13 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue};
 
-use crate::http::call::grpc_retry_after;
 use crate::http::mirror::Tees;
+use crate::http::pushback::Again;
 
 /// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
@@ -262,8 +261,8 @@ impl Pump {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CallStatus {
     pub code: u32,
-    /// When it may be made again.
-    pub retry_after: Option<Duration>,
+    /// What the server says of another try.
+    pub again: Option<Again>,
 }
 
 impl CallStatus {
@@ -274,9 +273,13 @@ impl CallStatus {
         let code = code.trim().parse().ok()?;
         Some(Self {
             code,
-            retry_after: match code {
+            again: match code {
                 0 => None,
-                _ => grpc_retry_after(field("grpc-retry-pushback-ms"), field("retry-after")),
+                _ => Again::of_grpc(
+                    field("grpc-retry-pushback-ms"),
+                    field("grpc-status-details-bin"),
+                    field("retry-after"),
+                ),
             },
         })
     }
