@@ -22,6 +22,7 @@ use crate::transport::testing::{listen, tcp_pair};
 use crate::worker::Worker;
 
 mod connections;
+mod crew;
 mod failures;
 mod frames;
 mod streams;
