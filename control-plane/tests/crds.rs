@@ -43,6 +43,21 @@ fn compare<T: for<'de> Deserialize<'de>>(file: &str, kind: &str) {
         weft_api::policy::API_VERSION
     );
     assert!(version["subresources"]["status"].is_object());
+    let columns = version["additionalPrinterColumns"].as_array().unwrap();
+    let accepted = columns.iter().find(|column| column["name"] == "Accepted");
+    let path = accepted.unwrap()["jsonPath"].as_str().unwrap();
+    // Where the control plane writes it.
+    let (list, _) = path
+        .strip_prefix(".status.")
+        .and_then(|path| path.split_once('['))
+        .unwrap();
+    let status = &version["schema"]["openAPIV3Schema"]["properties"]["status"];
+    let list = list.trim_end_matches("[*]");
+    assert_eq!(
+        status["properties"][list]["type"], "array",
+        "{kind}: {path}"
+    );
+    assert!(path.ends_with("conditions[?(@.type==\"Accepted\")].status"));
     let spec = &version["schema"]["openAPIV3Schema"]["properties"]["spec"];
     let mut schema = Shape::new();
     walk(spec, "", &mut schema);

@@ -1,20 +1,27 @@
 //! What the control plane asks of a cluster, and what its chart grants: the program itself, on a
-//! scripted apiserver that keeps what each request takes.
+//! scripted apiserver that keeps what each request takes. Neither is more than the other.
 
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/apiserver.rs"]
 mod apiserver;
-
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+#[path = "support/program.rs"]
+mod program;
+mod support;
 
 use apiserver::{Access, ApiServer};
 use k8s_openapi::api::rbac::v1::PolicyRule;
+use program::{Program, eventually};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use serde_json::{Value, json};
-use weft_api::names::{CA_SECRET, CONTROL_PLANE, CONTROL_PLANE_NAMESPACE, INJECTOR};
+use weft_api::names::{
+    CA_SECRET, CONTROL_PLANE, CONTROL_PLANE_NAMESPACE, INJECTOR, ROTATE_ANNOTATION,
+    TRUST_CONFIG_MAP, TRUST_KEY,
+};
+use weft_api::proto::CertifyRequest;
+use weft_api::proto::identity_client::IdentityClient;
 
-const PATIENCE: Duration = Duration::from_secs(30);
 const CHART: &str = include_str!("../../charts/weft/templates/rbac.yaml");
 
 /// Rules of the chart, and the namespace they are for; none: the whole cluster.
@@ -52,6 +59,31 @@ fn granted() -> Vec<(Option<&'static str>, PolicyRule)> {
     granted
 }
 
+/// Each single right of a rule: group, resource, verb, name (empty: whatever it is).
+fn rights(rule: &PolicyRule) -> Vec<PolicyRule> {
+    let one = |value: &String| Some(vec![value.clone()]);
+    let mut all = Vec::new();
+    for group in rule.api_groups.iter().flatten() {
+        for resource in rule.resources.iter().flatten() {
+            for verb in &rule.verbs {
+                let names = rule.resource_names.as_ref();
+                let names: Vec<_> = match names {
+                    Some(names) => names.iter().map(one).collect(),
+                    None => vec![None],
+                };
+                all.extend(names.into_iter().map(|resource_names| PolicyRule {
+                    api_groups: one(group),
+                    resources: one(resource),
+                    verbs: vec![verb.clone()],
+                    resource_names,
+                    ..PolicyRule::default()
+                }));
+            }
+        }
+    }
+    all
+}
+
 /// As the apiserver decides (RBAC).
 fn allows(namespace: Option<&str>, rule: &PolicyRule, wanted: &Access) -> bool {
     let has = |list: &Option<Vec<String>>, one: &str| list.iter().flatten().any(|it| it == one);
@@ -60,55 +92,6 @@ fn allows(namespace: Option<&str>, rule: &PolicyRule, wanted: &Access) -> bool {
         && has(&rule.resources, &wanted.resource)
         && rule.verbs.iter().any(|verb| verb == wanted.verb)
         && (rule.resource_names.is_none() || has(&rule.resource_names, &wanted.name))
-}
-
-/// The program; killed when the test ends before it.
-struct Program(Child);
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Program {
-    fn start(server: &ApiServer, folder: &std::path::Path) -> Self {
-        let kubeconfig = folder.join("kubeconfig");
-        std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
-        let settings = folder.join("settings.yaml");
-        std::fs::write(&settings, "proxy: {image: 'weft-proxy:1'}\n").unwrap();
-        let any = "127.0.0.1:0";
-        let child = Command::new(env!("CARGO_BIN_EXE_weft-control-plane"))
-            .args(["--source", "kubernetes", "--listen", any, "--admin", any])
-            .args(["--webhook", any, "--log-level", "warn"])
-            .arg("--injector-settings")
-            .arg(&settings)
-            .arg("--data-dir")
-            .arg(folder.join("data"))
-            .env("KUBECONFIG", &kubeconfig)
-            .env("POD_NAMESPACE", CONTROL_PLANE_NAMESPACE)
-            .env("POD_NAME", "weft-control-plane-1")
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    /// SIGTERM, and the end of it.
-    async fn end(mut self) {
-        let id = self.0.id().to_string();
-        let told = Command::new("kill").args(["-TERM", &id]).status().unwrap();
-        assert!(told.success());
-        eventually("the program ends", || self.0.try_wait().unwrap().is_some()).await;
-    }
-}
-
-async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 fn fill(server: &ApiServer) {
@@ -151,6 +134,68 @@ fn fill(server: &ApiServer) {
     for (kind, plural) in ROUTES {
         server.put(plural, route(kind, plural));
     }
+    for (kind, plural, spec) in policies() {
+        server.put(
+            plural,
+            json!({"apiVersion": "policy.weft.dev/v1alpha1", "kind": kind,
+                "metadata": {"name": plural, "namespace": "shop", "generation": 1},
+                "spec": spec}),
+        );
+    }
+    server.put(
+        "xbackendtrafficpolicies",
+        json!({"apiVersion": "gateway.networking.x-k8s.io/v1alpha1",
+            "kind": "XBackendTrafficPolicy",
+            "metadata": {"name": "cart", "namespace": "shop", "generation": 1},
+            "spec": {"targetRefs": [{"group": "", "kind": "Service", "name": "cart"}],
+                "sessionPersistence": {"sessionName": "s"}}}),
+    );
+    server.review(
+        TOKEN,
+        json!({"authenticated": true, "audiences": ["weft.dev/control-plane"],
+            "user": {"username": "system:serviceaccount:shop:cart"}}),
+    );
+}
+
+/// What a proxy shows.
+const TOKEN: &str = "a token of cart";
+
+/// Those whose conditions are at `status.conditions`.
+fn policies() -> [(&'static str, &'static str, Value); 4] {
+    let host = json!({"hosts": ["api.example.org"], "resolution": "DNS",
+        "ports": [{"port": 443, "appProtocol": "tls"}]});
+    [
+        ("PeerAuthentication", "peerauthentications", json!({})),
+        ("Telemetry", "telemetries", json!({})),
+        ("ExternalService", "externalservices", host),
+        (
+            "EgressPolicy",
+            "egresspolicies",
+            json!({"mode": "AllowAny"}),
+        ),
+    ]
+}
+
+/// The status of a condition `Accepted`.
+fn accepted(conditions: &Value) -> bool {
+    let mut conditions = conditions.as_array().into_iter().flatten();
+    conditions.any(|one| one["type"] == "Accepted" && one["status"] == "True")
+}
+
+/// A workload's proxy gets its certificate.
+async fn certify(server: &ApiServer, program: &Program) {
+    let map = server.get("configmaps", "shop", TRUST_CONFIG_MAP).unwrap();
+    let pem = map["data"][TRUST_KEY].as_str().unwrap();
+    let roots = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .map(|root| root.unwrap().to_vec())
+        .collect();
+    let channel = support::connect(program.listen, roots, None).await.unwrap();
+    let request = CertifyRequest {
+        csr: support::csr().0,
+        token: TOKEN.to_owned(),
+    };
+    let answer = IdentityClient::new(channel).certify(request).await.unwrap();
+    assert!(!answer.into_inner().chain.is_empty());
 }
 
 const ROUTES: [(&str, &str); 4] = [
@@ -191,10 +236,53 @@ async fn the_chart_grants_what_the_control_plane_asks_for() {
         })
         .await;
     }
+    for (kind, plural, _) in policies() {
+        eventually(kind, || {
+            let policy = server.get(plural, "shop", plural).unwrap();
+            accepted(&policy["status"]["conditions"])
+        })
+        .await;
+    }
+    for plural in ["trafficpolicies", "xbackendtrafficpolicies"] {
+        eventually(plural, || {
+            let policy = server.get(plural, "shop", "cart").unwrap();
+            accepted(&policy["status"]["ancestors"][0]["conditions"])
+        })
+        .await;
+    }
+    certify(&server, &program).await;
+    // Asked for, as `weft identity rotate-root` does.
+    let mut secret = server
+        .get("secrets", CONTROL_PLANE_NAMESPACE, CA_SECRET)
+        .unwrap();
+    let before = secret["data"].clone();
+    secret["metadata"]["annotations"] = json!({ROTATE_ANNOTATION: "now"});
+    server.put("secrets", secret);
+    eventually("another root", || {
+        let secret = server.get("secrets", CONTROL_PLANE_NAMESPACE, CA_SECRET);
+        secret.unwrap()["data"] != before
+    })
+    .await;
     program.end().await;
+    let mut wanted = server.wanted();
+
+    // An older apiserver is asked for lists in another way.
+    let server = ApiServer::start().await;
+    server.no_streams();
+    fill(&server);
+    let folder = tempfile::tempdir().unwrap();
+    let program = Program::start(&server, folder.path());
+    for (plural, name) in [("trafficpolicies", "cart"), ("httproutes", "httproutes")] {
+        eventually("a status", || {
+            let object = server.get(plural, "shop", name).unwrap();
+            object["status"].is_object()
+        })
+        .await;
+    }
+    program.end().await;
+    wanted.extend(server.wanted());
 
     let granted = granted();
-    let wanted = server.wanted();
     assert!(wanted.len() > 20, "{wanted:#?}");
     let refused: Vec<&Access> = wanted
         .iter()
@@ -203,4 +291,12 @@ async fn the_chart_grants_what_the_control_plane_asks_for() {
         })
         .collect();
     assert!(refused.is_empty(), "not granted: {refused:#?}");
+    let rights = granted.iter().flat_map(|(namespace, rule)| {
+        let rights = rights(rule).into_iter();
+        rights.map(|right| (*namespace, right))
+    });
+    let unused: Vec<_> = rights
+        .filter(|(namespace, right)| !wanted.iter().any(|one| allows(*namespace, right, one)))
+        .collect();
+    assert!(unused.is_empty(), "granted and never used: {unused:#?}");
 }

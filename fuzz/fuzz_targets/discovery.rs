@@ -10,6 +10,7 @@ use weft_api::proto;
 use weft_api::proto::resource::Body;
 use weft_proxy::balance::SharedLimits;
 use weft_proxy::discovery::compile::{self, BackendKey, Links};
+use weft_proxy::discovery::endpoints;
 use weft_proxy::tables::{EndpointSet, EndpointsCell};
 
 struct Fresh;
@@ -46,10 +47,10 @@ fuzz_target!(|data: &[u8]| {
             }
             Some(Body::Endpoints(endpoints)) => {
                 let before = EndpointSet::default();
-                if let Ok(first) = compile::endpoints(&endpoints, &before) {
+                if let Ok(first) = endpoints::endpoints(&endpoints, &before) {
                     assert!(first.generation > before.generation);
                     // The same again keeps what is known of each endpoint's health.
-                    let again = compile::endpoints(&endpoints, &first).expect("it was good");
+                    let again = endpoints::endpoints(&endpoints, &first).expect("it was good");
                     for (a, b) in first.endpoints.iter().zip(&again.endpoints) {
                         assert_eq!(a.address, b.address);
                         assert!(Arc::ptr_eq(&a.health, &b.health));
@@ -57,7 +58,7 @@ fuzz_target!(|data: &[u8]| {
                 }
             }
             Some(Body::Workload(workload)) => {
-                let _ = compile::workload(&workload, &name);
+                let _ = compile::workload(&workload, &name, &Default::default());
             }
             _ => {}
         }

@@ -36,6 +36,7 @@ fn backend(endpoints: u16, algorithm: Algorithm, weighted: bool) -> Arc<Backend>
     cell.current.store(Arc::new(EndpointSet {
         generation: 1,
         endpoints,
+        ..EndpointSet::default()
     }));
     Arc::new(Backend {
         id: 1,
@@ -72,6 +73,7 @@ fn measure_change(balancer: &Balancer<()>) -> f64 {
         cell.store(Arc::new(EndpointSet {
             generation,
             endpoints,
+            ..EndpointSet::default()
         }));
         let start = Instant::now();
         std::hint::black_box(balancer.pick(None, &[], now).is_ok());

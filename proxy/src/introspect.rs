@@ -19,8 +19,8 @@ use crate::identity;
 use crate::inbound::limits::{LimitKey, RateLimit};
 use crate::run::Stage;
 use crate::tables::{
-    Backend, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health, HealthCheck,
-    HealthProbe, Known, PathEdit, PathMatch, Plan, Redirect, Route, ValueMatch,
+    Backend, ConnectionPolicy, Destination, EndpointInfo, Fallback, FieldEdit, HashKey, Health,
+    HealthCheck, HealthProbe, Known, PathEdit, PathMatch, Plan, Redirect, Route, ValueMatch,
 };
 use crate::telemetry::export::ExportConfig;
 use crate::telemetry::stats::{EndpointState, EndpointView};
@@ -199,6 +199,7 @@ impl Introspect for Introspection {
                     "display_name": &*workload.display_name,
                     "service_account": &*workload.service_account,
                     "zone": &*workload.zone,
+                    "node": &*workload.node,
                     "mtls": workload.mtls.as_str_name(),
                     "ports": workload.ports.iter().map(|port| json!({
                         "port": port.port,
@@ -345,6 +346,7 @@ fn show_route(route: &Route) -> Value {
         "request_timeout_ms": policy.request_timeout.map(millis),
         "per_try_timeout_ms": policy.per_try_timeout.map(millis),
         "idle_timeout_ms": policy.idle_timeout.map(millis),
+        "stream_idle_timeout_ms": policy.stream_idle_timeout.map(millis),
         "retry": policy.retry.as_ref().map(|retry| json!({
             "attempts": retry.attempts,
             "status_codes": retry.status_codes,
@@ -441,6 +443,20 @@ fn show_health_check(check: &HealthCheck) -> Value {
     })
 }
 
+fn show_connection(connection: &ConnectionPolicy) -> Value {
+    json!({
+        "max_requests": connection.max_requests,
+        "idle_timeout_ms": connection.idle_timeout.map(millis),
+        "keepalive": connection.keepalive.map(|keepalive| json!({
+            "time_ms": millis(keepalive.after),
+            "interval_ms": millis(keepalive.interval),
+            "probes": keepalive.probes,
+        })),
+        "stream_window": connection.stream_window,
+        "connection_window": connection.connection_window,
+    })
+}
+
 fn show_session(session: &Session) -> Value {
     json!({
         "name": session.spelling,
@@ -456,6 +472,7 @@ fn show_session(session: &Session) -> Value {
 
 fn show_backend(backend: &Backend) -> Value {
     let policy = &backend.policy;
+    let set = backend.endpoints.current.load();
     json!({
         "namespace": &*backend.namespace,
         "service": &*backend.service,
@@ -469,6 +486,8 @@ fn show_backend(backend: &Backend) -> Value {
         "slow_start_ms": policy.slow_start.map(millis),
         "zone_threshold_percent": policy.zone_threshold,
         "connect_timeout_ms": millis(policy.connect_timeout),
+        "connection": (policy.connection != ConnectionPolicy::default())
+            .then(|| show_connection(&policy.connection)),
         "limits": {
             "max_connections": policy.max_connections,
             "max_requests": policy.max_requests,
@@ -487,11 +506,13 @@ fn show_backend(backend: &Backend) -> Value {
             "interval_ms": millis(constraint.interval),
             "floor": constraint.floor,
         })),
-        "endpoints": backend.endpoints.current.load().endpoints.iter().map(|info| json!({
+        "node_local": set.node_local,
+        "endpoints": (0u32..).zip(&set.endpoints).map(|(index, info)| json!({
             "address": info.address.to_string(),
             "workload": &*info.workload,
             "identity": info.identity.as_ref().map(|id| id.to_string()),
             "zone": &*info.zone,
+            "near": set.near.contains(&index),
             "weight": info.weight,
             "state": state_of(info).as_str(),
         })).collect::<Vec<_>>(),

@@ -19,9 +19,10 @@ use crate::balance::{EndpointHealth, SharedLimits};
 use crate::dns::Feed;
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
+use crate::http2;
 use crate::identity::Origin;
 use crate::inbound::limits::PortLimits;
-use crate::transport::Siblings;
+use crate::transport::{KeepAlive, Siblings};
 
 /// A new process-wide number, never used twice.
 pub fn fresh_id() -> u64 {
@@ -318,8 +319,10 @@ pub struct RoutePolicy {
     pub request_timeout: Option<Duration>,
     /// Each try, to the head of its response.
     pub per_try_timeout: Option<Duration>,
-    /// No byte either way.
+    /// No byte either way: of connections that are not HTTP, and of requests with what they upgrade
+    /// to.
     pub idle_timeout: Option<Duration>,
+    pub stream_idle_timeout: Option<Duration>,
     /// `None`: only what was never processed is tried again.
     pub retry: Option<Arc<RetryPolicy>>,
     pub fallback: Option<Arc<Fallback>>,
@@ -406,6 +409,40 @@ pub struct BackendPolicy {
     /// TLS with endpoints outside the mesh; `None`: what the endpoint's identity says.
     pub origin: Option<Arc<Origin>>,
     pub health_check: Option<Arc<HealthCheck>>,
+    pub connection: ConnectionPolicy,
+}
+
+/// How connections to endpoints are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionPolicy {
+    /// Requests that one carries; 0 is no limit.
+    pub max_requests: u32,
+    /// Without a request; `None`: what is usual for who is at the other end.
+    pub idle_timeout: Option<Duration>,
+    /// `None`: no probes.
+    pub keepalive: Option<KeepAlive>,
+    /// What the endpoint may send before it has been passed on (HTTP/2), bytes.
+    pub stream_window: u32,
+    pub connection_window: u32,
+}
+
+impl ConnectionPolicy {
+    /// Whether a connection that has carried so many requests carries no more.
+    pub fn is_worn(&self, requests: u32) -> bool {
+        self.max_requests != 0 && requests >= self.max_requests
+    }
+}
+
+impl Default for ConnectionPolicy {
+    fn default() -> Self {
+        Self {
+            max_requests: 0,
+            idle_timeout: None,
+            keepalive: Some(KeepAlive::default()),
+            stream_window: http2::STREAM_WINDOW,
+            connection_window: http2::CONNECTION_WINDOW,
+        }
+    }
 }
 
 /// How endpoints are asked whether they are well.
@@ -474,6 +511,66 @@ pub struct EndpointSet {
     /// Grows with every change; worker-local state compares it.
     pub generation: u64,
     pub endpoints: Vec<Arc<EndpointInfo>>,
+    /// They are those on the proxy's own node, and nobody else is to be asked.
+    pub node_local: bool,
+    /// By whom each endpoint is preferred, in the same order; empty where nobody is.
+    pub hints: Arc<[Hints]>,
+    /// Which of them this proxy prefers, in order; empty: all alike.
+    pub near: Box<[u32]>,
+}
+
+/// Zones and nodes whose proxies prefer an endpoint.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Hints {
+    pub zones: Box<[Arc<str>]>,
+    pub nodes: Box<[Arc<str>]>,
+}
+
+impl Hints {
+    pub fn is_empty(&self) -> bool {
+        self.zones.is_empty() && self.nodes.is_empty()
+    }
+}
+
+impl EndpointSet {
+    /// The same for the proxy of a workload, which prefers those that are meant for its node, else
+    /// those for its zone, if there are any.
+    pub fn seen_from(mut self, workload: &Workload) -> Self {
+        self.near = self.near_to(workload);
+        self
+    }
+
+    /// The next set, when the workload's place makes another one of it.
+    pub fn moved_to(&self, workload: &Workload) -> Option<Self> {
+        let near = self.near_to(workload);
+        (near != self.near).then(|| Self {
+            generation: self.generation + 1,
+            endpoints: self.endpoints.clone(),
+            node_local: self.node_local,
+            hints: self.hints.clone(),
+            near,
+        })
+    }
+
+    fn near_to(&self, workload: &Workload) -> Box<[u32]> {
+        let meant_for = |place: &Arc<str>, of: fn(&Hints) -> &[Arc<str>]| -> Box<[u32]> {
+            if place.is_empty() {
+                return Box::default();
+            }
+            (0u32..)
+                .zip(self.endpoints.iter().zip(&*self.hints))
+                .filter(|(_, (info, hints))| {
+                    info.state == Health::Ready && of(hints).contains(place)
+                })
+                .map(|(index, _)| index)
+                .collect()
+        };
+        let near = meant_for(&workload.node, |hints| &hints.nodes);
+        match near.is_empty() {
+            true => meant_for(&workload.zone, |hints| &hints.zones),
+            false => near,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -523,6 +620,8 @@ pub struct Workload {
     pub display_name: Arc<str>,
     pub service_account: Arc<str>,
     pub zone: Arc<str>,
+    /// Name of the node it runs on; empty when not known.
+    pub node: Arc<str>,
     pub mtls: MtlsMode,
     pub ports: Vec<WorkloadPort>,
     /// 1/10000 of the requests that carry no decision.
@@ -558,6 +657,8 @@ pub struct WorkloadPort {
     pub mtls: Option<MtlsMode>,
     /// What it takes no more of; `None`: there is no limit.
     pub limits: Option<Arc<PortLimits>>,
+    /// Of the proxy's connections to the application.
+    pub connection: ConnectionPolicy,
 }
 
 impl Workload {
@@ -567,6 +668,12 @@ impl Workload {
             Some(p) => (p.mtls.unwrap_or(self.mtls), p.protocol),
             None => (self.mtls, Protocol::Auto),
         }
+    }
+
+    /// How the proxy's connections to one of the workload's ports are kept.
+    pub fn connection(&self, port: u16) -> ConnectionPolicy {
+        let declared = self.ports.iter().find(|p| p.port == port);
+        declared.map_or_else(ConnectionPolicy::default, |declared| declared.connection)
     }
 
     /// What one of the workload's ports takes no more of.
@@ -591,6 +698,7 @@ impl Default for BackendPolicy {
             retry_constraint: None,
             origin: None,
             health_check: None,
+            connection: ConnectionPolicy::default(),
         }
     }
 }

@@ -70,6 +70,7 @@ pub(crate) fn backend(endpoints: Vec<Arc<EndpointInfo>>, policy: BackendPolicy) 
             current: ArcSwap::from_pointee(EndpointSet {
                 generation: 1,
                 endpoints,
+                ..EndpointSet::default()
             }),
             feed: None,
         }),

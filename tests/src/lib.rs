@@ -11,6 +11,7 @@
 
 #![allow(clippy::unwrap_used)] // The whole crate is for tests.
 
+pub mod authority;
 pub mod binaries;
 pub mod dns;
 pub mod kube;

@@ -13,10 +13,12 @@
 //! - [`resilience`]: its faults and its limits at the destination.
 //! - [`security`]: which connections a workload takes (mutual TLS or not).
 //! - [`telemetry`]: traces and access logs.
+//! - [`connection`]: how connections to its endpoints are kept.
 //! - [`health`]: how the endpoints of a Service are asked whether they are well.
 //! - [`zone`]: endpoints near by.
 //! - [`duration`], [`percent`], [`meta`]: the parts they share.
 
+pub mod connection;
 pub mod duration;
 pub mod egress;
 pub mod external;

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::connection::Connection;
 use super::duration::Duration;
 use super::health::HealthCheck;
 use super::meta::{Ignored, Metadata};
@@ -52,6 +53,8 @@ pub struct TrafficPolicySpec {
     /// Default: nobody is asked; endpoints are judged by their answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connection: Option<Connection>,
 }
 
 impl TrafficPolicySpec {
@@ -366,7 +369,11 @@ pub struct Timeouts {
     /// Each try, to the head of its response. Default none; not longer than `request`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_try: Option<Duration>,
-    /// No byte either way. Default none.
+    /// No byte either way, of a request or of a connection that is not HTTP. Default none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Duration>,
+    /// The same of a request (a stream of HTTP/2) alone, what it upgrades to included: 504 before the
+    /// head of the response, a reset after it. Default: `idle`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<Duration>,
 }

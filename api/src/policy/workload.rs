@@ -45,6 +45,10 @@ pub struct WorkloadSpec {
     /// Zone it runs in; default empty (unknown).
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub zone: String,
+    /// Name of the machine it runs on, for Services that are for clients on the same one
+    /// (`internalTrafficPolicy: Local`) or prefer it; default empty (unknown).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub node: String,
     /// Ports it listens on. A Service's `targetPort` may use their names. May be empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<WorkloadPort>,

@@ -104,7 +104,7 @@ pub const CODES: [Code; 16] = [
     Code {
         name: "http_response_timeout",
         statuses: &[504],
-        meaning: "A timeout of the policy or route ran out before the response (timeouts.request, timeouts.perTry, timeouts.idle).",
+        meaning: "A timeout of the policy or route ran out before the response (timeouts.request, timeouts.perTry, timeouts.idle, timeouts.stream).",
         help: &[
             "See how long the destination takes: weft stat svc/DEST, P99; weft tap deploy/CALLER --to DEST --status 504.",
             "weft routes deploy/CALLER DEST shows the timeouts that hold.",

@@ -58,6 +58,9 @@ pub struct Route {
     pub request_timeout_ms: Option<u64>,
     pub per_try_timeout_ms: Option<u64>,
     pub idle_timeout_ms: Option<u64>,
+    /// Of requests; the other one is of connections that are not HTTP.
+    #[serde(default)]
+    pub stream_idle_timeout_ms: Option<u64>,
     pub retry: Option<Retry>,
     pub fallback: Option<serde_json::Value>,
     #[serde(default)]
@@ -186,7 +189,32 @@ pub struct Backend {
     pub retry_constraint: Option<RetryConstraint>,
     #[serde(default)]
     pub health_check: Option<HealthCheck>,
+    /// How its connections are kept; none: as usual.
+    #[serde(default)]
+    pub connection: Option<Connection>,
+    /// Only endpoints on the proxy's own node are used.
+    #[serde(default)]
+    pub node_local: bool,
     pub endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Connection {
+    /// Requests that one carries; 0 is no limit.
+    pub max_requests: u32,
+    pub idle_timeout_ms: Option<u64>,
+    /// None: no probes.
+    pub keepalive: Option<KeepAlive>,
+    /// HTTP/2, bytes.
+    pub stream_window: u32,
+    pub connection_window: u32,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct KeepAlive {
+    pub time_ms: u64,
+    pub interval_ms: u64,
+    pub probes: u32,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -238,4 +266,7 @@ pub struct Endpoint {
     pub identity: Option<String>,
     pub weight: u32,
     pub state: String,
+    /// Preferred because it is meant for the proxy's own node or zone.
+    #[serde(default)]
+    pub near: bool,
 }

@@ -19,6 +19,11 @@ fn config() -> Config {
                 "weight": 1, "namespace": "shop", "service": "catalog", "port": 80,
                 "algorithm": "ALGORITHM_PEAK_EWMA", "hash_key": null, "connect_timeout_ms": 1000, "slow_start_ms": 30000, "zone_threshold_percent": 70,
                 "limits": {"max_connections": 0, "max_requests": 100, "max_pending_requests": 0},
+                "connection": {
+                    "max_requests": 1000, "idle_timeout_ms": null,
+                    "keepalive": {"time_ms": 60_000, "interval_ms": 15_000, "probes": 4},
+                    "stream_window": 262_144, "connection_window": 16_777_216,
+                },
                 "session": {
                     "name": "stay", "in": "cookie", "permanent": false,
                     "absolute_timeout_ms": null, "idle_timeout_ms": 600_000,
@@ -36,6 +41,7 @@ fn config() -> Config {
                 "endpoints": endpoints,
             }],
             "request_timeout_ms": 3000, "per_try_timeout_ms": null, "idle_timeout_ms": null,
+            "stream_idle_timeout_ms": 20_000,
             "retry": {
                 "attempts": 2, "status_codes": [503], "grpc_codes": [], "connect_failure": true,
                 "refused_stream": false, "reset": false, "timeout": false, "methods": [],
@@ -179,7 +185,7 @@ fn the_first_route_that_matches_is_taken_and_explained() {
     let text = explain(&plain, Paint::NEVER);
     for part in [
         "10.96.0.20:80 is shop/catalog:80, protocol http\n",
-        "timeouts  request 3.0 s\n",
+        "timeouts  request 3.0 s, idle streams 20.0 s\n",
         "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
         "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
         "backend   shop/catalog:80 (100 %)\n",
@@ -187,6 +193,7 @@ fn the_first_route_that_matches_is_taken_and_explained() {
         "session   by the cookie stay, idle 10 min 0 s\n",
         "checks    GET /live every 5.0 s within 500 ms; unwell after 3, well after 2\n",
         "budget    5 % of the requests of the last 10.0 s and 100 retries\n",
+        "connects  1000 requests each; keep-alive after 1 min 0 s, 4 times every 15.0 s; HTTP/2 windows 262144 (stream) and 16777216 bytes\n",
         "limits    100 requests at once\n",
         "ejection  after 3 gateway errors in a row or 5 5xx in a row, for 3.0 s at first, at most 50 % at once\n",
         "10.77.0.6:8080  shop/catalog-1  ejected  1       spiffe://cluster.local/ns/shop/sa/catalog\n",

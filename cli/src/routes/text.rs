@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::config::{Backend, Config, Destination, Fault, Retry, Route};
+use super::config::{Backend, Config, Connection, Destination, Fault, Retry, Route};
 use super::judge::Verdict;
 use crate::output::{Cell, Paint, Tone, span, table};
 
@@ -146,10 +146,15 @@ fn millis(ms: u64) -> String {
 }
 
 fn timeouts(route: &Route) -> String {
+    let stream = route.stream_idle_timeout_ms;
     let each = [
         ("request", route.request_timeout_ms),
         ("each try", route.per_try_timeout_ms),
         ("idle", route.idle_timeout_ms),
+        (
+            "idle streams",
+            stream.filter(|_| stream != route.idle_timeout_ms),
+        ),
     ];
     let set: Vec<String> = each
         .iter()
@@ -217,6 +222,31 @@ fn faults(fault: &Fault) -> String {
     text
 }
 
+/// How connections are kept.
+fn connection(given: &Connection) -> String {
+    let mut parts = Vec::new();
+    if given.max_requests > 0 {
+        parts.push(format!("{} requests each", given.max_requests));
+    }
+    if let Some(idle) = given.idle_timeout_ms {
+        parts.push(format!("idle {}", millis(idle)));
+    }
+    parts.push(match &given.keepalive {
+        None => "no keep-alive".to_owned(),
+        Some(keepalive) => format!(
+            "keep-alive after {}, {} times every {}",
+            millis(keepalive.time_ms),
+            keepalive.probes,
+            millis(keepalive.interval_ms)
+        ),
+    });
+    parts.push(format!(
+        "HTTP/2 windows {} (stream) and {} bytes",
+        given.stream_window, given.connection_window
+    ));
+    parts.join("; ")
+}
+
 fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     let mut out = String::new();
     let share = match total {
@@ -233,7 +263,7 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
     );
     let _ = writeln!(
         out,
-        "balancer  {}, connect timeout {}{}{}",
+        "balancer  {}, connect timeout {}{}{}{}",
         algorithm(&backend.algorithm),
         millis(backend.connect_timeout_ms),
         match backend.zone_threshold_percent {
@@ -243,8 +273,15 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         match backend.slow_start_ms {
             Some(window) => format!(", slow start {}", millis(window)),
             None => String::new(),
+        },
+        match backend.node_local {
+            true => ", on its own node only (internalTrafficPolicy: Local)",
+            false => "",
         }
     );
+    if let Some(connection) = &backend.connection {
+        let _ = writeln!(out, "connects  {}", self::connection(connection));
+    }
     if let Some(session) = &backend.session {
         let ends = [
             ("idle", session.idle_timeout_ms),
@@ -326,7 +363,13 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             vec![
                 Cell::from(e.address.as_str()),
                 Cell::from(e.workload.as_str()),
-                Cell::new(tone, e.state.replace('_', " ")),
+                Cell::new(
+                    tone,
+                    match e.near && backend.zone_threshold_percent.is_none() {
+                        true => format!("{}, preferred", e.state.replace('_', " ")),
+                        false => e.state.replace('_', " "),
+                    },
+                ),
                 Cell::from(e.weight.to_string()),
                 match &e.identity {
                     Some(identity) => Cell::from(identity.as_str()),
@@ -336,7 +379,11 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
         })
         .collect();
     if rows.is_empty() {
-        let _ = writeln!(out, "{}", paint.paint(Tone::Bad, "no endpoints"));
+        let none = match backend.node_local {
+            true => "no endpoints on this node",
+            false => "no endpoints",
+        };
+        let _ = writeln!(out, "{}", paint.paint(Tone::Bad, none));
     } else {
         out.push_str(&table(
             &["ENDPOINT", "WORKLOAD", "STATE", "WEIGHT", "IDENTITY"],

@@ -13,7 +13,11 @@ use crate::model::{self, Name, Rule, Service, ServicePort, Workload, World};
 /// is known there.
 pub(super) fn destination(world: &World, key: &str, client: &str) -> Option<Destination> {
     if let Some((service, port)) = service_of(world, key) {
-        return Some(to_service(world, service, port, client));
+        let mut destination = to_service(world, service, port, client);
+        if service.node_local && is_outer(service, key) {
+            use_every_node(&mut destination, service);
+        }
+        return Some(destination);
     }
     if let Ok(address) = key.parse::<SocketAddr>() {
         if let Some(workload) = world.workload_at(address.ip()) {
@@ -27,6 +31,32 @@ pub(super) fn destination(world: &World, key: &str, client: &str) -> Option<Dest
     let (external, port) = external::of_host(world, host, port.parse().ok()?, client)?;
     let found = Found::Host(host);
     Some(external::destination(world, external, port, found))
+}
+
+/// Whether a destination of a Service is not one of its cluster addresses: what holds for calls
+/// within the cluster says nothing of those.
+fn is_outer(service: &Service, key: &str) -> bool {
+    let address = key.parse::<SocketAddr>();
+    address.is_ok_and(|address| {
+        let ip = address.ip();
+        !service.vips.contains(&ip) || service.outer_vips.contains(&ip)
+    })
+}
+
+/// A Service's own endpoints are those on every node.
+fn use_every_node(destination: &mut Destination, service: &Service) {
+    let opaque = destination.opaque.iter_mut();
+    let routes = opaque.filter_map(|opaque| opaque.route.as_mut());
+    let backends = routes
+        .chain(&mut destination.routes)
+        .flat_map(|route| &mut route.backends)
+        .filter_map(|weighted| weighted.backend.as_mut());
+    for backend in backends {
+        if backend.namespace == service.name.namespace && backend.service == service.name.name {
+            let port = u16::try_from(backend.port).unwrap_or_default();
+            backend.endpoints = endpoints::name_of_all(&service.name, port);
+        }
+    }
 }
 
 /// Namespaces for whose clients a destination that is no Service is another one.

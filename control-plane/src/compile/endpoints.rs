@@ -1,6 +1,7 @@
 //! Where a Service port, or a workload addressed directly, is reached.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use weft_api::identity::SpiffeId;
@@ -9,7 +10,8 @@ use weft_api::proto::{Endpoint, Endpoints, Health};
 use super::Settings;
 use super::workload::is_plaintext;
 use crate::model::{
-    EndpointSlice, Name, Service, ServicePort, SliceEndpoint, TargetPort, Workload, World,
+    Distribution, EndpointSlice, Hints, Name, Service, ServicePort, SliceEndpoint, TargetPort,
+    Workload, World,
 };
 
 /// Name of the Endpoints of a Service port.
@@ -22,8 +24,17 @@ pub(super) fn name_of_workload(workload: &Name, port: u16) -> String {
     format!("workload/{workload}:{port}")
 }
 
-/// Compiles `<namespace>/<service>:<port>` or `workload/<namespace>/<name>:<port>`; `None` when
-/// there is no such Service port or workload.
+/// Name of the Endpoints of a Service port on every node, for a Service that at its cluster addresses
+/// is for clients on the same node.
+pub(super) fn name_of_all(service: &Name, port: u16) -> String {
+    format!("{EVERYWHERE}{}", name_of(service, port))
+}
+
+/// What the names of such Endpoints begin with.
+pub(crate) const EVERYWHERE: &str = "everywhere/";
+
+/// Compiles `<namespace>/<service>:<port>`, `everywhere/<namespace>/<service>:<port>` or
+/// `workload/<namespace>/<name>:<port>`; `None` when there is no such Service port or workload.
 pub(super) fn endpoints(world: &World, settings: &Settings, name: &str) -> Option<Endpoints> {
     let (owner, port) = name.rsplit_once(':')?;
     let port: u16 = port.parse().ok()?;
@@ -43,29 +54,141 @@ pub(super) fn endpoints(world: &World, settings: &Settings, name: &str) -> Optio
         endpoint.health = Health::Ready.into();
         return Some(Endpoints {
             endpoints: vec![endpoint],
+            node_local: false,
         });
     }
-    let service = world.service(&Name::parse(owner)?)?;
-    let port = service.ports.iter().find(|known| known.port == port)?;
+    let owner = owner.strip_prefix(EVERYWHERE).unwrap_or(owner);
+    let (service, port) = service_port(world, owner, port)?;
     Some(Endpoints {
         endpoints: of_port(world, settings, service, port),
+        node_local: false,
     })
 }
 
-/// Endpoints of a Service port: those of its EndpointSlices when it has any, else the workloads
-/// its selector chooses. In the order of their addresses.
-pub(super) fn of_port(
+/// Endpoints of a Service port that is for clients on the same node, by that node; `None` when it is
+/// for everybody, or there is none. A node that is not among them has none.
+pub(super) fn by_node(
+    world: &World,
+    settings: &Settings,
+    name: &str,
+) -> Option<BTreeMap<String, Endpoints>> {
+    let (owner, port) = name.rsplit_once(':')?;
+    let (service, port) = service_port(world, owner, port.parse().ok()?)?;
+    // Nothing stands between a client and the addresses of a headless Service.
+    if !service.node_local || service.headless {
+        return None;
+    }
+    let mut by_node: BTreeMap<&str, Vec<Found<'_>>> = BTreeMap::new();
+    for one in found(world, settings, service, port) {
+        by_node.entry(one.node).or_default().push(one);
+    }
+    // Who does not know where it is has no neighbours.
+    by_node.remove("");
+    let mut nodes = BTreeMap::new();
+    for (node, mut on_it) in by_node {
+        use_leaving(&mut on_it);
+        let endpoints = Endpoints {
+            endpoints: in_order(on_it),
+            node_local: true,
+        };
+        nodes.insert(node.to_owned(), endpoints);
+    }
+    Some(nodes)
+}
+
+fn service_port<'a>(
+    world: &'a World,
+    service: &str,
+    port: u16,
+) -> Option<(&'a Service, &'a ServicePort)> {
+    let service = world.service(&Name::parse(service)?)?;
+    let port = service.ports.iter().find(|known| known.port == port)?;
+    Some((service, port))
+}
+
+/// An endpoint, with what decides by whom it is used.
+struct Found<'a> {
+    at: SocketAddr,
+    endpoint: Endpoint,
+    /// Empty when not known.
+    node: &'a str,
+    hints: Option<Cow<'a, Hints>>,
+    /// Its health is what an EndpointSlice says, not what a person says of a Workload.
+    sliced: bool,
+}
+
+impl Found<'_> {
+    fn is_ready(&self) -> bool {
+        self.endpoint.health() == Health::Ready
+    }
+}
+
+/// Endpoints of a Service port on every node, in the order of their addresses.
+fn of_port(
     world: &World,
     settings: &Settings,
     service: &Service,
     port: &ServicePort,
 ) -> Vec<Endpoint> {
+    let mut found = found(world, settings, service, port);
+    hint(&mut found);
+    use_leaving(&mut found);
+    in_order(found)
+}
+
+fn in_order(mut found: Vec<Found<'_>>) -> Vec<Endpoint> {
+    found.sort_by_key(|found| found.at);
+    found.dedup_by_key(|found| found.at);
+    found.into_iter().map(|found| found.endpoint).collect()
+}
+
+/// Hints count when every ready endpoint has some, as kube-proxy has it (KEP-2433, KEP-3015): whom
+/// nobody is meant for could else be left out, and one without be overrun.
+fn hint(found: &mut [Found<'_>]) {
+    let every = |has: fn(&Hints) -> bool| {
+        let mut ready = found.iter().filter(|found| found.is_ready());
+        ready.all(|found| found.hints.as_deref().is_some_and(has))
+    };
+    let zones = every(|hints| !hints.zones.is_empty());
+    let nodes = every(|hints| !hints.nodes.is_empty());
+    for found in found.iter_mut().filter(|found| found.is_ready()) {
+        let Some(hints) = &found.hints else { continue };
+        if zones {
+            found.endpoint.for_zones.clone_from(&hints.zones);
+        }
+        if nodes {
+            found.endpoint.for_nodes.clone_from(&hints.nodes);
+        }
+    }
+}
+
+/// Those that are leaving but still serve are used when there is nobody else, as kube-proxy does
+/// (KEP-1669).
+fn use_leaving(found: &mut [Found<'_>]) {
+    if found.iter().any(Found::is_ready) {
+        return;
+    }
+    for found in found.iter_mut().filter(|found| found.sliced) {
+        if found.endpoint.health() == Health::Draining {
+            found.endpoint.health = Health::Ready.into();
+        }
+    }
+}
+
+/// Endpoints of a Service port: those of its EndpointSlices when it has any, else the workloads
+/// its selector chooses.
+fn found<'a>(
+    world: &'a World,
+    settings: &Settings,
+    service: &'a Service,
+    port: &ServicePort,
+) -> Vec<Found<'a>> {
     let mut slices = world
         .slices_of
         .get(&service.name)
         .filter_map(|name| world.slices.get(name))
         .peekable();
-    let mut found: Vec<(SocketAddr, Endpoint)> = if service.sliced || slices.peek().is_some() {
+    let mut found: Vec<Found<'_>> = if service.sliced || slices.peek().is_some() {
         of_slices(world, settings, port, slices)
     } else {
         world
@@ -73,40 +196,48 @@ pub(super) fn of_port(
             .filter_map(|workload| {
                 let number = target_port(workload, port)?;
                 let address = *workload.addresses.first()?;
-                Some((
-                    SocketAddr::new(address, number),
-                    of_workload(world, settings, workload, address, number),
-                ))
+                Some(Found {
+                    at: SocketAddr::new(address, number),
+                    endpoint: of_workload(world, settings, workload, address, number),
+                    node: &workload.node,
+                    hints: service
+                        .distribution
+                        .map(|wish| Cow::Owned(hints(world, workload, wish))),
+                    sliced: false,
+                })
             })
             .collect()
     };
     if service.publish_not_ready {
-        for (_, endpoint) in &mut found {
-            endpoint.health = Health::Ready.into();
+        for found in &mut found {
+            found.endpoint.health = Health::Ready.into();
         }
     }
-    // Those that are leaving but still serve are used when there is nobody else, as kube-proxy
-    // does (KEP-1669).
-    let ready = |endpoint: &Endpoint| endpoint.health() == Health::Ready;
-    if service.sliced && !found.iter().any(|(_, endpoint)| ready(endpoint)) {
-        for (_, endpoint) in &mut found {
-            if endpoint.health() == Health::Draining {
-                endpoint.health = Health::Ready.into();
-            }
-        }
+    found
+}
+
+/// What Kubernetes writes into the EndpointSlices of a Service that wishes this.
+fn hints(world: &World, workload: &Workload, wish: Distribution) -> Hints {
+    let known = |name: &str| -> Vec<String> {
+        let known = Some(name).filter(|name| !name.is_empty());
+        known.map(str::to_owned).into_iter().collect()
+    };
+    Hints {
+        zones: known(world.zone_of(workload)),
+        nodes: match wish {
+            Distribution::SameZone => Vec::new(),
+            Distribution::SameNode => known(&workload.node),
+        },
     }
-    found.sort_by_key(|(address, _)| *address);
-    found.dedup_by_key(|(address, _)| *address);
-    found.into_iter().map(|(_, endpoint)| endpoint).collect()
 }
 
 fn of_slices<'a>(
-    world: &World,
+    world: &'a World,
     settings: &Settings,
     port: &ServicePort,
     slices: impl Iterator<Item = &'a EndpointSlice>,
-) -> Vec<(SocketAddr, Endpoint)> {
-    let mut found: Vec<(SocketAddr, Endpoint)> = Vec::new();
+) -> Vec<Found<'a>> {
+    let mut found: Vec<Found<'_>> = Vec::new();
     // A dual-stack workload stands in an IPv4 and in an IPv6 slice: it is one endpoint, at its
     // first address.
     let mut seen: HashMap<&Name, usize> = HashMap::new();
@@ -142,17 +273,27 @@ fn of_slices<'a>(
             if !endpoint.zone.is_empty() {
                 compiled.zone.clone_from(&endpoint.zone);
             }
-            let compiled = (SocketAddr::new(address, number), compiled);
+            let of_workload = workload.map_or("", |workload| &workload.node);
+            let one = Found {
+                at: SocketAddr::new(address, number),
+                endpoint: compiled,
+                node: match endpoint.node.as_str() {
+                    "" => of_workload,
+                    node => node,
+                },
+                hints: endpoint.hints.as_deref().map(Cow::Borrowed),
+                sliced: true,
+            };
             let Some(workload) = workload else {
-                found.push(compiled);
+                found.push(one);
                 continue;
             };
             match seen.get(&workload.name) {
                 None => {
                     seen.insert(&workload.name, found.len());
-                    found.push(compiled);
+                    found.push(one);
                 }
-                Some(at) if workload.addresses.first() == Some(&address) => found[*at] = compiled,
+                Some(at) if workload.addresses.first() == Some(&address) => found[*at] = one,
                 Some(_) => {}
             }
         }
@@ -230,5 +371,6 @@ fn of_workload(
         zone: world.zone_of(workload).to_owned(),
         weight: workload.weight,
         health: workload.health.into(),
+        ..Endpoint::default()
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
@@ -109,6 +110,67 @@ pub(super) fn of_host<'a>(
             .find_map(|external| port_of(external, number))
     };
     find(&|known| known == host).or_else(|| find(&|known| host_matches(known, &host)))
+}
+
+/// Whose an address and port is instead of an ExternalService's that names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Holder<'a> {
+    Service(&'a Name),
+    Workload(&'a Name),
+    /// Another one of the namespace.
+    External(&'a Name),
+}
+
+impl std::fmt::Display for Holder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Service(name) => write!(f, "Service {name}"),
+            Self::Workload(name) => write!(f, "Workload {name}"),
+            Self::External(name) => write!(f, "ExternalService {name}"),
+        }
+    }
+}
+
+/// Whose a port of a network is that an ExternalService names, when it is not its own. Networks
+/// within others are the narrower one's, as they are meant to be.
+pub(super) fn holder_of_address<'a>(
+    world: &'a World,
+    external: &External,
+    network: IpNet,
+    port: u16,
+) -> Option<Holder<'a>> {
+    let address = network.addr();
+    if network.prefix_len() == network.max_prefix_len() {
+        let mut services = world.vips.get(&address).filter_map(|of| world.service(of));
+        let service = services.find(|service| service.ports.iter().any(|p| p.port == port));
+        if let Some(service) = service {
+            return Some(Holder::Service(&service.name));
+        }
+        if let Some(workload) = world.workload_at(address) {
+            return Some(Holder::Workload(&workload.name));
+        }
+    }
+    let first = world.external_at(address).find(|other| {
+        other.name.namespace == external.name.namespace
+            && other.spec.networks().contains(&network)
+            && other.spec.ports.iter().any(|other| other.port == port)
+    })?;
+    (first.name != external.name).then_some(Holder::External(&first.name))
+}
+
+/// The other ExternalService of the namespace whose a host and port is that this one names.
+pub(super) fn holder_of_host<'a>(
+    world: &'a World,
+    external: &External,
+    host: &str,
+    port: u16,
+) -> Option<&'a Name> {
+    let first = in_namespace(&world.external, &external.name.namespace).find(|other| {
+        other.spec.networks().is_empty()
+            && other.spec.hosts.iter().any(|known| known == host)
+            && other.spec.ports.iter().any(|other| other.port == port)
+    })?;
+    (first.name != external.name).then_some(&first.name)
 }
 
 /// The hosts that clients of a namespace know by name only, their own before the mesh's.
@@ -284,5 +346,6 @@ pub(super) fn endpoints(world: &World, owner: &str, port: u16) -> Option<Endpoin
     });
     Some(Endpoints {
         endpoints: endpoints.collect(),
+        node_local: false,
     })
 }

@@ -61,7 +61,7 @@ fn backend(destination: &Destination) -> Backend {
 
 fn addresses(world: &World, name: &str) -> Vec<(String, u32)> {
     match body(world, ResourceKind::Endpoints, name, "shop") {
-        Some(Body::Endpoints(Endpoints { endpoints })) => endpoints
+        Some(Body::Endpoints(Endpoints { endpoints, .. })) => endpoints
             .into_iter()
             .map(|endpoint| (endpoint.address, endpoint.weight))
             .collect(),

@@ -3,23 +3,27 @@
 //! - [`mod@unreachable`]: rules that no request comes to; ports that do not say that there are requests
 //! - [`mtls`]: mutual TLS asked of those who cannot speak it
 //! - [`outside`]: services outside the mesh
+//! - [`places`]: Services that prefer what is near, with endpoints of which nobody knows where they are
 
 mod mtls;
 mod outside;
+mod places;
 mod unreachable;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use weft_api::policy::meta::LabelSelector;
 use weft_api::policy::traffic::Fallback;
 
 use super::endpoints::target_port;
 use super::policy::default_winner;
 use super::policy_status::{Unused, of_backend, used};
 use super::resilience;
+use super::said::{Chosen, chosen};
 use super::status::status;
 use super::workload::{display_name, is_strict};
 use crate::finding::Severity;
-use crate::model::{Check, EndpointSlice, Kind, Name, ObjectRef, TargetPort, World};
+use crate::model::{Check, EndpointSlice, Kind, Name, ObjectRef, Policy, TargetPort, World};
 
 /// Something wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +74,7 @@ pub fn problems(world: &World) -> Vec<Problem> {
     routes(world, &mut found);
     probes(world, &mut found);
     outside::find(world, &mut found);
+    places::find(world, &mut found);
     unreachable::find(world, &mut found);
     mtls::find(world, &mut found);
     found.0.sort();
@@ -79,15 +84,6 @@ pub fn problems(world: &World) -> Vec<Problem> {
 fn services(world: &World, found: &mut Problems) {
     for (name, service) in &world.services {
         let at = (Kind::Service, name);
-        if service.node_local {
-            found.add(
-                at,
-                "spec.internalTrafficPolicy",
-                Severity::Warning,
-                format!("Service {name} is for clients on the same node, but proxies use its endpoints on every node"),
-                "leave its ports out of capture in the clients' pods, or set internalTrafficPolicy to Cluster",
-            );
-        }
         // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
         if service.sliced {
             continue;
@@ -417,55 +413,65 @@ fn probes(world: &World, found: &mut Problems) {
 }
 
 fn selectors(world: &World, found: &mut Problems) {
-    let selectors = world
-        .peer_authentication
-        .values()
-        .map(|policy| {
-            (
-                Kind::PeerAuthentication,
-                &policy.name,
-                &policy.spec.selector,
-            )
-        })
-        .chain(
-            world
-                .telemetry
-                .values()
-                .map(|policy| (Kind::Telemetry, &policy.name, &policy.spec.selector)),
-        );
-    let mut defaults: BTreeMap<(Kind, &str), &Name> = BTreeMap::new();
-    for (kind, name, selector) in selectors {
-        match selector {
-            Some(selector) => {
-                let matched = world
-                    .workloads_in(&name.namespace)
-                    .any(|workload| selector.matches(&workload.labels));
-                if !matched {
-                    found.add(
-                        (kind, name),
-                        "spec.selector",
-                        Severity::Warning,
-                        format!(
-                            "the selector matches no Workload in namespace {}",
-                            name.namespace
-                        ),
-                        "correct matchLabels, or the labels in the Workloads' metadata",
-                    );
-                }
-            }
-            None => {
-                if let Some(first) = defaults.get(&(kind, name.namespace.as_str())) {
-                    found.add(
-                        (kind, name),
-                        "spec",
-                        Severity::Error,
-                        format!("namespace {} already has {kind:?} {first} without a selector; only the older one, else the first by name, is used", name.namespace),
-                        "merge the two, or add a selector to one",
-                    );
-                } else {
-                    defaults.insert((kind, &name.namespace), name);
-                }
-            }
-        }
+    let kind = Kind::PeerAuthentication;
+    selecting(
+        world,
+        kind,
+        &world.peer_authentication,
+        |spec| &spec.selector,
+        found,
+    );
+    selecting(
+        world,
+        Kind::Telemetry,
+        &world.telemetry,
+        |spec| &spec.selector,
+        found,
+    );
+}
+
+/// Policies for workloads that are for nobody, or for those for whom another one is used.
+fn selecting<T>(
+    world: &World,
+    kind: Kind,
+    policies: &BTreeMap<Name, Policy<T>>,
+    selector: impl Fn(&T) -> &Option<LabelSelector>,
+    found: &mut Problems,
+) {
+    for (name, policy) in policies {
+        let (path, severity, message, help) = match chosen(world, policies, policy, &selector) {
+            Chosen::All => continue,
+            Chosen::Nobody => (
+                "spec.selector",
+                Severity::Warning,
+                format!(
+                    "the selector matches no Workload in namespace {}",
+                    name.namespace
+                ),
+                "correct matchLabels, or the labels in the Workloads' metadata",
+            ),
+            Chosen::Conflicted { what, winner } => (
+                "spec",
+                Severity::Error,
+                format!(
+                    "{kind:?} {winner} already says what holds for {what} and is used; this one is not"
+                ),
+                "merge the two, or give each a selector for other workloads",
+            ),
+            Chosen::Partly {
+                winner,
+                example,
+                lost,
+                all,
+            } => (
+                "spec.selector",
+                Severity::Warning,
+                format!(
+                    "{kind:?} {winner} is used for {lost} of the {all} Workloads that it selects, such as {example}: of two only one holds for a Workload, whole"
+                ),
+                "merge the two, or make the selectors choose different Workloads",
+            ),
+        };
+        found.add((kind, name), path, severity, message, help);
     }
 }

@@ -12,10 +12,11 @@
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
 //! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used;
-//!   [`resilience`]: faults, and what a destination takes no more of.
+//!   [`said`]: what is said of any object in return; [`resilience`]: faults, and what a destination takes no more of.
 //! - [`health`]: how endpoints are asked whether they are well.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
+mod connection;
 mod destination;
 mod endpoints;
 mod external;
@@ -25,18 +26,20 @@ mod policy;
 mod policy_status;
 mod resilience;
 mod routes;
+mod said;
 mod session;
 mod status;
 mod version;
 mod workload;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use weft_api::proto::{ResourceKey, ResourceKind, Trust, resource::Body};
+use weft_api::proto::{Endpoints, ResourceKey, ResourceKind, Trust, resource::Body};
 
+pub(crate) use endpoints::EVERYWHERE;
 pub use findings::{Problem, problems};
-pub use policy_status::policy_statuses;
-pub use status::{CONTROLLER, Condition, ParentStatus, RouteStatus, status};
+pub use said::{status_of, with_status};
+pub use status::{CONTROLLER, Condition, ObjectStatus, ParentStatus};
 pub use version::Compiled;
 
 use crate::model::{Name, World};
@@ -49,8 +52,53 @@ pub struct Settings {
     pub sampling_percent: f64,
 }
 
-/// The body of a resource now, for proxies of the namespace `client`; `Absent` when there is no such
-/// thing.
+/// A resource as proxies see it: nearly always one thing for all.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Variants<C = Compiled> {
+    pub common: C,
+    /// What proxies of these audiences see instead.
+    pub special: BTreeMap<String, C>,
+}
+
+/// What a resource may depend on of the proxy that asks for it: for endpoints its node, else its
+/// namespace.
+pub fn audience<'a>(kind: ResourceKind, namespace: &'a str, node: &'a str) -> &'a str {
+    match kind {
+        ResourceKind::Endpoints => node,
+        _ => namespace,
+    }
+}
+
+/// A resource now, for everybody.
+pub fn variants(world: &World, settings: &Settings, key: &ResourceKey, trust: &Trust) -> Variants {
+    if key.kind() == ResourceKind::Endpoints
+        && let Some(nodes) = endpoints::by_node(world, settings, &key.name)
+    {
+        // Put apart at once: their number may be that of the nodes, as of a DaemonSet.
+        let compiled =
+            |endpoints: Endpoints| Compiled::new(key.clone(), Some(Body::Endpoints(endpoints)));
+        return Variants {
+            common: compiled(nowhere()),
+            special: nodes
+                .into_iter()
+                .map(|(node, endpoints)| (node, compiled(endpoints)))
+                .collect(),
+        };
+    }
+    let one = |client: &str| compile(world, settings, key, trust, client);
+    Variants {
+        common: one(""),
+        special: special_clients(world, key)
+            .into_iter()
+            .map(|client| {
+                let compiled = one(&client);
+                (client, compiled)
+            })
+            .collect(),
+    }
+}
+
+/// The body of a resource now, for proxies of an [`audience`]; `Absent` when there is no such thing.
 pub fn compile(
     world: &World,
     settings: &Settings,
@@ -62,9 +110,11 @@ pub fn compile(
         ResourceKind::Destination => {
             destination::destination(world, &key.name, client).map(Body::Destination)
         }
-        ResourceKind::Endpoints => {
-            endpoints::endpoints(world, settings, &key.name).map(Body::Endpoints)
+        ResourceKind::Endpoints => match endpoints::by_node(world, settings, &key.name) {
+            Some(mut nodes) => nodes.remove(client).or_else(|| Some(nowhere())),
+            None => endpoints::endpoints(world, settings, &key.name),
         }
+        .map(Body::Endpoints),
         ResourceKind::Workload => Name::parse(&key.name)
             .and_then(|name| workload::workload(world, settings, &name))
             .map(Body::Workload),
@@ -74,8 +124,17 @@ pub fn compile(
     Compiled::new(key.clone(), body)
 }
 
-/// Namespaces for whose proxies a resource is not what it is for everybody else; nearly always none.
-pub fn special_clients(world: &World, key: &ResourceKey) -> BTreeSet<String> {
+/// What there is on a node without endpoints, of a Service that is for clients on the same node.
+fn nowhere() -> Endpoints {
+    Endpoints {
+        endpoints: Vec::new(),
+        node_local: true,
+    }
+}
+
+/// Namespaces for whose proxies a destination is not what it is for everybody else; nearly always
+/// none.
+fn special_clients(world: &World, key: &ResourceKey) -> BTreeSet<String> {
     if key.kind() != ResourceKind::Destination {
         return BTreeSet::new();
     }
@@ -89,10 +148,14 @@ pub fn special_clients(world: &World, key: &ResourceKey) -> BTreeSet<String> {
 pub const TRUST: &str = "trust";
 
 #[cfg(test)]
+mod endpoint_tests;
+#[cfg(test)]
 mod external_tests;
 #[cfg(test)]
 mod policy_tests;
 #[cfg(test)]
 mod route_tests;
+#[cfg(test)]
+mod said_tests;
 #[cfg(test)]
 mod tests;

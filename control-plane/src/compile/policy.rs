@@ -1,5 +1,6 @@
 //! The most specific policy wins, field by field.
 
+use weft_api::policy::connection::{Connection, Http2, KeepAlive};
 use weft_api::policy::health::HealthCheck;
 use weft_api::policy::traffic::{
     Algorithm, Backoff, CircuitBreaker, Fallback, FallbackBackend, HashKey, Limits, LoadBalancer,
@@ -11,7 +12,7 @@ use weft_api::proto;
 
 use super::destination::route_policy;
 use super::resilience;
-use super::{health, session};
+use super::{connection, health, session};
 use crate::model::{
     BackendTraffic, Name, Policy, Route, RouteKind, Rule, Service, ServicePort, World, in_namespace,
 };
@@ -363,6 +364,7 @@ fn route(spec: &TrafficPolicySpec) -> proto::RoutePolicy {
             .as_ref()
             .and_then(|retries| retries.hedging)
             .map_or(0, |hedging| hedging.delay.as_millis()),
+        stream_idle_timeout_ms: timeouts.stream.map(Duration::as_millis),
         ..proto::RoutePolicy::default()
     }
 }
@@ -426,6 +428,7 @@ fn backend(spec: &TrafficPolicySpec) -> proto::BackendPolicy {
             .and_then(|timeouts| timeouts.connect)
             .map_or(CONNECT_TIMEOUT_MS, Duration::as_millis),
         health_check: spec.health_check.as_ref().and_then(health::compile),
+        connection: spec.connection.as_ref().map(connection::compile),
         ..proto::BackendPolicy::default()
     }
 }
@@ -516,7 +519,17 @@ macro_rules! inherit {
 
 inherit!(TrafficPolicySpec { fault_injection, rate_limit, request_headers } deep {
     load_balancer,
-    health_check, circuit_breaker, retries, timeouts
+    health_check, circuit_breaker, retries, timeouts, connection
+});
+inherit!(Connection { max_requests, idle_timeout } deep { keep_alive, http2 });
+inherit!(KeepAlive {
+    time,
+    interval,
+    probes
+});
+inherit!(Http2 {
+    stream_window,
+    connection_window
 });
 inherit!(LoadBalancer {
     algorithm,
@@ -557,5 +570,6 @@ inherit!(Timeouts {
     connect,
     request,
     per_try,
-    idle
+    idle,
+    stream
 });

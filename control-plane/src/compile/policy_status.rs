@@ -8,7 +8,7 @@ use weft_api::policy::traffic::{TargetKind, TargetRef};
 
 use super::external::as_service;
 use super::policy::{Level, default_winner, is_port, of_service, route_winner, winner};
-use super::status::{Condition, ParentStatus, RouteStatus};
+use super::status::{Condition, ParentStatus};
 use crate::model::{
     BackendTraffic, Kind, Name, ObjectRef, ParentRef, Policy, Route, ServicePort, World,
 };
@@ -119,70 +119,55 @@ fn condition(used: Result<(), Unused>) -> Condition {
     }
 }
 
-/// What is to be said of every policy now.
-pub fn policy_statuses(world: &World) -> Vec<RouteStatus> {
-    let traffic = world.traffic.values().map(|policy| {
-        let of = |kind, name: &Name, created: &str| status_of(world, kind, name, created);
-        let mut status = of(Kind::TrafficPolicy, &policy.name, &policy.created);
-        let namespace = [TargetRef {
-            group: String::new(),
-            kind: TargetKind::Namespace,
-            name: policy.name.namespace.clone(),
-            section_name: None,
-        }];
-        let targets = match &policy.spec.target_refs[..] {
-            [] => &namespace[..],
-            targets => targets,
-        };
-        status.parents = targets
-            .iter()
-            .map(|target| ParentStatus {
-                parent: reference(target),
-                conditions: vec![condition(used(world, policy, target))],
-            })
-            .collect();
-        status
-    });
-    let backends = world.backend_traffic.values().map(|policy| {
-        let kind = Kind::XBackendTrafficPolicy;
-        let mut status = status_of(world, kind, &policy.name, &policy.created);
-        let targets = policy.targets.iter();
-        status.parents = targets
-            .map(|target| ParentStatus {
-                parent: target.clone(),
-                conditions: of_backend(world, policy, target),
-            })
-            .collect();
-        status
-    });
-    traffic.chain(backends).collect()
+/// What is to be said of a TrafficPolicy.
+pub(super) fn of_traffic(world: &World, policy: &Policy<TrafficPolicySpec>) -> Vec<ParentStatus> {
+    let namespace = [TargetRef {
+        group: String::new(),
+        kind: TargetKind::Namespace,
+        name: policy.name.namespace.clone(),
+        section_name: None,
+    }];
+    let targets = match &policy.spec.target_refs[..] {
+        [] => &namespace[..],
+        targets => targets,
+    };
+    targets
+        .iter()
+        .map(|target| ParentStatus {
+            parent: reference(target),
+            conditions: vec![condition(used(world, policy, target))],
+        })
+        .collect()
 }
 
-fn status_of(world: &World, kind: Kind, name: &Name, created: &str) -> RouteStatus {
-    let object = ObjectRef {
-        kind,
-        name: name.clone(),
-    };
-    RouteStatus {
-        generation: world.generation(&object).unwrap_or_default(),
-        route: object,
-        created: created.to_owned(),
-        parents: Vec::new(),
-    }
+/// What is to be said of an XBackendTrafficPolicy.
+pub(super) fn of_backend_traffic(world: &World, policy: &BackendTraffic) -> Vec<ParentStatus> {
+    let targets = policy.targets.iter();
+    targets
+        .map(|target| ParentStatus {
+            parent: target.clone(),
+            conditions: of_backend(world, policy, target),
+        })
+        .collect()
 }
 
 fn reference(target: &TargetRef) -> ParentRef {
-    let group = match target.kind {
-        TargetKind::HTTPRoute | TargetKind::GRPCRoute => "gateway.networking.k8s.io",
-        TargetKind::ExternalService => weft_api::policy::GROUP,
-        TargetKind::Service | TargetKind::Namespace => "",
-    };
+    let group = group_of(&format!("{:?}", target.kind));
     ParentRef {
         group: Some(group.to_owned()),
         kind: Some(format!("{:?}", target.kind)),
         name: target.name.clone(),
         section_name: target.section_name.clone(),
         ..ParentRef::default()
+    }
+}
+
+/// The API group of a kind that a TrafficPolicy may name.
+pub(super) fn group_of(kind: &str) -> &'static str {
+    match kind {
+        "HTTPRoute" | "GRPCRoute" => "gateway.networking.k8s.io",
+        "ExternalService" => weft_api::policy::GROUP,
+        _ => "",
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use weft_api::proto::resource::Body;
 use weft_api::proto::{Destination, ResourceKey, ResourceKind, Route, Trust};
 
-use super::{Settings, compile, policy_statuses, problems};
+use super::{Settings, compile, problems, status_of};
 use crate::model::{Change, Dirty, Kind, Name, ObjectRef, World};
 use crate::sources::folder::manifest;
 
@@ -106,10 +106,9 @@ fn conditions(world: &World, kind: Kind, name: &str) -> Vec<String> {
         kind,
         name: Name::new("shop", name),
     };
-    let statuses = policy_statuses(world);
-    let status = statuses.iter().find(|status| status.route == object);
+    let status = status_of(world, &object);
     status
-        .unwrap_or_else(|| panic!("{statuses:?}"))
+        .unwrap_or_else(|| panic!("{object} has no status"))
         .parents
         .iter()
         .map(|ancestor| {
@@ -328,7 +327,7 @@ fn a_policy_touches_the_parents_of_its_route() {
         "  timeouts: {request: 1s}",
     );
     let dirty = add(&mut world, &text);
-    assert!(dirty.services.contains(&Name::new("shop", "echo")) && dirty.statuses);
+    assert!(dirty.services.contains(&Name::new("shop", "echo")) && !dirty.said.is_empty());
     assert!(!dirty.services.contains(&Name::new("shop", "v1")));
 }
 

@@ -9,7 +9,7 @@ use weft_api::proto;
 use weft_api::proto::{Health, Protocol};
 
 use super::endpoints::target_port;
-use super::policy;
+use super::{connection, policy};
 use crate::model::{Name, Policy, Service, ServicePort, Workload, World};
 
 pub(super) fn fault(given: &FaultInjection) -> proto::FaultInjection {
@@ -39,6 +39,7 @@ pub(super) fn fault(given: &FaultInjection) -> proto::FaultInjection {
 pub(super) struct PortLimits {
     pub(super) rates: Vec<proto::RateLimit>,
     pub(super) heads: Vec<proto::HeaderLimits>,
+    pub(super) connection: Option<proto::ConnectionSettings>,
 }
 
 /// The limits of a workload's ports: those of every Service that leads to one.
@@ -59,6 +60,10 @@ pub(super) fn limits(world: &World, workload: &Workload) -> BTreeMap<u16, PortLi
                 max_count: given.max_count.unwrap_or(0),
             };
             limits.entry(number).or_default().heads.push(limit);
+        }
+        if let Some(given) = policy.connection.as_ref().and_then(connection::of_port) {
+            let known = &mut limits.entry(number).or_default().connection;
+            *known = Some(known.map_or(given, |known| connection::stricter(known, given)));
         }
     }
     limits

@@ -5,7 +5,8 @@ use std::path::Path;
 use weft_api::proto::resource::Body;
 use weft_api::proto::{Destination, ResourceKey, ResourceKind, Trust, filter, route_match};
 
-use super::{Condition, Settings, compile, problems, special_clients, status};
+use super::status::status;
+use super::{Condition, Settings, compile, problems, special_clients};
 use crate::model::{Change, Dirty, Kind, Name, ObjectRef, World};
 use crate::sources::folder::manifest;
 

@@ -8,16 +8,19 @@ use crate::model::{ObjectRef, ParentRef, RefusedReason, Route, Rule, ServicePort
 /// Our name in the statuses of routes.
 pub const CONTROLLER: &str = "weft.dev/mesh";
 
-/// The status of a route, or of a policy: its parents are then its targets.
+/// The status of a route or a policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RouteStatus {
-    pub route: ObjectRef,
+pub struct ObjectStatus {
+    pub object: ObjectRef,
     /// The generation of the spec that was looked at.
     pub generation: i64,
     /// When the object was made: tells one from another of the same name.
     pub created: String,
-    /// Only parents that are Services: others are other controllers' to look after.
+    /// Of a route: parents that are Services (others are other controllers' to look after). Of a
+    /// policy: its targets.
     pub parents: Vec<ParentStatus>,
+    /// Of a kind that names neither parents nor targets.
+    pub conditions: Vec<Condition>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,7 +54,7 @@ impl Condition {
 }
 
 /// What is to be said of a route now.
-pub fn status(world: &World, route: &Route) -> RouteStatus {
+pub fn status(world: &World, route: &Route) -> ObjectStatus {
     let resolved = resolved_refs(world, route);
     let partial = partially_invalid(route);
     let parents = route
@@ -71,11 +74,12 @@ pub fn status(world: &World, route: &Route) -> RouteStatus {
             }
         })
         .collect();
-    RouteStatus {
-        route: route.reference(),
+    ObjectStatus {
+        object: route.reference(),
         generation: route.generation,
         created: route.created.clone(),
         parents,
+        conditions: Vec::new(),
     }
 }
 

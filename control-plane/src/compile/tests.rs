@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use weft_api::proto::load_balancer::HashKey;
 use weft_api::proto::resource::Body;
 use weft_api::proto::{
-    AccessLog, Algorithm, Destination, Endpoint, Endpoints, Health, MtlsMode, Protocol,
-    ResourceKey, ResourceKind, RoutePolicy, Trust, Workload, fallback,
+    AccessLog, Algorithm, BackendPolicy, Destination, Endpoint, Endpoints, Health, MtlsMode,
+    Protocol, ResourceKey, ResourceKind, RoutePolicy, Trust, Workload, fallback,
 };
 
 use super::{Compiled, Settings, compile, problems};
@@ -56,7 +56,7 @@ fn destination(world: &World, name: &str) -> Option<Destination> {
 
 fn endpoints(world: &World, name: &str) -> Option<Vec<Endpoint>> {
     match resource(world, ResourceKind::Endpoints, name).resource.body {
-        Some(Body::Endpoints(Endpoints { endpoints })) => Some(endpoints),
+        Some(Body::Endpoints(Endpoints { endpoints, .. })) => Some(endpoints),
         _ => None,
     }
 }
@@ -79,6 +79,14 @@ pub(super) fn workload(world: &World, name: &str) -> Workload {
 pub(super) fn route_policy(world: &World, name: &str) -> RoutePolicy {
     let destination = destination(world, name).expect("a destination");
     destination.routes[0].policy.clone().expect("a policy")
+}
+
+pub(super) fn backend_policy(world: &World, name: &str) -> BackendPolicy {
+    let destination = destination(world, name).expect("a destination");
+    let backend = destination.routes[0].backends[0].backend.clone();
+    backend
+        .and_then(|backend| backend.policy)
+        .expect("a policy")
 }
 
 const SHOP: &str = "
@@ -164,6 +172,7 @@ fn endpoints_are_the_selected_workloads_of_the_namespace() {
                 zone: "a".to_owned(),
                 weight: 1,
                 health: Health::Ready.into(),
+                ..Endpoint::default()
             },
             Endpoint {
                 address: "10.0.0.2:8081".to_owned(),
@@ -172,6 +181,7 @@ fn endpoints_are_the_selected_workloads_of_the_namespace() {
                 zone: String::new(),
                 weight: 3,
                 health: Health::NotReady.into(),
+                ..Endpoint::default()
             },
         ]
     );

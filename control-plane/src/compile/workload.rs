@@ -60,6 +60,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
                     mtls: modes.ports.get(&port).map(|mode| (*mode).into()),
                     rate_limits: limits.rates,
                     header_limits: limits.heads,
+                    connection: limits.connection,
                 }
             })
             .collect(),
@@ -68,6 +69,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
         probes: workload.probes.iter().filter_map(probe).collect(),
         external_hosts: external::hosts(world, &name.namespace),
         egress: external::egress(world, &name.namespace).into(),
+        node: workload.node.clone(),
     })
 }
 

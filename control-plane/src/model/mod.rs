@@ -8,6 +8,7 @@ mod backend_traffic;
 mod index;
 mod route;
 mod session;
+mod slice;
 mod validate;
 mod world;
 
@@ -27,6 +28,7 @@ pub use route::{
     ValueMatch,
 };
 pub use session::SessionPersistence;
+pub use slice::{EndpointSlice, Hints, SliceEndpoint, SlicePort, WorkloadRef};
 pub use validate::{Invalid, validate};
 pub(crate) use world::in_namespace;
 pub use world::{Dirty, World};
@@ -171,6 +173,25 @@ pub enum Change {
         object: ObjectRef,
         generation: i64,
     },
+    /// The object is there, but cannot be read now; what it said before stands. That it is so is
+    /// forgotten when it is set or removed.
+    Unreadable {
+        object: ObjectRef,
+        unreadable: Box<Unreadable>,
+    },
+}
+
+/// An object that says what cannot be honoured.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// `metadata.generation` of what cannot be read.
+    pub generation: i64,
+    /// RFC 3339; empty when not known.
+    pub created: String,
+    /// What is wrong: sentences without a full stop, separated by semicolons.
+    pub why: String,
+    /// What it names in `spec.targetRefs` or `spec.parentRefs`, as far as that can be read.
+    pub targets: Vec<ParentRef>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -180,6 +201,8 @@ pub struct Service {
     pub selector: BTreeMap<String, String>,
     /// Virtual addresses: cluster IPs, external IPs, a load balancer's; none when headless.
     pub vips: Vec<IpAddr>,
+    /// Those of `vips` that are for clients outside the cluster: external IPs, a load balancer's.
+    pub outer_vips: Vec<IpAddr>,
     pub headless: bool,
     /// Endpoints that are not ready count as ready.
     pub publish_not_ready: bool,
@@ -188,8 +211,12 @@ pub struct Service {
     pub sliced: bool,
     /// Without a policy that says otherwise, a client always gets the same endpoint.
     pub client_affinity: bool,
-    /// Only endpoints on the client's own node were to be used, which is not done.
+    /// Who calls it at a cluster address gets endpoints on the own node only
+    /// (`internalTrafficPolicy: Local`).
     pub node_local: bool,
+    /// Whom its workloads are nearest to is preferred, where no EndpointSlice says by hints who is
+    /// to use which endpoint.
+    pub distribution: Option<Distribution>,
     /// It is an ExternalService, as policies see it.
     pub external: bool,
     /// TCP ports.
@@ -200,6 +227,14 @@ impl Default for Name {
     fn default() -> Self {
         Self::new("default", "")
     }
+}
+
+/// Which endpoints are preferred (`trafficDistribution`, KEP-4444 and KEP-3015).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distribution {
+    SameZone,
+    /// Then those of the zone.
+    SameNode,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -219,40 +254,6 @@ pub enum TargetPort {
     Number(u16),
     /// A port name of the workload.
     Name(String),
-}
-
-/// Endpoints of a Service that somebody else keeps.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct EndpointSlice {
-    pub name: Name,
-    /// Name of the Service, of the same namespace; empty when it names none.
-    pub service: String,
-    pub ports: Vec<SlicePort>,
-    pub endpoints: Vec<SliceEndpoint>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SlicePort {
-    /// Name of the Service port.
-    pub name: String,
-    pub port: u16,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SliceEndpoint {
-    pub addresses: Vec<IpAddr>,
-    pub health: Health,
-    pub zone: String,
-    /// Whose address it is, when the slice says so.
-    pub workload: Option<WorkloadRef>,
-}
-
-/// Which workload: one of the same name that came later is another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkloadRef {
-    pub name: Name,
-    /// Empty when not known.
-    pub uid: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

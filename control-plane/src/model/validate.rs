@@ -6,6 +6,7 @@ use weft_api::policy::traffic::{
 };
 use weft_api::policy::{Duration, TelemetrySpec};
 
+mod connection;
 mod external;
 
 use super::{Object, Service, Workload};
@@ -257,6 +258,9 @@ fn check_traffic(spec: &TrafficPolicySpec, findings: &mut Findings) {
     if let Some(timeouts) = &spec.timeouts {
         check_timeouts(timeouts, findings);
     }
+    if let Some(connection) = &spec.connection {
+        connection::check(connection, findings);
+    }
     resilience::check(spec, findings);
 }
 
@@ -349,6 +353,7 @@ fn check_timeouts(timeouts: &Timeouts, findings: &mut Findings) {
         ("request", timeouts.request),
         ("perTry", timeouts.per_try),
         ("idle", timeouts.idle),
+        ("stream", timeouts.stream),
     ] {
         findings.timeout(&format!("{at}.{field}"), value);
     }

@@ -1,13 +1,15 @@
-//! All objects, and what they are asked for. [`changes`]: what follows from a change to one.
+//! All objects, and what they are asked for. [`changes`]: what follows from a change to one;
+//! [`said`]: whose status it may change.
 
 mod changes;
+mod said;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
-use weft_api::policy::meta::selects;
+use weft_api::policy::meta::{LabelSelector, selects};
 use weft_api::policy::{
     EgressPolicySpec, ExternalServiceSpec, PeerAuthenticationSpec, TelemetrySpec, TrafficPolicySpec,
 };
@@ -15,7 +17,7 @@ use weft_api::policy::{
 use super::index::Index;
 use super::{
     BackendTraffic, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Route, Service,
-    Workload,
+    Unreadable, Workload,
 };
 
 /// Everything the sources have reported, indexed for the compiler: a change costs what it touches,
@@ -39,6 +41,8 @@ pub struct World {
     routes_of: BTreeMap<Name, BTreeSet<ObjectRef>>,
     /// `metadata.generation` of objects whose source tells it.
     generations: HashMap<ObjectRef, i64>,
+    /// Objects of which what they say now cannot be honoured.
+    pub(crate) unreadable: BTreeMap<ObjectRef, Unreadable>,
     /// Services by virtual address.
     pub(crate) vips: Index<IpAddr>,
     /// Services by the port they have on every node.
@@ -84,8 +88,8 @@ pub struct Dirty {
     pub workloads_of: BTreeSet<String>,
     /// Every workload's own table.
     pub all_workloads: bool,
-    /// What is said of policies in return.
-    pub statuses: bool,
+    /// Routes and policies of which something else may be said in return.
+    pub said: BTreeSet<ObjectRef>,
 }
 
 impl Dirty {
@@ -131,6 +135,11 @@ impl World {
     /// `metadata.generation` of an object, when its source has told it.
     pub fn generation(&self, of: &ObjectRef) -> Option<i64> {
         self.generations.get(of).copied()
+    }
+
+    /// Why what an object says now cannot be honoured.
+    pub fn unreadable(&self, of: &ObjectRef) -> Option<&Unreadable> {
+        self.unreadable.get(of)
     }
 
     /// Every object that says what is to be done, rather than what there is.
@@ -227,6 +236,23 @@ impl World {
             .flat_map(|label| self.labels.get(&label).collect::<Vec<_>>())
             .filter_map(|name| self.workloads.get(name))
             .filter(|workload| is_selected(service, workload))
+    }
+
+    /// Workloads of a namespace that a selector of a policy chooses, by name.
+    pub(crate) fn chosen<'a>(
+        &'a self,
+        namespace: &str,
+        selector: &'a LabelSelector,
+    ) -> impl Iterator<Item = &'a Workload> {
+        let first = selector.match_labels.iter().next();
+        let label = first.map(|(key, value)| (namespace.to_owned(), key.clone(), value.clone()));
+        let labelled = label.iter().flat_map(|label| self.labels.get(label));
+        let labelled = labelled.filter_map(|name| self.workloads.get(name));
+        let all = first.is_none().then(|| self.workloads_in(namespace));
+        let found: Vec<_> = labelled.chain(all.into_iter().flatten()).collect();
+        found
+            .into_iter()
+            .filter(|workload| selector.matches(&workload.labels))
     }
 
     /// Services whose selector chooses a workload, by name.

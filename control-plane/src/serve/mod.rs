@@ -20,9 +20,9 @@ pub mod listener;
 pub mod metrics;
 pub mod replicas;
 mod roots;
-mod route_status;
 mod services;
 mod standing;
+mod statuses;
 pub mod tls;
 pub mod webhook;
 
@@ -290,7 +290,7 @@ impl Server {
                 }
             }));
         let _statuses = cluster.map(|client| {
-            let keep = route_status::keep(client, hub.clone(), standing.leadership.clone());
+            let keep = statuses::keep(client, hub.clone(), standing.leadership.clone());
             Tasks(vec![tokio::spawn(keep).abort_handle()])
         });
         let webhook = match webhook {

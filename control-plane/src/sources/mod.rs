@@ -3,11 +3,12 @@
 //!
 //! - [`folder`]: a folder of manifests.
 //! - [`kubernetes`]: a cluster.
-//! - [`gateway`]: routes of the Gateway API, read the same from both.
+//! - [`gateway`]: routes of the Gateway API, read the same from both; so is what [`slices`] say.
 
 pub mod folder;
 pub mod gateway;
 pub mod kubernetes;
+mod slices;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -379,6 +379,17 @@ fn one(state: &mut State, request: &Request<()>, body: &Bytes) -> Option<Answer>
     let content = request.headers().get("content-type");
     let content = content.map_or("", |of| of.to_str().unwrap());
     let applied = content.contains("apply-patch");
+    if verb == "patch" && applied && there.is_none() {
+        // Applying what is not there makes it, and takes the right to.
+        state
+            .wanted
+            .extend(Access::of(request).map(|access| Access {
+                verb: "create",
+                name: String::new(),
+                ..access
+            }));
+    }
+    let objects = state.objects.entry(plural.to_owned()).or_default();
     let mut object = match (verb, there) {
         ("get", there) => return Some(there.map_or_else(missing, |there| whole(200, &there))),
         ("create", Some(_)) => {

@@ -131,10 +131,11 @@ impl<P: Default> Balancer<P> {
         let mut view = self.view.borrow_mut();
         view.refresh(&self.local.backend.endpoints.current.load(), policy, now);
         if !view.any_ready {
-            return Err(if view.slots.is_empty() {
-                Unavailable::NoEndpoints
-            } else {
-                Unavailable::NoneReady
+            let set = self.local.backend.endpoints.current.load();
+            return Err(match (view.slots.is_empty(), set.node_local) {
+                (true, true) => Unavailable::NoneOnNode,
+                (true, false) => Unavailable::NoEndpoints,
+                (false, _) => Unavailable::NoneReady,
             });
         }
         let key = key.filter(|_| view.table.is_some());
@@ -155,8 +156,8 @@ impl<P: Default> Balancer<P> {
             backing_off_at: (view.avoid_until > millis).then_some(millis),
         };
         let chosen = probe.map(|slot| (slot, true)).or_else(|| {
-            let far =
-                policy.zone_threshold.is_some() && !tried.is_empty() && view.are_all_tried(tried);
+            let narrowed = policy.zone_threshold.is_some() || view.hinted;
+            let far = narrowed && !tried.is_empty() && view.are_all_tried(tried);
             let slot = match key {
                 None if far => {
                     let other = view.elsewhere(tried);

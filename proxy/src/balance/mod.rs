@@ -49,6 +49,8 @@ pub enum Outcome {
 pub enum Unavailable {
     /// The backend has no endpoint at all.
     NoEndpoints,
+    /// It is for clients on the same node, and has no endpoint on this one.
+    NoneOnNode,
     /// None is ready (not ready, draining, or of weight 0).
     NoneReady,
     /// All that are ready are ejected (and the panic threshold does not apply).

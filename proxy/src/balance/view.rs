@@ -27,6 +27,8 @@ pub(super) struct Slot<P> {
     /// As last told; the endpoint's own `info` is from when it was first seen.
     pub(super) info: Arc<EndpointInfo>,
     pub(super) ready: bool,
+    /// Preferred by hints.
+    near: bool,
     /// Ejected, half-open, or unwell by active checks, as of the last regrouping.
     pub(super) out: bool,
     /// Weight as a share of the mean weight of those ready; less for those that are new.
@@ -57,6 +59,8 @@ pub(super) struct View<P> {
     /// Running sums of the candidates' weights; `None` when all are equal.
     pub(super) weights: Option<Vec<u64>>,
     pub(super) any_ready: bool,
+    /// Some are preferred by hints.
+    pub(super) hinted: bool,
     /// So few are well that all are used.
     pub(super) panic: bool,
     /// When the first of the ejected can be probed, in milliseconds of [`super::clock`].
@@ -86,6 +90,7 @@ impl<P: Default> View<P> {
             candidates: Vec::new(),
             weights: None,
             any_ready: false,
+            hinted: false,
             panic: false,
             probe_at: u64::MAX,
             avoid_until: 0,
@@ -190,6 +195,7 @@ impl<P: Default> View<P> {
                 Slot {
                     endpoint,
                     ready: ready(info),
+                    near: false,
                     out: false,
                     share: 1.0,
                     weight: info.weight,
@@ -201,6 +207,12 @@ impl<P: Default> View<P> {
                 }
             })
             .collect();
+        for near in &set.near {
+            if let Some(slot) = self.slots.get_mut(*near as usize) {
+                slot.near = slot.ready;
+            }
+        }
+        self.hinted = self.slots.iter().any(|slot| slot.near);
         self.any_ready = self.slots.iter().any(|slot| slot.ready);
         self.generation = Some(set.generation);
         self.table = match algorithm {
@@ -264,6 +276,7 @@ impl<P: Default> View<P> {
             .collect();
         let candidates = match policy.zone_threshold {
             Some(threshold) if !panic => self.near(threshold, candidates),
+            None if !panic && self.hinted => self.meant(candidates),
             _ => candidates,
         };
         if candidates != self.candidates {
@@ -291,6 +304,13 @@ impl<P: Default> View<P> {
             return well;
         }
         near
+    }
+
+    /// Those of `well` that hints prefer, while there are any.
+    fn meant(&self, well: Vec<u32>) -> Vec<u32> {
+        let meant = |i: &u32| self.slots[*i as usize].near;
+        let near: Vec<u32> = well.iter().copied().filter(meant).collect();
+        if near.is_empty() { well } else { near }
     }
 
     /// Whether every candidate is among these; then there may be others elsewhere.

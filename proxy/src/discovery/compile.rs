@@ -3,17 +3,15 @@
 //! Everything is checked before anything is built. An error is a sentence that goes back as the
 //! reason of the NACK; the last good table stays.
 
-use std::collections::HashSet;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
-use weft_api::identity::SpiffeId;
 use weft_api::proto;
 
+use super::backend::backend_policy;
+use super::connection;
 use super::filters::{self, PlanDraft};
-use super::health;
 use super::matches::route_match;
 use super::resilience;
 use super::sessions;
@@ -21,24 +19,20 @@ use crate::balance::SharedLimits;
 use crate::dns;
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
-use crate::identity::Origin;
 use crate::tables::{
-    Backend, BackendPolicy, Check, Cors, Destination, EndpointInfo, EndpointSet, EndpointsCell,
-    Fallback, HashKey, OpaqueRoute, OutlierDetection, Probe, Redirect, RetryConstraint,
-    RetryPolicy, Route, RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
+    Backend, BackendPolicy, Check, Cors, Destination, EndpointsCell, Fallback, OpaqueRoute, Probe,
+    Redirect, RetryPolicy, Route, RouteMatch, RoutePolicy, Share, Workload, WorkloadPort, fresh_id,
 };
-use crate::transport::Siblings;
 
 /// Longest duration taken, milliseconds: 31 days. Longer ones are mistakes, and sums of an instant
 /// and a huge duration overflow.
 const MAX_MS: u64 = 31 * 24 * 3600 * 1000;
 /// Largest weight of a backend or endpoint: sums of them stay far from overflowing.
 const MAX_WEIGHT: u32 = 1_000_000;
-/// Routes of a destination; matches of a route; backends of a route; endpoints of a backend.
+/// Routes of a destination; matches of a route; backends of a route.
 const MAX_ROUTES: usize = 1024;
 const MAX_MATCHES: usize = 256;
 const MAX_BACKENDS: usize = 256;
-const MAX_ENDPOINTS: usize = 100_000;
 /// Tries after the first.
 const MAX_ATTEMPTS: u32 = 25;
 /// Bytes of a request's body kept for another try.
@@ -46,15 +40,8 @@ const DEFAULT_RETRY_BODY: u64 = 64 * 1024;
 const MAX_RETRY_BODY: u64 = 16 * 1024 * 1024;
 /// Bytes of a fallback's body.
 const MAX_FALLBACK_BODY: usize = 1024 * 1024;
-const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DEFAULT_BACKOFF_BASE: Duration = Duration::from_millis(25);
 const DEFAULT_BACKOFF_MAX: Duration = Duration::from_millis(250);
-/// Of the kind's own schema (BudgetDetails, RequestRate).
-const DEFAULT_CONSTRAINT_INTERVAL: Duration = Duration::from_secs(10);
-const DEFAULT_MIN_INTERVAL: Duration = Duration::from_secs(1);
-const DEFAULT_OUTLIER_INTERVAL: Duration = Duration::from_secs(10);
-const DEFAULT_BASE_EJECTION: Duration = Duration::from_secs(30);
-const DEFAULT_MAX_EJECTION: Duration = Duration::from_secs(300);
 
 /// Why a resource is refused: a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -188,7 +175,7 @@ pub(super) struct BackendDraft<'a> {
 
 enum FallbackDraft<'a> {
     Response(Fallback),
-    Backend(BackendDraft<'a>),
+    Backend(Box<BackendDraft<'a>>),
 }
 
 /// Backends of one destination: routes that name the same one share it, and what is learnt of it.
@@ -229,7 +216,7 @@ impl<'a> RouteDraft<'a> {
         let fallback = self.fallback.map(|draft| {
             Arc::new(match draft {
                 FallbackDraft::Response(response) => response,
-                FallbackDraft::Backend(backend) => Fallback::Backend(backends.get(backend)),
+                FallbackDraft::Backend(backend) => Fallback::Backend(backends.get(*backend)),
             })
         });
         Route {
@@ -315,6 +302,12 @@ fn route_policy(given: &proto::RoutePolicy) -> Result<(RoutePolicy, Option<Fallb
         request_timeout: duration(given.request_timeout_ms, "the request timeout")?,
         per_try_timeout: duration(given.per_try_timeout_ms, "the per-try timeout")?,
         idle_timeout: duration(given.idle_timeout_ms, "the idle timeout")?,
+        stream_idle_timeout: duration(
+            given
+                .stream_idle_timeout_ms
+                .unwrap_or(given.idle_timeout_ms),
+            "the idle timeout of streams",
+        )?,
         retry: given.retry.as_ref().map(retry).transpose()?.map(Arc::new),
         fallback: None,
         hedge_after: match given.retry {
@@ -359,7 +352,9 @@ fn draft_fallback(given: &proto::Fallback) -> Result<Option<FallbackDraft<'_>>> 
     use proto::fallback::Action;
     Ok(match &given.action {
         None => None,
-        Some(Action::Backend(backend)) => Some(FallbackDraft::Backend(draft_backend(backend)?)),
+        Some(Action::Backend(backend)) => {
+            Some(FallbackDraft::Backend(Box::new(draft_backend(backend)?)))
+        }
         Some(Action::Response(response)) => {
             let status = match u16::try_from(response.status) {
                 Ok(status @ 200..=599) => status,
@@ -445,206 +440,6 @@ fn retry(given: &proto::RetryPolicy) -> Result<RetryPolicy> {
     })
 }
 
-fn backend_policy(given: &proto::BackendPolicy) -> Result<BackendPolicy> {
-    let defaults = BackendPolicy::default();
-    let (algorithm, hash_key, panic_threshold) = match &given.load_balancer {
-        None => (defaults.algorithm, None, defaults.panic_threshold),
-        Some(balancer) => load_balancer(balancer)?,
-    };
-    let limits = given.limits.unwrap_or_default();
-    Ok(BackendPolicy {
-        algorithm,
-        hash_key,
-        panic_threshold,
-        slow_start: match &given.load_balancer {
-            None => None,
-            Some(balancer) => duration(balancer.slow_start_ms, "the slow start")?,
-        },
-        zone_threshold: given
-            .load_balancer
-            .as_ref()
-            .and_then(|balancer| balancer.zone_preference.as_ref())
-            .map(|zone| percent(zone.threshold_percent, "the threshold of a zone"))
-            .transpose()?,
-        max_connections: limits.max_connections,
-        max_requests: limits.max_requests,
-        max_pending_requests: limits.max_pending_requests,
-        outlier: given
-            .outlier_detection
-            .as_ref()
-            .map(outlier)
-            .transpose()?
-            .flatten(),
-        connect_timeout: duration(given.connect_timeout_ms, "the connect timeout")?
-            .unwrap_or(DEFAULT_CONNECT_TIMEOUT),
-        retry_constraint: given
-            .retry_constraint
-            .as_ref()
-            .map(retry_constraint)
-            .transpose()?,
-        origin: given.originate_tls.as_ref().map(origin).transpose()?,
-        health_check: given
-            .health_check
-            .as_ref()
-            .map(health::check)
-            .transpose()?
-            .map(Arc::new),
-    })
-}
-
-fn retry_constraint(given: &proto::RetryConstraint) -> Result<RetryConstraint> {
-    let interval = duration(given.interval_ms, "the interval of a retry constraint")?
-        .unwrap_or(DEFAULT_CONSTRAINT_INTERVAL);
-    let min_interval = duration(given.min_interval_ms, "the interval of a least retry rate")?
-        .unwrap_or(DEFAULT_MIN_INTERVAL);
-    let floor = u128::from(given.min_count) * interval.as_millis() / min_interval.as_millis();
-    Ok(RetryConstraint {
-        percent: percent(given.percent, "the retry constraint")?,
-        interval,
-        floor: u64::try_from(floor).unwrap_or(u64::MAX),
-    })
-}
-
-fn origin(given: &proto::OriginateTls) -> Result<Arc<Origin>> {
-    match Origin::new(given) {
-        Ok(origin) => Ok(Arc::new(origin)),
-        Err(error) => refuse!("TLS with the server: {error}"),
-    }
-}
-
-fn load_balancer(given: &proto::LoadBalancer) -> Result<(proto::Algorithm, Option<HashKey>, u32)> {
-    use proto::Algorithm;
-    use proto::load_balancer::HashKey as Given;
-    let algorithm = known::<Algorithm>(given.algorithm, "load balancing algorithm")?;
-    let key = match &given.hash_key {
-        Some(Given::Header(name)) => Some(HashKey::Header(header_name(name)?)),
-        Some(Given::Cookie(name)) => {
-            // A cookie's name is a token (RFC 6265 section 4.1.1), as a header's is.
-            if HeaderName::from_bytes(name.as_bytes()).is_err() {
-                refuse!("'{name}' is not a cookie's name");
-            }
-            Some(HashKey::Cookie(name.as_str().into()))
-        }
-        Some(Given::SourceAddress(true)) => Some(HashKey::SourceAddress),
-        Some(Given::SourceAddress(false)) | None => None,
-    };
-    if matches!(algorithm, Algorithm::RingHash | Algorithm::Maglev) && key.is_none() {
-        refuse!("a load balancer that hashes needs a hash key (header, cookie or source address)");
-    }
-    let panic = percent(given.panic_threshold_percent, "the panic threshold")?;
-    Ok((algorithm, key, panic))
-}
-
-/// `None` when every detector is off: then nothing has to be counted.
-fn outlier(given: &proto::OutlierDetection) -> Result<Option<OutlierDetection>> {
-    let threshold = percent(
-        given.success_rate_threshold_percent,
-        "the success rate threshold",
-    )?;
-    let base =
-        duration(given.base_ejection_ms, "the ejection time")?.unwrap_or(DEFAULT_BASE_EJECTION);
-    let max = duration(given.max_ejection_ms, "the longest ejection time")?
-        .unwrap_or(DEFAULT_MAX_EJECTION.max(base));
-    if max < base {
-        refuse!("the longest ejection time is less than the first");
-    }
-    let policy = OutlierDetection {
-        consecutive_gateway_errors: given.consecutive_gateway_errors,
-        consecutive_5xx: given.consecutive_5xx,
-        success_rate_threshold: threshold,
-        success_rate_min_requests: given.success_rate_min_requests,
-        interval: duration(given.interval_ms, "the outlier detection interval")?
-            .unwrap_or(DEFAULT_OUTLIER_INTERVAL),
-        base_ejection: base,
-        max_ejection: max,
-        max_ejection_percent: percent(
-            given.max_ejection_percent,
-            "the share of ejected endpoints",
-        )?,
-    };
-    let off = policy.consecutive_gateway_errors == 0
-        && policy.consecutive_5xx == 0
-        && policy.success_rate_threshold == 0;
-    Ok((!off).then_some(policy))
-}
-
-/// Compiles endpoints. Those that stay (same address and identity as in `before`) keep their
-/// health; one that is named twice counts once. The generation is the next one after `before`.
-pub fn endpoints(given: &proto::Endpoints, before: &EndpointSet) -> Result<EndpointSet> {
-    endpoints_with(given, before, None)
-}
-
-/// The same for addresses of one name, which know each other.
-pub(crate) fn endpoints_with(
-    given: &proto::Endpoints,
-    before: &EndpointSet,
-    siblings: Option<&Arc<Siblings>>,
-) -> Result<EndpointSet> {
-    if given.endpoints.len() > MAX_ENDPOINTS {
-        refuse!(
-            "there are {} endpoints; at most {MAX_ENDPOINTS} are taken",
-            given.endpoints.len()
-        );
-    }
-    let old: std::collections::HashMap<_, _> = before
-        .endpoints
-        .iter()
-        .map(|info| ((info.address, info.identity.as_ref()), info))
-        .collect();
-    let mut seen = HashSet::with_capacity(given.endpoints.len());
-    let mut names = Interned::default();
-    let mut identities: HashSet<Arc<SpiffeId>> = HashSet::new();
-    let mut compiled = Vec::with_capacity(given.endpoints.len());
-    for endpoint in &given.endpoints {
-        let address: SocketAddr = endpoint
-            .address
-            .parse()
-            .map_err(|_| Invalid(format!("'{}' is not address:port", endpoint.address)))?;
-        if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
-            refuse!("{address} is no address to connect to");
-        }
-        let identity = match endpoint.identity.as_str() {
-            "" => None,
-            text => {
-                let id: SpiffeId = text
-                    .parse()
-                    .map_err(|e| Invalid(format!("endpoint {address}: {e}")))?;
-                let id = Arc::new(id);
-                Some(match identities.get(&id) {
-                    Some(known) => known.clone(),
-                    None => {
-                        identities.insert(id.clone());
-                        id
-                    }
-                })
-            }
-        };
-        let state = known::<proto::Health>(endpoint.health, "endpoint health")?;
-        let weight = weight(endpoint.weight)?;
-        if !seen.insert((address, identity.clone())) {
-            continue;
-        }
-        let health = old
-            .get(&(address, identity.as_ref()))
-            .map(|info| info.health.clone())
-            .unwrap_or_default();
-        compiled.push(Arc::new(EndpointInfo {
-            address,
-            identity,
-            workload: endpoint.workload.as_str().into(),
-            zone: names.get(&endpoint.zone),
-            weight,
-            state,
-            health,
-            siblings: siblings.cloned(),
-        }));
-    }
-    Ok(EndpointSet {
-        generation: before.generation + 1,
-        endpoints: compiled,
-    })
-}
-
 /// Compiles the proxy's own workload, asked for as `<namespace>/<name>`. Rate limits that stay (of
 /// the same Service, by the same key) keep the buckets that they have in `before`.
 pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Result<Workload> {
@@ -684,6 +479,8 @@ pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Resu
             limits: resilience::port_limits(declared, before.limits(number).as_deref())
                 .map_err(|Invalid(why)| Invalid(format!("port {number}: {why}")))?
                 .map(Arc::new),
+            connection: connection::settings(declared.connection.as_ref())
+                .map_err(|Invalid(why)| Invalid(format!("port {number}: {why}")))?,
         });
     }
     let mut probes = Vec::with_capacity(given.probes.len());
@@ -709,6 +506,7 @@ pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Resu
         },
         service_account: given.service_account.as_str().into(),
         zone: given.zone.as_str().into(),
+        node: given.node.as_str().into(),
         mtls: known::<proto::MtlsMode>(given.mtls, "mTLS mode")?,
         ports,
         sampling_per_myriad: telemetry.sampling_per_myriad,
@@ -716,21 +514,6 @@ pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Resu
         otlp_endpoint: (!otlp.is_empty()).then_some(otlp),
         probes,
     })
-}
-
-/// Strings that occur many times, kept once.
-#[derive(Default)]
-struct Interned(HashSet<Arc<str>>);
-
-impl Interned {
-    fn get(&mut self, text: &str) -> Arc<str> {
-        if let Some(known) = self.0.get(text) {
-            return known.clone();
-        }
-        let new: Arc<str> = text.into();
-        self.0.insert(new.clone());
-        new
-    }
 }
 
 /// A value of an enumeration this proxy knows. A newer control plane may know more: taking such a
@@ -750,7 +533,7 @@ fn port(given: u32, whose: &str) -> Result<u16> {
     }
 }
 
-fn weight(given: u32) -> Result<u32> {
+pub(super) fn weight(given: u32) -> Result<u32> {
     if given > MAX_WEIGHT {
         refuse!("a weight of {given} is above {MAX_WEIGHT}");
     }

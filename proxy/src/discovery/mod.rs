@@ -8,11 +8,14 @@
 //!
 //! When the control plane is away, everything known stays, and what is not known passes through.
 
+mod backend;
 pub mod backoff;
 mod client;
 pub mod compile;
+mod connection;
 pub mod dial;
 mod directory;
+pub mod endpoints;
 mod filters;
 mod health;
 mod matches;
@@ -54,7 +57,7 @@ fn compile_alone(resource: &Resource, links: &mut Discard) -> Result<(), compile
             Ok(())
         }
         Some(Body::Endpoints(given)) => {
-            compile::endpoints(given, &crate::tables::EndpointSet::default()).map(|_| ())
+            endpoints::endpoints(given, &crate::tables::EndpointSet::default()).map(|_| ())
         }
         Some(Body::Workload(given)) => {
             compile::workload(given, name, &Default::default()).map(|_| ())

@@ -11,12 +11,13 @@ use weft_api::proto::{self, Ack, EgressMode, Held, Nack, Resource, ResourceKey, 
 
 use super::compile::{self, BackendKey, Invalid, Links};
 use super::directory::{DestinationCell, Directory};
+use super::endpoints;
 use super::outside::Outside;
 use super::status::{NackStatus, ResourceState, ResourceStatus, version_text};
 use crate::balance::SharedLimits;
 use crate::dns::{self, Dns, Feed};
 use crate::identity::TrustBundle;
-use crate::tables::{Destination, EndpointSet, EndpointsCell, Known};
+use crate::tables::{Destination, EndpointsCell, Known, Workload};
 
 /// Name of the Trust resource.
 const TRUST: &str = "trust";
@@ -319,7 +320,8 @@ impl Store {
                     Body::Endpoints(given) => given,
                     _ => &none,
                 };
-                let next: EndpointSet = compile::endpoints(given, &held.cell.current.load())?;
+                let next = endpoints::endpoints(given, &held.cell.current.load())?;
+                let next = next.seen_from(&self.directory.workload());
                 held.cell.current.store(Arc::new(next));
                 held.absent = matches!(body, Body::Absent(_));
                 held.version.good(version);
@@ -330,6 +332,7 @@ impl Store {
                     let compiled =
                         compile::workload(given, &self.workload.0, &self.directory.workload())?;
                     self.take_outside(given, reply)?;
+                    self.look_around(&compiled);
                     self.directory.set_workload(compiled);
                 }
                 self.workload.1.good(version);
@@ -354,6 +357,16 @@ impl Store {
             _ => Err(Invalid(
                 "it was not asked for, or its body is of another kind than its key".into(),
             )),
+        }
+    }
+
+    /// What is near is another matter when our own place is another one: rarely, and at the start.
+    fn look_around(&self, workload: &Workload) {
+        for held in self.shared.endpoints.values() {
+            let now = held.cell.current.load();
+            if let Some(next) = now.moved_to(workload) {
+                held.cell.current.store(Arc::new(next));
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use weft_api::proto;
 
 use super::{Dns, Name};
-use crate::discovery::compile;
+use crate::discovery::endpoints;
 use crate::tables::EndpointsCell;
 use crate::transport::Siblings;
 
@@ -149,6 +149,7 @@ impl Feed {
         });
         let given_endpoints = proto::Endpoints {
             endpoints: endpoints.filter(usable).collect(),
+            node_local: false,
         };
         let siblings: Vec<SocketAddr> = given.iter().map(|(address, _)| *address).collect();
         let both =
@@ -156,7 +157,7 @@ impl Feed {
         self.siblings.set(siblings);
         let siblings = both.then_some(&self.siblings);
         cell.current.rcu(|before| {
-            match compile::endpoints_with(&given_endpoints, before, siblings) {
+            match endpoints::endpoints_with(&given_endpoints, before, siblings) {
                 Ok(next) => Arc::new(next),
                 // Every address has been looked at.
                 Err(_) => before.clone(),

@@ -257,6 +257,10 @@ impl Call {
                 (Unavailable::NoEndpoints, None) => {
                     "it has no endpoints: does the Service's selector match a workload?"
                 }
+                (Unavailable::NoneOnNode, _) => {
+                    "it has no endpoint on this node, and is for clients on the same node \
+                     (internalTrafficPolicy: Local)"
+                }
                 (Unavailable::NoneReady, _) => "none of its endpoints is ready",
                 (Unavailable::AllEjected, _) => {
                     "the circuit is open: all of its endpoints are ejected after failures"

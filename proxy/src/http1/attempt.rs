@@ -196,7 +196,7 @@ impl Exchange<'_> {
                 raced.deadline
             }
         };
-        let idle = call.route.policy.idle_timeout;
+        let idle = call.route.policy.stream_idle_timeout;
         let mut passed = false;
         // Until the final head.
         let framing = loop {

@@ -25,6 +25,8 @@ pub struct Conn {
     pub buf: BytesMut,
     /// The peer has finished its direction.
     pub eof: bool,
+    /// Requests that it has carried to a server.
+    pub requests: u32,
 }
 
 impl Conn {
@@ -33,6 +35,7 @@ impl Conn {
             io: stream.io,
             buf: BytesMut::from(&stream.prefix[..]),
             eof: false,
+            requests: 0,
         }
     }
 

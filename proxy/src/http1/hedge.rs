@@ -133,7 +133,9 @@ impl Exchange<'_> {
     ) -> Result<(), Gone> {
         let Scratch { out, timer, .. } = scratch;
         let now = Instant::now();
-        let deadline = call.try_deadline(now);
+        // Nothing moves while the answer is waited for.
+        let quiet = call.route.policy.stream_idle_timeout.map(|idle| now + idle);
+        let deadline = call.try_deadline(now).into_iter().chain(quiet).min();
         let until = deadline.map_or(now + delay, |deadline| deadline.min(now + delay));
         let waited = poll_fn(|cx| {
             if first.poll_all(cx, out).is_ready() {

@@ -47,6 +47,8 @@ pub struct Kept {
     pub conn: Conn,
     pub permit: ConnectionPermit,
     pub endpoint: Rc<Endpoint<Pools>>,
+    /// When it has been idle for as long as the policy allows.
+    pub until: Option<Instant>,
 }
 
 /// What happened to it while it was idle.
@@ -81,6 +83,11 @@ impl Kept {
                 _ => Happened::Spoke,
             },
         })
+    }
+
+    /// Whether it has been idle for too long.
+    pub fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
     }
 
     /// Whether it can carry a request of a client that picked `endpoint`. A `careful` one must not

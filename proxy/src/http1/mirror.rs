@@ -12,7 +12,7 @@ use super::answer::write_all;
 use super::conn::Conn;
 use super::framing::{Body, BodyReader};
 use super::head::{self, Head, MAX_HEAD, Parsed};
-use super::pool::{APP_IDLE, MESH_IDLE};
+use super::pool;
 use crate::balance::Outcome;
 use crate::http::mirror::{self, Failed, Tees};
 use crate::outbound::connect::connect;
@@ -88,9 +88,10 @@ async fn send(
     }
     let reusable = skip_response(&mut conn, &method).await?;
     picked.observe(Outcome::Success, Instant::now());
-    if reusable {
-        let mesh = conn.io.is_mesh();
-        let how_long = if mesh { MESH_IDLE } else { APP_IDLE };
+    conn.requests += 1;
+    let policy = &backend.policy.connection;
+    if reusable && !policy.is_worn(conn.requests) {
+        let how_long = pool::how_long(&conn, policy);
         let pool = &picked.endpoint.pool.http1;
         pool.put(conn, permit, Instant::now(), how_long);
     }

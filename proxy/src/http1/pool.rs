@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::conn::Conn;
 use crate::balance::ConnectionPermit;
+use crate::tables::ConnectionPolicy;
 
 /// How long a connection to an application stays idle: shorter than the keep-alive of common
 /// servers (Node and uvicorn close after 5 s), so that they seldom close under a request.
@@ -13,6 +14,16 @@ pub const APP_IDLE: Duration = Duration::from_secs(4);
 /// How long a connection to another proxy stays idle. Its closing is announced, so this saves
 /// handshakes at no risk.
 pub const MESH_IDLE: Duration = Duration::from_secs(60);
+/// How long a connection stays idle.
+pub fn how_long(conn: &Conn, policy: &ConnectionPolicy) -> Duration {
+    let usual = if conn.io.is_mesh() {
+        MESH_IDLE
+    } else {
+        APP_IDLE
+    };
+    policy.idle_timeout.unwrap_or(usual)
+}
+
 /// Idle connections of one endpoint at most, a worker.
 const MAX_IDLE: usize = 1024;
 

@@ -17,7 +17,7 @@ use super::head::RequestHead;
 use super::hedge::{Lane, Raced};
 use super::kept::{self, Kept};
 use super::mirror;
-use super::pool::{self, APP_IDLE, MESH_IDLE};
+use super::pool;
 use super::serve::{After, Scratch};
 use crate::balance::{ConnectionPermit, LimitReached, Outcome, Picked};
 use crate::http::RequestView;
@@ -414,25 +414,22 @@ impl Exchange<'_> {
                     odd,
                     after_close,
                 } => {
-                    if reuse && !fresh && !after_close && is_alone(call) {
+                    server.requests += 1;
+                    let connection = &call.balancer.backend().policy.connection;
+                    let reuse = reuse && !fresh && !connection.is_worn(server.requests);
+                    if reuse && !after_close && is_alone(call) {
                         server.release();
+                        let idle = connection.idle_timeout;
                         scratch.kept = Some(Kept {
                             conn: server,
                             permit,
                             endpoint: picked.endpoint.clone(),
+                            until: idle.map(|idle| Instant::now() + idle),
                         });
-                    } else if reuse && !fresh && !odd {
-                        let now = Instant::now();
-                        let how_long = if server.io.is_mesh() {
-                            MESH_IDLE
-                        } else {
-                            APP_IDLE
-                        };
-                        picked
-                            .endpoint
-                            .pool
-                            .http1
-                            .put(server, permit, now, how_long);
+                    } else if reuse && !odd {
+                        let how_long = pool::how_long(&server, connection);
+                        let pool = &picked.endpoint.pool.http1;
+                        pool.put(server, permit, Instant::now(), how_long);
                     }
                     return if after_close {
                         After::Close
@@ -440,7 +437,10 @@ impl Exchange<'_> {
                         After::KeepAlive
                     };
                 }
-                Tried::Tunnel => return After::Tunnel(Box::new((server, picked, permit))),
+                Tried::Tunnel => {
+                    let idle = call.route.policy.stream_idle_timeout;
+                    return After::Tunnel(Box::new((server, picked, permit, idle)));
+                }
             }
         }
     }

@@ -54,8 +54,9 @@ pub(super) enum After {
     Close,
     /// As a reset.
     Abort,
-    /// The two connections belong to each other from now on.
-    Tunnel(Box<(Conn, Picked<Pools>, ConnectionPermit)>),
+    /// The two connections belong to each other from now on, until nothing is said on them for so
+    /// long.
+    Tunnel(Box<(Conn, Picked<Pools>, ConnectionPermit, Option<Duration>)>),
 }
 
 /// What came instead of, or as, the next request.
@@ -114,10 +115,10 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, flow: Rc<Flow>) {
             After::Close => return linger(client).await,
             After::Abort => return client.io.abort(),
             After::Tunnel(server) => {
-                let (server, picked, permit) = *server;
+                let (server, picked, permit, idle_timeout) = *server;
                 let held = (picked, permit);
                 let (client, server) = (client.into_stream(), server.into_stream());
-                let (options, counters) = (tcp::Options::default(), tcp::Counters::default());
+                let (options, counters) = (tcp::Options { idle_timeout }, tcp::Counters::default());
                 tcp::copy(client, server, &options, &counters, worker.cut()).await;
                 drop(held);
                 return;
@@ -188,6 +189,9 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
             return Next::Closed;
         }
         let waiting = client.buf.is_empty();
+        if scratch.kept.as_ref().is_some_and(Kept::is_over) {
+            scratch.kept = None;
+        }
         let deadline = if !waiting {
             *begun.get_or_insert_with(Instant::now) + HEAD_TIMEOUT
         } else if worker.drain.is_draining() && flow.from_mesh && !settled {
@@ -203,6 +207,8 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
         } else {
             since + CLIENT_IDLE
         };
+        let kept_until = scratch.kept.as_ref().and_then(|kept| kept.until);
+        let wake = kept_until.map_or(deadline, |until| until.min(deadline));
         let read = poll_fn(|cx| {
             if let Poll::Ready(read) = client.poll_fill(cx, 0) {
                 return Poll::Ready(Woke::Read(read));
@@ -213,7 +219,7 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
             {
                 return Poll::Ready(Woke::Server(happened));
             }
-            scratch.timer.poll(cx, Some(deadline)).map(|()| Woke::Late)
+            scratch.timer.poll(cx, Some(wake)).map(|()| Woke::Late)
         });
         let event = if waiting && settled && !worker.drain.is_draining() {
             tokio::select! {
@@ -229,6 +235,8 @@ async fn next_head(worker: &Worker, flow: &Flow, client: &mut Conn, scratch: &mu
             Woke::Read(Err(_)) => return Next::Gone,
             Woke::Server(Happened::Gone) => scratch.kept = None,
             Woke::Server(happened) => return Next::Ended(happened),
+            // The server's connection has been idle for long enough; the client's may stay.
+            Woke::Late if Instant::now() < deadline => {}
             Woke::Late if !waiting => {
                 let text = format!(
                     "the head of the request was not complete after {} s",

@@ -45,7 +45,11 @@ impl Exchange<'_> {
         delay: Duration,
         deadline: Option<Instant>,
     ) -> Option<Event> {
-        let hedge_at = Instant::now() + delay;
+        let now = Instant::now();
+        let hedge_at = now + delay;
+        // Nothing moves while the answer is waited for.
+        let quiet = call.route.policy.stream_idle_timeout.map(|idle| now + idle);
+        let deadline = deadline.into_iter().chain(quiet).min();
         let until = deadline.map_or(hedge_at, |deadline| deadline.min(hedge_at));
         match self.until_head(one, response, Some(until), None).await {
             Event::Timeout if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}

@@ -59,11 +59,11 @@ pub use pool::Pool;
 
 /// Bytes a peer may send on one stream before we have passed them on: 256 KiB in a millisecond of
 /// round trip are 2 Gbit/s a stream.
-const STREAM_WINDOW: u32 = 256 * 1024;
+pub const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for all streams of a connection. Not less than some dozens of [`STREAM_WINDOW`]:
 /// streams whose readers have stalled must not keep the others from being read. Memory is taken
 /// only by what such readers leave standing.
-const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
+pub const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 /// Bytes of one stream that the peer's window has taken and its socket has not: four frames, so
 /// that a writer need not wait for each.
 const SEND_BUFFER: usize = 64 * 1024;

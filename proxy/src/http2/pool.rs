@@ -2,7 +2,9 @@
 //!
 //! A stream takes a `Lease` of a connection that has room. Without one a connection is opened,
 //! by a task of its own, once for all who wait. A connection that is going away (GOAWAY, lost, out
-//! of stream numbers) takes no new streams; those it has keep it until they end.
+//! of stream numbers) takes no new streams; those it has keep it until they end. One that has
+//! carried as many as the policy wants (it is worn) takes no more, either, unless no other can be
+//! opened in its place.
 
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
@@ -17,12 +19,12 @@ use http::Request;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::{CONNECTION_WINDOW, MAX_HEADER_LIST, REMEMBERED_RESETS, SEND_BUFFER, STREAM_WINDOW};
+use super::{MAX_HEADER_LIST, REMEMBERED_RESETS, SEND_BUFFER};
 use crate::balance::{Balancer, ConnectionPermit, LimitReached};
 use crate::http1::pool::MESH_IDLE;
 use crate::identity::Alpn;
 use crate::outbound::connect::connect;
-use crate::tables::{Backend, EndpointInfo};
+use crate::tables::{Backend, ConnectionPolicy, EndpointInfo};
 use crate::transport::ConnectError;
 use crate::worker::{Pools, Worker};
 
@@ -54,6 +56,8 @@ struct Inner {
     opening: RefCell<Option<Rc<Opening>>>,
     /// Streams that wait for room because no more connections are allowed.
     waiting: Cell<usize>,
+    /// Worn connections that are being closed: their permits come back.
+    closing: Cell<usize>,
     room: Notify,
 }
 
@@ -69,8 +73,13 @@ struct Opening {
 struct Connection {
     sender: SendRequest<Bytes>,
     active: Cell<usize>,
+    /// Streams that it has carried.
+    carried: Cell<u32>,
+    policy: ConnectionPolicy,
     /// Takes no new streams.
     retired: Cell<bool>,
+    /// It was worn, and is being closed.
+    closing: Rc<Cell<bool>>,
     opened: Instant,
     /// When its last stream ended.
     used: Cell<Instant>,
@@ -119,10 +128,13 @@ impl Pool {
                 Some(opening) => opening,
                 None => match balancer.connection_permit() {
                     Ok(permit) => open(&self.inner, worker, endpoint, balancer.backend(), permit),
-                    Err(limit) if self.inner.connections.borrow().is_empty() => {
-                        return Err(Unleased::Limit(limit));
-                    }
-                    Err(_) => {
+                    Err(limit) => {
+                        if let Some(lease) = self.inner.take_worn() {
+                            return Ok(lease);
+                        }
+                        if self.inner.is_empty() {
+                            return Err(Unleased::Limit(limit));
+                        }
                         self.inner.wait_for_room().await;
                         continue;
                     }
@@ -136,7 +148,8 @@ impl Pool {
     pub fn sweep(&self, now: Instant) {
         self.inner.connections.borrow_mut().retain(|connection| {
             let idle = now.saturating_duration_since(connection.used.get());
-            !connection.retired.get() && (connection.active.get() > 0 || idle < IDLE)
+            let allowed = connection.policy.idle_timeout.unwrap_or(IDLE);
+            !connection.retired.get() && (connection.active.get() > 0 || idle < allowed)
         });
         for connection in &*self.inner.connections.borrow() {
             let heard = connection.heard.get().unwrap_or(connection.opened);
@@ -159,10 +172,24 @@ impl Pool {
 
 impl Inner {
     fn take(self: &Rc<Self>) -> Option<Lease> {
+        self.take_of(|connection| !connection.is_worn())
+    }
+
+    /// Room on a connection that should take no more.
+    fn take_worn(self: &Rc<Self>) -> Option<Lease> {
+        self.take_of(|_| true)
+    }
+
+    /// Whether there is no connection, nor the prospect of one.
+    fn is_empty(&self) -> bool {
+        self.connections.borrow().is_empty() && self.closing.get() == 0
+    }
+
+    fn take_of(self: &Rc<Self>, may: impl Fn(&Connection) -> bool) -> Option<Lease> {
         let mut connections = self.connections.borrow_mut();
         let mut at = 0;
         while let Some(connection) = connections.get(at) {
-            if !connection.has_room() {
+            if !connection.has_room() || !may(connection) {
                 at += 1;
                 continue;
             }
@@ -171,6 +198,8 @@ impl Inner {
             // An error says that a GOAWAY has come, or that the stream numbers are used up.
             if let Poll::Ready(Ok(())) = sender.poll_ready(&mut cx) {
                 connection.active.set(connection.active.get() + 1);
+                let carried = &connection.carried;
+                carried.set(carried.get().saturating_add(1));
                 return Some(Lease {
                     sender,
                     connection: connection.clone(),
@@ -220,11 +249,24 @@ impl Inner {
     }
 
     fn remove(&self, connection: &Rc<Connection>) {
+        self.forget(connection);
+        self.room.notify_waiters();
+    }
+
+    fn forget(&self, connection: &Rc<Connection>) {
         connection.retired.set(true);
         self.connections
             .borrow_mut()
             .retain(|other| !Rc::ptr_eq(other, connection));
-        self.room.notify_waiters();
+    }
+
+    /// A worn connection takes no more streams; it closes when those it has end.
+    fn close(&self, connection: &Rc<Connection>) {
+        if !connection.retired.get() {
+            connection.closing.set(true);
+            self.closing.set(self.closing.get() + 1);
+            self.forget(connection);
+        }
     }
 }
 
@@ -233,6 +275,10 @@ impl Connection {
         // A server that allows no stream at all makes one of them wait, not us open connections.
         let allowed = self.sender.current_max_send_streams().max(1);
         !self.retired.get() && self.active.get() < allowed.min(MAX_STREAMS)
+    }
+
+    fn is_worn(&self) -> bool {
+        self.policy.is_worn(self.carried.get())
     }
 }
 
@@ -262,6 +308,30 @@ impl Drop for Finish {
         self.pool.opening.borrow_mut().take();
         self.opening.ended.set(true);
         self.opening.done.notify_waiters();
+    }
+}
+
+/// Gives back what a connection held, however its driver ends.
+struct Driving {
+    pool: Weak<Inner>,
+    connection: Weak<Connection>,
+    closing: Rc<Cell<bool>>,
+    permit: Option<ConnectionPermit>,
+}
+
+impl Drop for Driving {
+    fn drop(&mut self) {
+        drop(self.permit.take());
+        let Some(pool) = self.pool.upgrade() else {
+            return;
+        };
+        if self.closing.get() {
+            pool.closing.set(pool.closing.get() - 1);
+        }
+        match self.connection.upgrade() {
+            Some(connection) => pool.remove(&connection),
+            None => pool.room.notify_waiters(),
+        }
     }
 }
 
@@ -297,10 +367,11 @@ async fn establish(
 ) -> Result<(), ConnectError> {
     let stream = connect(worker, endpoint, &backend.policy, Alpn::H2).await?;
     let mesh = stream.io.is_mesh();
+    let policy = backend.policy.connection;
     let (sender, mut driver) = h2::client::Builder::new()
         .enable_push(false)
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(policy.stream_window)
+        .initial_connection_window_size(policy.connection_window)
         .initial_max_send_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_LIST)
         .max_send_buffer_size(SEND_BUFFER)
@@ -315,7 +386,10 @@ async fn establish(
     let connection = Rc::new(Connection {
         sender,
         active: Cell::new(0),
+        carried: Cell::new(0),
+        policy,
         retired: Cell::new(false),
+        closing: Rc::default(),
         opened: now,
         used: Cell::new(now),
         heard: Cell::new(None),
@@ -324,18 +398,25 @@ async fn establish(
         driver: RefCell::default(),
     });
     // Weak: the connection closes when the pool and its streams have let go of it.
-    let (weak_pool, weak) = (Rc::downgrade(pool), Rc::downgrade(&connection));
+    let held = Driving {
+        pool: Rc::downgrade(pool),
+        connection: Rc::downgrade(&connection),
+        closing: connection.closing.clone(),
+        permit: Some(permit),
+    };
     let address = endpoint.address;
     let driving = tokio::task::spawn_local(async move {
+        let _held = held;
         if let Err(error) = driver.await {
             tracing::debug!("HTTP/2 connection to {address}: {error}");
         }
-        drop(permit);
-        if let (Some(pool), Some(connection)) = (Weak::upgrade(&weak_pool), weak.upgrade()) {
-            pool.remove(&connection);
-        }
     });
     *connection.driver.borrow_mut() = Some(driving.abort_handle());
+    // Those that are worn have waited for one in their place.
+    let connections = pool.connections.borrow().clone();
+    for worn in connections.iter().filter(|known| known.is_worn()) {
+        pool.close(worn);
+    }
     pool.connections.borrow_mut().push(connection);
     Ok(())
 }
@@ -389,6 +470,9 @@ impl Drop for Lease {
         let connection = &self.connection;
         connection.active.set(connection.active.get() - 1);
         connection.used.set(Instant::now());
+        if connection.active.get() == 0 && connection.is_worn() {
+            self.pool.close(connection);
+        }
         if self.pool.waiting.get() > 0 {
             self.pool.room.notify_one();
         }

@@ -350,7 +350,7 @@ impl Exchange<'_> {
             broken: false,
         };
         let deadline = call.try_deadline(began);
-        let idle = call.route.policy.idle_timeout;
+        let idle = call.route.policy.stream_idle_timeout;
         let mut passed = false;
         let method = self.head.method.as_str().as_bytes();
         let mut raced = match call.hedge_after(method) {
@@ -577,7 +577,7 @@ impl Exchange<'_> {
         client: &mut SendStream<Bytes>,
     ) -> Tried {
         let observed = self.ending.grpc_status.is_some();
-        let idle = call.route.policy.idle_timeout;
+        let idle = call.route.policy.stream_idle_timeout;
         let passed = self
             .until_end(one, download, client, call.deadline, idle)
             .await;

@@ -66,7 +66,7 @@ pub struct Credentials {
     pub generation: u64,
     key: Arc<CertifiedKey>,
     trust: Arc<TrustBundle>,
-    /// Whether the root our certificate hangs on is trusted now, and is the newest.
+    /// Whether the root our certificate hangs on is trusted now, and is the one that signs.
     issuer: Issuer,
     provider: Arc<CryptoProvider>,
     client_template: ClientConfig,
@@ -77,9 +77,9 @@ pub struct Credentials {
 /// Where the own certificate's chain ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Issuer {
-    /// At the newest root.
-    Newest,
-    /// At a root that is trusted, but not the newest: a rotation is under way.
+    /// At the root that new certificates hang on.
+    Signing,
+    /// At another root that is still trusted: a rotation is under way.
     Older,
     /// At none that is trusted now: peers refuse the certificate.
     Unknown,
@@ -206,11 +206,11 @@ impl Credentials {
         let leaf = key.cert.first().ok_or(PeerError::NoCertificate)?;
         let (not_before, expires) = validity(leaf)?;
         let algorithms = provider.signature_verification_algorithms;
-        let mut issuer = Issuer::Newest;
+        let mut issuer = Issuer::Signing;
         for side in [Side::Server, Side::Client] {
             let now = UnixTime::now();
             match verify_chain(&trust, &algorithms, leaf, &key.cert[1..], now, side) {
-                Ok(anchor) if same_anchor(anchor, trust.newest_anchor()) => {}
+                Ok(anchor) if same_anchor(anchor, trust.signing_anchor()) => {}
                 Ok(_) => issuer = Issuer::Older,
                 Err(error) if must_hold => {
                     return Err(CredentialsError::Chain(error.to_string()));

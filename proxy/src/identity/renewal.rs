@@ -34,8 +34,8 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 const REPEAT_LOG: Duration = Duration::from_secs(60);
 /// The wall clock may be set, and a machine may sleep: it is looked at this often.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(30);
-/// First wait for a certificate of the newest root while the control plane still signs with an
-/// older one; doubles from there.
+/// First wait for a certificate of the root that signs, when one of an older root was given (by a
+/// replica of the control plane that has not heard of the new one); doubles from there.
 const OLDER_ISSUER_RETRY: Duration = Duration::from_secs(5);
 /// The token file is refused above this size, bytes: a token has a few KiB.
 const MAX_TOKEN: u64 = 64 * 1024;
@@ -143,7 +143,7 @@ struct Renewal {
     settings: Settings,
     handle: Handle,
     roots: BootstrapRoots,
-    /// Waits while certificates still come from a root that is not the newest.
+    /// Waits while certificates still come from a root that is said not to sign any more.
     older: Backoff,
 }
 
@@ -166,12 +166,11 @@ impl Renewal {
     /// Waits until the next request is due: half-life, or a change of the roots.
     async fn until_due(&mut self, issued: &Credentials, changes: &mut watch::Receiver<u64>) {
         let mut due = renew_at(issued.not_before.max(SystemTime::now()), issued.expires);
-        if issued.issuer() == Issuer::Newest {
+        if issued.issuer() == Issuer::Signing {
             self.older.reset();
         } else {
             due = due.min(SystemTime::now() + self.older.wait());
         }
-        let mut trust = issued.trust().clone();
         while let Ok(left) = due.duration_since(SystemTime::now()) {
             tokio::select! {
                 () = sleep(left.min(LOOK_AT_CLOCK)) => {}
@@ -180,9 +179,7 @@ impl Renewal {
                         return;
                     }
                     let Some(now) = self.handle.get() else { continue };
-                    let rotated = now.issuer() == Issuer::Unknown || now.trust().has_more_than(&trust);
-                    trust = now.trust().clone();
-                    if rotated {
+                    if now.issuer() != Issuer::Signing {
                         let jitter = self.settings.rotation_jitter.mul_f64(rand::rng().random());
                         due = due.min(SystemTime::now() + jitter);
                     }

@@ -168,7 +168,7 @@ async fn a_certificate_for_a_token() {
         .await;
     let credentials = world.handle.get().unwrap();
     assert_eq!(credentials.id.to_string(), shop("web"));
-    assert_eq!(credentials.issuer(), Issuer::Newest);
+    assert_eq!(credentials.issuer(), Issuer::Signing);
     assert!(world.handle.remaining().unwrap() > day() - Duration::from_secs(60));
     assert_eq!(world.script.lock().unwrap().tokens, ["one"]);
 }
@@ -220,8 +220,9 @@ async fn renewed_in_time_with_a_new_key_and_kept_while_that_fails() {
 #[tokio::test]
 async fn a_new_root_brings_the_renewal_forward() {
     let (old, new) = (
-        Arc::new(Authority::new("old", 1)),
-        Arc::new(Authority::new("new", 2)),
+        Arc::new(Authority::new("old", 2)),
+        // One that a user brings may have been valid for long.
+        Arc::new(Authority::new("new", 1)),
     );
     let world = World::start(old.clone(), day()).await;
     world
@@ -230,22 +231,29 @@ async fn a_new_root_brings_the_renewal_forward() {
     {
         let mut script = world.script.lock().unwrap();
         script.issuer = new.clone();
-        script.roots = vec![old.clone(), new.clone()];
+        script.roots = vec![new.clone(), old.clone()];
     }
     // As the discovery stream does.
-    let both = TrustBundle::new(DOMAIN, [old.cert.clone(), new.cert.clone()]).unwrap();
-    world.handle.set_trust(both).unwrap();
+    let both = |first: &Authority, then: &Authority| {
+        TrustBundle::new(DOMAIN, [first.cert.clone(), then.cert.clone()]).unwrap()
+    };
+    // Made known: nothing is asked for while the old root signs.
+    world.handle.set_trust(both(&old, &new)).unwrap();
+    assert_eq!(world.handle.get().unwrap().issuer(), Issuer::Signing);
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(world.asked(), 1);
+    world.handle.set_trust(both(&new, &old)).unwrap();
     assert_eq!(world.handle.get().unwrap().issuer(), Issuer::Older);
     world
         .until("renewal", |w| {
-            w.handle.get().unwrap().issuer() == Issuer::Newest
+            w.handle.get().unwrap().issuer() == Issuer::Signing
         })
         .await;
     assert_eq!(world.asked(), 2);
     // The old root goes: nothing is left that hangs on it, nothing is asked for.
     let only = TrustBundle::new(DOMAIN, [new.cert.clone()]).unwrap();
     world.handle.set_trust(only).unwrap();
-    assert_eq!(world.handle.get().unwrap().issuer(), Issuer::Newest);
+    assert_eq!(world.handle.get().unwrap().issuer(), Issuer::Signing);
     sleep(Duration::from_millis(300)).await;
     assert_eq!(world.asked(), 2);
 }

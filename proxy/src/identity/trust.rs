@@ -13,8 +13,8 @@ pub struct TrustBundle {
     /// Sorted by their bytes, each once: two bundles with the same roots are equal.
     roots: Vec<CertificateDer<'static>>,
     anchors: Vec<TrustAnchor<'static>>,
-    /// Index into `roots` of the one that became valid last.
-    newest: usize,
+    /// Index into `roots` of the one that new certificates hang on.
+    signing: usize,
 }
 
 /// Why a set of roots cannot be used.
@@ -33,8 +33,8 @@ pub enum TrustError {
 }
 
 impl TrustBundle {
-    /// Checks the roots (DER) and makes them ready for chain building. Roots past their validity
-    /// are taken: a chain to them is refused when it is used.
+    /// Checks the roots (DER) and makes them ready for chain building; new certificates hang on the
+    /// first. Roots past their validity are taken: a chain to them is refused when it is used.
     pub fn new(
         domain: &str,
         roots: impl IntoIterator<Item = CertificateDer<'static>>,
@@ -46,34 +46,33 @@ impl TrustBundle {
         if roots.len() > MAX_ROOTS {
             return Err(TrustError::TooMany(roots.len()));
         }
-        let mut dated = Vec::with_capacity(roots.len());
+        let mut checked = Vec::with_capacity(roots.len());
         for (index, root) in roots.drain(..).enumerate() {
             let malformed = |reason: String| TrustError::Malformed { index, reason };
-            let not_before = {
-                let (rest, parsed) =
-                    X509Certificate::from_der(&root).map_err(|e| malformed(e.to_string()))?;
-                if !rest.is_empty() {
-                    return Err(malformed("bytes follow the certificate".into()));
-                }
-                if !parsed.is_ca() {
-                    return Err(TrustError::NotAuthority(index));
-                }
-                parsed.validity().not_before.timestamp()
-            };
+            let (rest, parsed) =
+                X509Certificate::from_der(&root).map_err(|e| malformed(e.to_string()))?;
+            if !rest.is_empty() {
+                return Err(malformed("bytes follow the certificate".into()));
+            }
+            if !parsed.is_ca() {
+                return Err(TrustError::NotAuthority(index));
+            }
             let anchor = webpki::anchor_from_trusted_cert(&root)
                 .map_err(|e| malformed(e.to_string()))?
                 .to_owned();
-            dated.push((root, anchor, not_before));
+            checked.push((root, anchor));
         }
-        dated.sort_by(|a, b| a.0.as_ref().cmp(b.0.as_ref()));
-        dated.dedup_by(|a, b| a.0 == b.0);
-        let newest = (0..dated.len()).max_by_key(|&i| dated[i].2).unwrap_or(0);
-        let (roots, anchors) = dated.into_iter().map(|(r, a, _)| (r, a)).unzip();
+        let first = checked[0].0.clone();
+        checked.sort_by(|a, b| a.0.as_ref().cmp(b.0.as_ref()));
+        checked.dedup_by(|a, b| a.0 == b.0);
+        let signing = checked.iter().position(|(root, _)| *root == first);
+        let signing = signing.unwrap_or_default();
+        let (roots, anchors) = checked.into_iter().unzip();
         Ok(Self {
             domain: domain.to_owned(),
             roots,
             anchors,
-            newest,
+            signing,
         })
     }
 
@@ -98,21 +97,15 @@ impl TrustBundle {
         &self.anchors
     }
 
-    /// The anchor of the root that became valid last: the one new certificates are issued by, once
-    /// a rotation is through.
-    pub(super) fn newest_anchor(&self) -> &TrustAnchor<'static> {
-        &self.anchors[self.newest]
-    }
-
-    /// Whether there is a root in `self` that is not in `before`.
-    pub fn has_more_than(&self, before: &Self) -> bool {
-        self.roots.iter().any(|root| !before.roots.contains(root))
+    /// The anchor of the root that new certificates hang on.
+    pub(super) fn signing_anchor(&self) -> &TrustAnchor<'static> {
+        &self.anchors[self.signing]
     }
 }
 
 impl PartialEq for TrustBundle {
     fn eq(&self, other: &Self) -> bool {
-        self.domain == other.domain && self.roots == other.roots
+        self.domain == other.domain && self.roots == other.roots && self.signing == other.signing
     }
 }
 

@@ -1,5 +1,5 @@
 //! The application beside the proxy as a destination: one endpoint, no policy but the safe
-//! defaults, so that requests take the same way in as out.
+//! defaults and what a port says of its connections, so that requests take the same way in as out.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,6 +37,7 @@ pub fn destination(workload: &Workload, to: SocketAddr) -> Arc<Destination> {
         current: ArcSwap::from_pointee(EndpointSet {
             generation: 1,
             endpoints: vec![Arc::new(endpoint)],
+            ..EndpointSet::default()
         }),
         feed: None,
     };
@@ -48,6 +49,7 @@ pub fn destination(workload: &Workload, to: SocketAddr) -> Arc<Destination> {
         endpoints: Arc::new(cell),
         policy: BackendPolicy {
             connect_timeout: CONNECT_TIMEOUT,
+            connection: workload.connection(to.port()),
             ..BackendPolicy::default()
         },
         limits: Arc::default(),

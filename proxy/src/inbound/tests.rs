@@ -12,7 +12,7 @@ use tokio::task::{LocalSet, spawn_local};
 
 use super::handle;
 use super::limits::{LimitKey, PortLimits, Rate, RateLimit};
-use crate::tables::{Check, MtlsMode, Probe, Protocol, Workload, WorkloadPort};
+use crate::tables::{Check, ConnectionPolicy, MtlsMode, Probe, Protocol, Workload, WorkloadPort};
 use crate::telemetry::Counter;
 use crate::telemetry::labels::EventLabels;
 use crate::testing::worker;
@@ -212,6 +212,7 @@ fn limiting(port: u16, rates: Vec<RateLimit>) -> Workload {
                 rates,
                 ..PortLimits::default()
             })),
+            connection: ConnectionPolicy::default(),
         }],
         ..Workload::default()
     }

@@ -21,6 +21,7 @@ pub async fn connect(
 ) -> Result<Stream, ConnectError> {
     let mut options = worker.connect_options.clone();
     options.connect_timeout = policy.connect_timeout;
+    options.keepalive = policy.connection.keepalive;
     if policy.origin.is_some() || endpoint.siblings.is_some() {
         return connect_outside(worker, endpoint, &options, policy.origin.as_deref(), alpn).await;
     }

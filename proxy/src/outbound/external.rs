@@ -191,6 +191,7 @@ fn aimed(destination: &Destination, to: SocketAddr) -> Option<Arc<Destination>> 
         current: ArcSwap::from_pointee(EndpointSet {
             generation: 1,
             endpoints: vec![Arc::new(endpoint)],
+            ..EndpointSet::default()
         }),
         feed: None,
     };

@@ -40,6 +40,7 @@ pub enum Unopened {
     NoRoute,
     #[error("{}", match .0 {
         Unavailable::NoEndpoints => "the backend has no endpoints",
+        Unavailable::NoneOnNode => "the backend has no endpoint on this node, and is for clients on the same node (internalTrafficPolicy: Local)",
         Unavailable::NoneReady => "none of the backend's endpoints is ready",
         Unavailable::AllEjected => "all of the backend's endpoints are ejected after failures",
     })]

@@ -20,11 +20,28 @@ use super::{Io, Socket, Stream};
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a TLS handshake may take by default: some lost packets, not a peer that stalls.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Silence after which the kernel asks whether the peer is still there; below the idle times at
-/// which NAT gateways and cloud load balancers forget a connection (350 s, 240 s).
-pub const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-const KEEPALIVE_PROBES: u32 = 4;
+/// How the kernel asks whether a silent peer is still there; whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Silence before the first probe.
+    pub after: Duration,
+    /// Between two.
+    pub interval: Duration,
+    /// Without an answer, until the connection is given up.
+    pub probes: u32,
+}
+
+impl Default for KeepAlive {
+    /// Below the idle times at which NAT gateways and cloud load balancers forget a connection
+    /// (350 s, 240 s).
+    fn default() -> Self {
+        Self {
+            after: Duration::from_secs(60),
+            interval: Duration::from_secs(15),
+            probes: 4,
+        }
+    }
+}
 
 /// How connections are opened.
 #[derive(Debug, Clone)]
@@ -33,8 +50,8 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// For the TLS handshake, which begins when TCP is connected.
     pub handshake_timeout: Duration,
-    /// Silence after which keep-alive probes begin; `None` sends none.
-    pub keepalive: Option<Duration>,
+    /// `None` sends no probes.
+    pub keepalive: Option<KeepAlive>,
     /// `SO_MARK`, by which capture knows the proxy's own connections.
     pub mark: Option<u32>,
 }
@@ -44,7 +61,7 @@ impl Default for Options {
         Self {
             connect_timeout: CONNECT_TIMEOUT,
             handshake_timeout: HANDSHAKE_TIMEOUT,
-            keepalive: Some(KEEPALIVE_AFTER),
+            keepalive: Some(KeepAlive::default()),
             mark: None,
         }
     }
@@ -274,11 +291,11 @@ pub fn prepare_listener<S: std::os::fd::AsFd>(listener: &S, options: &Options) -
 fn set_keepalive(socket: &SockRef<'_>, options: &Options) -> io::Result<()> {
     match options.keepalive {
         None => Ok(()),
-        Some(after) => socket.set_tcp_keepalive(
+        Some(keepalive) => socket.set_tcp_keepalive(
             &TcpKeepalive::new()
-                .with_time(after)
-                .with_interval(KEEPALIVE_INTERVAL)
-                .with_retries(KEEPALIVE_PROBES),
+                .with_time(keepalive.after)
+                .with_interval(keepalive.interval)
+                .with_retries(keepalive.probes),
         ),
     }
 }

@@ -34,7 +34,7 @@ pub(crate) mod testing;
 mod tests;
 
 pub use connect::{
-    CONNECT_TIMEOUT, ConnectError, HANDSHAKE_TIMEOUT, Options, TlsError, accept_tls,
+    CONNECT_TIMEOUT, ConnectError, HANDSHAKE_TIMEOUT, KeepAlive, Options, TlsError, accept_tls,
     connect_origin, connect_outside, connect_plain, connect_tls, prepare_listener,
 };
 pub use ending::Hangup;

@@ -9,14 +9,17 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::client::conn::{http1, http2};
 use hyper::header::HeaderValue;
-use hyper::{Request, Uri};
+use hyper::{HeaderMap, Request, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
+
+use crate::tls;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// http://host:port/path
+    /// http://host:port/path, or https: (any certificate is taken)
     url: Uri,
     /// Clients, each with a connection of its own
     #[arg(long, default_value_t = 4)]
@@ -42,6 +45,9 @@ pub struct Options {
     /// A header that each client sends back as it was last given it
     #[arg(long)]
     session: Option<String>,
+    /// The server's name in TLS, in place of the URL's host
+    #[arg(long)]
+    sni: Option<String>,
 }
 
 enum Sender {
@@ -61,11 +67,29 @@ struct Seen {
 
 async fn connect(options: &Options) -> Result<Sender, String> {
     let authority = options.url.authority().ok_or("the URL has no host")?;
-    let port = authority.port_u16().unwrap_or(80);
+    let secure = options.url.scheme_str() == Some("https");
+    let default = if secure { 443 } else { 80 };
+    let port = authority.port_u16().unwrap_or(default);
     let stream = TcpStream::connect((authority.host(), port))
         .await
         .map_err(|error| format!("connect: {error}"))?;
     let _ = stream.set_nodelay(true);
+    if !secure {
+        return handshake(options, stream).await;
+    }
+    let name = options.sni.as_deref().unwrap_or(authority.host());
+    let name = ServerName::try_from(name.to_owned()).map_err(|error| error.to_string())?;
+    let stream = tls::connector()
+        .connect(name, stream)
+        .await
+        .map_err(|error| format!("TLS: {error}"))?;
+    handshake(options, stream).await
+}
+
+async fn handshake<S>(options: &Options, stream: S) -> Result<Sender, String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let io = TokioIo::new(stream);
     if options.http2 {
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io)
@@ -121,19 +145,35 @@ async fn request(
     };
     let response = answered.map_err(|error| format!("request: {error}"))?;
     let status = response.status().as_u16();
+    let (head, body) = response.into_parts();
     if let Some(given) = options
         .session
         .as_ref()
-        .and_then(|name| response.headers().get(name))
+        .and_then(|name| head.headers.get(name))
     {
         *session = Some(given.clone());
     }
-    let body = response
-        .into_body()
+    let body = body
         .collect()
         .await
         .map_err(|error| format!("body: {error}"))?;
-    Ok((status, body.to_bytes()))
+    // gRPC says how a call ended in the trailers; when it is over at once, in the head.
+    let ended = |fields: &HeaderMap| Some((fields.get("grpc-status")?.clone(), fields.clone()));
+    match ended(&head.headers).or_else(|| ended(body.trailers()?)) {
+        Some((code, fields)) if code != "0" => {
+            let message = fields.get("grpc-message").map(HeaderValue::as_bytes);
+            let message = String::from_utf8_lossy(message.unwrap_or_default()).into_owned();
+            Err(format!(
+                "grpc-status {}: {message}",
+                code.to_str().unwrap_or_default()
+            ))
+        }
+        Some(_) => {
+            let message = body.to_bytes();
+            Ok((status, message.slice(5.min(message.len())..)))
+        }
+        None => Ok((status, body.to_bytes())),
+    }
 }
 
 async fn client(options: &Options, first: Instant, end: Instant, seen: &RefCell<Seen>) {
@@ -221,23 +261,32 @@ pub async fn run(options: Options) {
     );
 }
 
-/// One exchange with a server that speaks first.
-pub async fn greet(to: &str) {
-    let began = Instant::now();
-    let stream = TcpStream::connect(to).await.expect("connect");
-    let mut stream = BufReader::new(stream);
-    let mut greeting = String::new();
-    stream.read_line(&mut greeting).await.expect("greeting");
-    let greeted = began.elapsed();
-    stream.write_all(b"HELO probe\r\n").await.expect("say");
-    let mut answer = String::new();
-    stream.read_line(&mut answer).await.expect("answer");
+/// Exchanges with a server that speaks first; what was said in the last one, and who greeted how
+/// often (the second word of a greeting).
+pub async fn greet(to: &str, count: u32) {
+    let mut servers: BTreeMap<String, u32> = BTreeMap::new();
+    let (mut greeting, mut answer) = (String::new(), String::new());
+    let mut greeted = Duration::ZERO;
+    for _ in 0..count {
+        greeting.clear();
+        answer.clear();
+        let began = Instant::now();
+        let stream = TcpStream::connect(to).await.expect("connect");
+        let mut stream = BufReader::new(stream);
+        stream.read_line(&mut greeting).await.expect("greeting");
+        greeted = began.elapsed();
+        stream.write_all(b"HELO probe\r\n").await.expect("say");
+        stream.read_line(&mut answer).await.expect("answer");
+        let server = greeting.split(' ').nth(1).unwrap_or_default();
+        *servers.entry(server.to_owned()).or_default() += 1;
+    }
     println!(
         "{}",
         serde_json::json!({
             "greeting": greeting.trim_end(),
             "answer": answer.trim_end(),
             "greeted_ms": greeted.as_secs_f64() * 1000.0,
+            "servers": servers,
         })
     );
 }

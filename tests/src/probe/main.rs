@@ -6,6 +6,7 @@
 mod listen;
 mod load;
 mod serve;
+mod tls;
 
 use clap::Parser;
 
@@ -19,6 +20,9 @@ enum Probe {
     Greet {
         /// host:port
         to: String,
+        /// So many connections, one after another
+        #[arg(long, default_value_t = 1)]
+        count: u32,
     },
     /// Kills (SIGKILL) the processes of this host that have a variable, `NAME=value`
     Kill { variable: String },
@@ -31,7 +35,7 @@ async fn main() {
     match Probe::parse() {
         Probe::Serve(options) => serve::run(options).await,
         Probe::Load(options) => load::run(options).await,
-        Probe::Greet { to } => load::greet(&to).await,
+        Probe::Greet { to, count } => load::greet(&to, count).await,
         Probe::Kill { variable } => kill(&variable),
         Probe::Listen(options) => listen::run(&options),
     }

@@ -1,7 +1,7 @@
 //! Applications that the tests run in pods, all of them `weft-probe`.
 
 use serde_json::Value;
-use weft_tests::kube;
+use weft_tests::kube::{self, PATIENCE, eventually};
 
 /// Image of the probe.
 pub fn image() -> String {
@@ -162,4 +162,55 @@ pub fn metric(text: &str, name: &str, labels: &[&str]) -> f64 {
         .filter(|line| labels.iter().all(|label| line.contains(label)))
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()
+}
+
+/// A number of what was counted.
+#[track_caller]
+pub fn number(value: &Value) -> f64 {
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// How many answers servers whose names begin so have given.
+pub fn by(seen: &Value, prefix: &str) -> u64 {
+    let servers = seen["servers"].as_object().unwrap();
+    servers
+        .iter()
+        .filter(|(name, _)| name.starts_with(prefix))
+        .filter_map(|(_, count)| count.as_u64())
+        .sum()
+}
+
+/// A metric of all proxies of an application, summed.
+#[track_caller]
+pub fn of_all(ns: &str, app: &str, name: &str, labels: &[&str]) -> f64 {
+    let pods = kube::pods(ns, &format!("app={app}"));
+    pods.iter()
+        .map(|pod| {
+            let pod = pod["metadata"]["name"].as_str().unwrap();
+            metric(&metrics(ns, pod), name, labels)
+        })
+        .sum()
+}
+
+/// Waits until a route's status says that this mesh has taken it.
+#[track_caller]
+pub fn accepted(ns: &str, route: &str) {
+    eventually("the route's status says Accepted", PATIENCE, || {
+        let status = kube::get(ns, &[route])["status"].clone();
+        let parents = status["parents"].as_array().cloned().unwrap_or_default();
+        let is_ours = |parent: &&Value| parent["controllerName"] == "weft.dev/mesh";
+        let ours = parents.iter().find(is_ours);
+        let conditions = ours.and_then(|parent| parent["conditions"].as_array());
+        let holds = |kind: &str| {
+            let mut conditions = conditions.into_iter().flatten();
+            conditions.any(|given| given["type"] == kind && given["status"] == "True")
+        };
+        if holds("Accepted") && holds("ResolvedRefs") {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
 }

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use weft_tests::authority::Authority;
 use weft_tests::kube::{self, Namespace, PATIENCE, eventually};
 
 use crate::apps::{self, all_good, load_during, metric, metrics};
-use crate::install::{install, trusted_roots};
+use crate::install::{NAMESPACE, install, trusted_roots};
 
 pub fn certificates_are_renewed_under_load() {
     install(&["--set", "certificates.lifetime=1m"]);
@@ -82,4 +83,49 @@ pub fn roots_are_rotated_under_load() {
     println!("a new root under load: {seen}");
     all_good(&seen);
     install(&[]);
+}
+
+pub fn an_authority_of_ones_own_takes_over_under_load() {
+    let namespace = Namespace::create("weft-test-authority", true);
+    let ns = namespace.0.as_str();
+    apps::start(
+        ns,
+        &[apps::server("server", 2), apps::client("client")],
+        &["server", "client"],
+    );
+    let authority = Authority::new();
+    kube::apply(NAMESPACE, &authority.secret("own-ca"));
+    let load = [
+        "http://server/",
+        "--seconds",
+        "100",
+        "--rate",
+        "40",
+        "--no-keepalive",
+    ];
+    let only = |root: &str| {
+        eventually("that root alone is trusted", PATIENCE, || {
+            let now = trusted_roots();
+            if now.trim() == root.trim() {
+                Ok(())
+            } else {
+                Err(now)
+            }
+        });
+    };
+    let (seen, ()) = load_during(ns, "client", &load, || {
+        install(&["--set", "certificates.caSecret=own-ca"]);
+        only(&authority.pem());
+    });
+    println!("an authority of one's own, under load: {seen}");
+    all_good(&seen);
+    // Given up again, it goes on signing: the mesh has its key.
+    install(&[]);
+    kube::kubectl(&["delete", "secret", "-n", NAMESPACE, "own-ca"]);
+    only(&authority.pem());
+    all_good(&apps::load(
+        ns,
+        "client",
+        &["http://server/", "--no-keepalive"],
+    ));
 }

@@ -13,7 +13,9 @@ mod failures;
 mod identity;
 mod install;
 mod lifecycle;
+mod outside;
 mod policy;
+mod resilience;
 mod rollout;
 mod traffic;
 
@@ -53,8 +55,15 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::a_limit_is_kept_for_each_identity,
     policy::sessions_outlive_a_rollout,
     policy::changes_under_load_cost_nothing,
+    resilience::a_breaker_opens_and_closes,
+    resilience::an_ill_endpoint_is_ejected_and_returns,
+    resilience::copies_go_to_the_mirror_and_cost_nothing,
+    resilience::deadlines_of_grpc_hold,
+    outside::connections_are_shared_by_weight_and_by_name,
+    outside::plaintext_becomes_tls_outside,
     identity::certificates_are_renewed_under_load,
     identity::roots_are_rotated_under_load,
+    identity::an_authority_of_ones_own_takes_over_under_load,
     bookshop::a_newcomers_tour,
     bookshop::a_visit_is_one_trace_in_jaeger,
     install::an_upgrade_keeps_certificates,

@@ -8,34 +8,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use weft_tests::kube::{self, Namespace, PATIENCE, eventually};
 
-use crate::apps::{self, all_good, load, load_during, metric, metrics};
-
-fn number(value: &Value) -> f64 {
-    value
-        .as_f64()
-        .unwrap_or_else(|| panic!("{value} is no number"))
-}
-
-/// How many answers servers whose names begin so have given.
-fn by(seen: &Value, prefix: &str) -> u64 {
-    let servers = seen["servers"].as_object().unwrap();
-    servers
-        .iter()
-        .filter(|(name, _)| name.starts_with(prefix))
-        .filter_map(|(_, count)| count.as_u64())
-        .sum()
-}
-
-/// A metric of all proxies of an application, summed.
-fn of_all(ns: &str, app: &str, name: &str, labels: &[&str]) -> f64 {
-    let pods = kube::pods(ns, &format!("app={app}"));
-    pods.iter()
-        .map(|pod| {
-            let pod = pod["metadata"]["name"].as_str().unwrap();
-            metric(&metrics(ns, pod), name, labels)
-        })
-        .sum()
-}
+use crate::apps::{
+    self, accepted, all_good, by, load, load_during, metric, metrics, number, of_all,
+};
 
 pub fn shares_and_headers_decide() {
     let namespace = Namespace::create("weft-test-split", true);
@@ -96,26 +71,6 @@ spec:
     let seen = load(ns, "client", &named);
     all_good(&seen);
     assert_eq!(by(&seen, "stable"), 0, "{seen:#}");
-}
-
-/// Waits until a route's status says that this mesh has taken it.
-fn accepted(ns: &str, route: &str) {
-    eventually("the route's status says Accepted", PATIENCE, || {
-        let status = kube::get(ns, &[route])["status"].clone();
-        let parents = status["parents"].as_array().cloned().unwrap_or_default();
-        let is_ours = |parent: &&Value| parent["controllerName"] == "weft.dev/mesh";
-        let ours = parents.iter().find(is_ours);
-        let conditions = ours.and_then(|parent| parent["conditions"].as_array());
-        let holds = |kind: &str| {
-            let mut conditions = conditions.into_iter().flatten();
-            conditions.any(|given| given["type"] == kind && given["status"] == "True")
-        };
-        if holds("Accepted") && holds("ResolvedRefs") {
-            Ok(())
-        } else {
-            Err(status.to_string())
-        }
-    });
 }
 
 pub fn retries_make_success_whole_without_a_storm() {

@@ -6,48 +6,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject;
+use weft_tests::authority::Authority;
 use weft_tests::dns::Dns;
 use weft_tests::mesh::{Mesh, NAMESPACE, Workload};
 use weft_tests::netns::Host;
 use weft_tests::wire::{Server, Wire, header, ok, status};
 use weft_tests::{PATIENCE, eventually};
 
-/// A certificate authority of somebody else's.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    /// In YAML, under a key with `spaces` before it.
-    fn yaml(&self, spaces: usize) -> String {
-        let indent = " ".repeat(spaces + 2);
-        let lines = self.0.pem();
-        let lines = lines.lines().map(|line| format!("\n{indent}{line}"));
-        format!("|{}", lines.collect::<String>())
-    }
-
-    /// A server's configuration, with a certificate for a name.
-    fn server(&self, name: &str, alpn: &[&str]) -> Arc<rustls::ServerConfig> {
-        let key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let leaf = leaf.signed_by(&key, &self.0).unwrap();
-        let mut config = rustls::ServerConfig::builder()
-            .with_no_client_auth()
-            .with_single_cert(
-                vec![leaf.der().clone()],
-                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            )
-            .unwrap();
-        config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-        Arc::new(config)
-    }
+/// A server's configuration, with a certificate for a name.
+fn configuration(authority: &Authority, name: &str, alpn: &[&str]) -> Arc<rustls::ServerConfig> {
+    let (chain, key) = authority.issue(&[name]).pair();
+    let mut config = rustls::ServerConfig::builder()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Arc::new(config)
 }
 
 /// An HTTPS server that answers each request with the name and the protocol that the handshake
@@ -193,7 +168,7 @@ spec:
     let https = Https::start(
         &outside,
         8443,
-        authority.server("api.example.org", &["h2", "http/1.1"]),
+        configuration(&authority, "api.example.org", &["h2", "http/1.1"]),
     );
     let at = |port| SocketAddr::new(vip.into(), port);
 
@@ -366,7 +341,7 @@ pub fn the_original_destination_rules_whatever_the_host_says() {
         ),
     );
     mesh.start();
-    let config = authority.server("api.example.org", &["http/1.1"]);
+    let config = configuration(&authority, "api.example.org", &["http/1.1"]);
     let https = Https::start(&api, 8443, config);
     let _api = named(&api, 81);
     let _other = named(&other, 81);
@@ -426,23 +401,17 @@ pub fn hosts_on_one_address_are_told_apart_request_by_request() {
     targetPort: 8443
     appProtocol: http
     tls: {{sni: one.example.org, caCertificates: {ca}}}",
-                ca = format_args!("\"{}\"", authority.0.pem().replace('\n', "\\n")),
+                ca = format_args!("\"{}\"", authority.pem().replace('\n', "\\n")),
             )
             .replace("one.example.org", &host),
         );
     }
     mesh.start();
     // It answers with the SNI; its certificate is for both.
-    let key = KeyPair::generate().unwrap();
-    let names = ["a.example.org", "b.example.org"].map(str::to_owned);
-    let leaf = CertificateParams::new(names).unwrap();
-    let leaf = leaf.signed_by(&key, &authority.0).unwrap();
+    let (chain, key) = authority.issue(&["a.example.org", "b.example.org"]).pair();
     let config = rustls::ServerConfig::builder()
         .with_no_client_auth()
-        .with_single_cert(
-            vec![leaf.der().clone()],
-            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
+        .with_single_cert(chain, key)
         .unwrap();
     let _https = Https::start(&shared, 8443, Arc::new(config));
     let _second = named(&second, 80);
@@ -460,7 +429,7 @@ pub fn hosts_on_one_address_are_told_apart_request_by_request() {
 /// A TLS client that says a name; what it is answered, if anything.
 fn tls_ask(mesh: &Mesh, to: SocketAddr, name: &str, authority: &Authority) -> Option<String> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(authority.0.der().clone()).unwrap();
+    roots.add(authority.der()).unwrap();
     let config = rustls::ClientConfig::builder()
         .with_root_certificates(roots)
         .with_no_client_auth();
@@ -514,7 +483,8 @@ pub fn only_what_is_known_may_be_called() {
     egress(&mesh, "RegistryOnly");
     mesh.start();
     let authority = Authority::new();
-    let tls_server = |host: &Host| Https::start(host, 443, authority.server("a.example.org", &[]));
+    let tls_server =
+        |host: &Host| Https::start(host, 443, configuration(&authority, "a.example.org", &[]));
     let (_api_tls, other_tls) = (tls_server(&api), tls_server(&other));
     let _servers = [
         named(&api, 80),
@@ -625,15 +595,10 @@ pub fn mutual_tls_shows_the_workloads_own_certificate() {
         roots.add(root.unwrap()).unwrap();
     }
     let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots));
-    let key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec!["vault.example.org".to_owned()]).unwrap();
-    let leaf = leaf.signed_by(&key, &authority.0).unwrap();
+    let (chain, key) = authority.issue(&["vault.example.org"]).pair();
     let config = rustls::ServerConfig::builder()
         .with_client_cert_verifier(verifier.build().unwrap())
-        .with_single_cert(
-            vec![leaf.der().clone()],
-            PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-        )
+        .with_single_cert(chain, key)
         .unwrap();
     let shown = Arc::new(Mutex::new(Vec::new()));
     let (config, note) = (Arc::new(config), shown.clone());

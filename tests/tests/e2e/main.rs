@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
+mod connections;
 mod external;
 mod faults;
 mod health;
@@ -89,6 +90,10 @@ const TRIALS: &[(&str, fn())] = &trials![
     rates::who_asks_for_a_pause_gets_it_and_is_not_ejected,
     rates::grpc_calls_are_steered_away_by_trailers,
     rates::large_heads_are_refused_where_they_arrive,
+    connections::a_connection_carries_as_many_requests_as_the_policy_says,
+    connections::streams_of_a_worn_connection_are_not_lost,
+    connections::silence_is_ended_before_and_within_an_answer,
+    connections::silent_streams_are_ended_and_their_neighbours_are_not,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,

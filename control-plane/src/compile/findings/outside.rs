@@ -1,10 +1,9 @@
 //! Services outside the mesh, and what may be called there.
 
-use std::collections::BTreeMap;
-
 use super::Problems;
+use crate::compile::external::{Holder, holder_of_address, holder_of_host};
 use crate::finding::Severity;
-use crate::model::{Kind, Name, World};
+use crate::model::{Kind, World};
 
 pub(super) fn find(world: &World, found: &mut Problems) {
     addresses(world, found);
@@ -15,74 +14,52 @@ pub(super) fn find(world: &World, found: &mut Problems) {
 /// Addresses that are somebody else's, too.
 fn addresses(world: &World, found: &mut Problems) {
     for (name, external) in &world.external {
-        let at = (Kind::ExternalService, name);
         for network in external.spec.networks() {
-            let single = network.prefix_len() == network.max_prefix_len();
-            let address = network.addr();
-            let mut services = world.vips.get(&address).filter_map(|of| world.service(of));
-            let shared = services.find_map(|service| {
-                let same = |port: &u16| external.spec.ports.iter().any(|p| p.port == *port);
-                let port = service.ports.iter().map(|port| port.port).find(same)?;
-                Some((&service.name, port))
+            let ports = external.spec.ports.iter().map(|port| port.port);
+            let mut held = ports.filter_map(|port| {
+                Some((port, holder_of_address(world, external, network, port)?))
             });
-            if let Some((service, port)) = shared.filter(|_| single) {
-                found.add(
-                    at,
-                    "spec.addresses",
-                    Severity::Error,
+            let Some((port, holder)) = held.next() else {
+                continue;
+            };
+            let address = network.addr();
+            let (message, help) = match holder {
+                Holder::Service(service) => (
                     format!("{address}:{port} is Service {service}, which is used"),
                     "give it an address that is nobody else's",
-                );
-            } else if let Some(workload) = world.workload_at(address).filter(|_| single) {
-                found.add(
-                    at,
-                    "spec.addresses",
-                    Severity::Error,
-                    format!("{address} is Workload {}, which is used", workload.name),
+                ),
+                Holder::Workload(workload) => (
+                    format!("{address} is Workload {workload}, which is used"),
                     "give it an address that is nobody else's, or call the workload by a Service",
-                );
-            }
-            let first = world.external_at(address).find(|other| {
-                let same_port = |port: u16| {
-                    let ports = &external.spec.ports;
-                    ports.iter().any(|own| own.port == port)
-                };
-                other.name.namespace == name.namespace
-                    && other.spec.networks().contains(&network)
-                    && other.spec.ports.iter().any(|port| same_port(port.port))
-            });
-            if let Some(first) = first.filter(|first| first.name != *name) {
-                found.add(
-                    at,
-                    "spec.addresses",
-                    Severity::Error,
-                    format!("{network} is ExternalService {}'s already, with the same port, which is used", first.name),
+                ),
+                Holder::External(first) => (
+                    format!(
+                        "{network} is ExternalService {first}'s already, with the same port, which is used"
+                    ),
                     "merge the two, or give each addresses of its own",
-                );
-            }
+                ),
+            };
+            let at = (Kind::ExternalService, name);
+            found.add(at, "spec.addresses", Severity::Error, message, help);
         }
     }
 }
 
 /// The same host and port twice in a namespace.
 fn hosts(world: &World, found: &mut Problems) {
-    let mut seen: BTreeMap<(&str, &str, u16), &Name> = BTreeMap::new();
     for (name, external) in &world.external {
         if !external.spec.networks().is_empty() {
             continue;
         }
         for (index, host) in external.spec.hosts.iter().enumerate() {
-            for port in &external.spec.ports {
-                let key = (name.namespace.as_str(), host.as_str(), port.port);
-                let first = *seen.entry(key).or_insert(name);
-                if first != name {
+            for port in external.spec.ports.iter().map(|port| port.port) {
+                if let Some(first) = holder_of_host(world, external, host, port) {
                     found.add(
                         (Kind::ExternalService, name),
                         &format!("spec.hosts.{index}"),
                         Severity::Error,
                         format!(
-                            "{host}:{} is ExternalService {first}'s already, which is used",
-                            port.port
+                            "{host}:{port} is ExternalService {first}'s already, which is used"
                         ),
                         "name the host in one of them",
                     );

@@ -168,8 +168,10 @@ fn policy_about<'a>(
         .find(|policy| {
             let spec = &policy.spec;
             let timeouts = spec.timeouts.unwrap_or_default();
-            let about_requests =
-                spec.retries.is_some() || timeouts.request.is_some() || timeouts.per_try.is_some();
+            let about_requests = spec.retries.is_some()
+                || timeouts.request.is_some()
+                || timeouts.per_try.is_some()
+                || timeouts.stream.is_some();
             let named = spec.target_refs.iter().any(|target| {
                 target.kind == TargetKind::Service
                     && target.name == service.name.name

@@ -174,13 +174,13 @@ fn check_request_headers(headers: &RequestHeaders, findings: &mut Findings) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use crate::sources::folder::manifest;
 
     /// What is said of a `spec`.
-    fn refused(spec: &str) -> Vec<String> {
+    pub(in super::super) fn refused(spec: &str) -> Vec<String> {
         let policy = format!(
             "apiVersion: policy.weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\nspec: {spec}\n"
         );

@@ -94,6 +94,7 @@ fn of_backends(spec: &TrafficPolicySpec) -> Vec<&'static str> {
         (spec.rate_limit.is_some(), "rateLimit"),
         (spec.request_headers.is_some(), "requestHeaders"),
         (spec.health_check.is_some(), "healthCheck"),
+        (spec.connection.is_some(), "connection"),
         (
             timeouts.is_some_and(|timeouts| timeouts.connect.is_some()),
             "timeouts.connect",

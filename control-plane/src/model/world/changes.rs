@@ -6,12 +6,16 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::policy::traffic::TargetKind;
-use weft_api::policy::{ExternalServiceSpec, MtlsMode, PeerAuthenticationSpec, TrafficPolicySpec};
+use weft_api::policy::{
+    EgressPolicySpec, ExternalServiceSpec, MtlsMode, PeerAuthenticationSpec, TelemetrySpec,
+    TrafficPolicySpec,
+};
 
 use super::super::{
     BackendTraffic, Change, EndpointSlice, Kind, Name, Node, Object, ObjectRef, Policy, Route,
     Service, Workload,
 };
+use super::said::names_in;
 use super::{
     Dirty, World, in_namespace, labels, own_addresses, selector_label, slice_addresses,
     slice_workloads,
@@ -23,7 +27,9 @@ impl World {
     pub fn apply(&mut self, change: Change, dirty: &mut Dirty) {
         match change {
             Change::Set(object) => {
-                let name = object.reference().name;
+                let reference = object.reference();
+                self.readable(&reference, dirty);
+                let name = reference.name;
                 match *object {
                     Object::Service(new) => self.set_service(name, Some(new), dirty),
                     Object::EndpointSlice(new) => self.set_slice(name, Some(new), dirty),
@@ -38,23 +44,24 @@ impl World {
                     Object::PeerAuthentication(new) => {
                         self.set_peer_authentication(name, Some(new), dirty);
                     }
-                    Object::EgressPolicy(new) => {
-                        if put(&mut self.egress, name.clone(), Some(new)) {
-                            dirty.policy(name.namespace);
-                        }
-                    }
-                    Object::Telemetry(new) => {
-                        if put(&mut self.telemetry, name.clone(), Some(new)) {
-                            dirty.policy(name.namespace);
-                        }
-                    }
+                    Object::EgressPolicy(new) => self.set_egress(name, Some(new), dirty),
+                    Object::Telemetry(new) => self.set_telemetry(name, Some(new), dirty),
                 }
             }
             Change::Generation { object, generation } => {
-                dirty.statuses = true;
-                self.generations.insert(object, generation);
+                if self.generations.insert(object.clone(), generation) != Some(generation) {
+                    dirty.said.insert(object);
+                }
+            }
+            Change::Unreadable { object, unreadable } => {
+                let before = self.unreadable.get(&object);
+                if before != Some(&*unreadable) {
+                    self.unreadable.insert(object.clone(), *unreadable);
+                    dirty.said.insert(object);
+                }
             }
             Change::Remove(object) => {
+                self.readable(&object, dirty);
                 self.generations.remove(&object);
                 self.remove(object, dirty);
             }
@@ -76,24 +83,41 @@ impl World {
             Kind::PeerAuthentication => {
                 self.set_peer_authentication(name, None, dirty);
             }
-            Kind::EgressPolicy => {
-                if put(&mut self.egress, name.clone(), None) {
-                    dirty.policy(name.namespace);
-                }
-            }
-            Kind::Telemetry => {
-                if put(&mut self.telemetry, name.clone(), None) {
-                    dirty.policy(name.namespace);
-                }
-            }
+            Kind::EgressPolicy => self.set_egress(name, None, dirty),
+            Kind::Telemetry => self.set_telemetry(name, None, dirty),
+        }
+    }
+
+    /// An object can be read again, or is gone.
+    fn readable(&mut self, object: &ObjectRef, dirty: &mut Dirty) {
+        if self.unreadable.remove(object).is_some() {
+            dirty.said.insert(object.clone());
+        }
+    }
+
+    fn set_egress(&mut self, name: Name, new: Option<Policy<EgressPolicySpec>>, dirty: &mut Dirty) {
+        if put(&mut self.egress, name.clone(), new) {
+            dirty.said_of(Kind::EgressPolicy, [&name]);
+            dirty.said_of(Kind::EgressPolicy, names_in(&self.egress, &name.namespace));
+            dirty.policy(name.namespace);
+        }
+    }
+
+    fn set_telemetry(&mut self, name: Name, new: Option<Policy<TelemetrySpec>>, dirty: &mut Dirty) {
+        if put(&mut self.telemetry, name.clone(), new) {
+            dirty.said_of(Kind::Telemetry, [&name]);
+            dirty.said_of(Kind::Telemetry, names_in(&self.telemetry, &name.namespace));
+            dirty.policy(name.namespace);
         }
     }
 
     fn set_route(&mut self, reference: ObjectRef, new: Option<Route>, dirty: &mut Dirty) {
         let old = self.routes.remove(&reference);
         if old != new {
+            dirty.said.insert(reference.clone());
             for route in old.iter().chain(&new) {
                 dirty.services.extend(route.services());
+                self.said_beside_route(route, dirty);
             }
             for service in old.iter().flat_map(Route::mentions) {
                 if let Some(routes) = self.routes_of.get_mut(&service) {
@@ -138,7 +162,9 @@ impl World {
             }
         }
         dirty.policy(name.namespace.clone());
-        put(&mut self.peer_authentication, name, new);
+        put(&mut self.peer_authentication, name.clone(), new);
+        let beside = names_in(&self.peer_authentication, &name.namespace);
+        dirty.said_of(Kind::PeerAuthentication, beside.chain([&name]));
     }
 
     fn set_external(
@@ -168,6 +194,9 @@ impl World {
         };
         if by_name(&old, &before) || by_name(&new, &after) {
             dirty.policy(name.namespace.clone());
+        }
+        for external in old.iter().chain(&new) {
+            self.said_beside_external(external, dirty);
         }
         dirty.networks.extend(before.into_iter().chain(after));
         dirty.services.insert(name.clone());
@@ -236,6 +265,7 @@ impl World {
             dirty.addresses.extend(self.addresses_behind(&name));
         }
         dirty.services.insert(name.clone());
+        self.said_of_service(&name, both().flat_map(|service| &service.vips), dirty);
         // A backend that a route names may be there now, or no longer.
         let mentioned = self.routes_of.get(&name).into_iter().flatten();
         for route in mentioned.filter_map(|route| self.routes.get(route)) {
@@ -314,9 +344,12 @@ impl World {
         if old == new.as_ref() {
             return;
         }
-        dirty.statuses = true;
+        for policy in old.into_iter().chain(&new) {
+            self.said_beside_traffic(policy, dirty);
+        }
         let limits = |policy: &Policy<TrafficPolicySpec>| {
-            policy.spec.rate_limit.is_some() || policy.spec.request_headers.is_some()
+            let spec = &policy.spec;
+            spec.rate_limit.is_some() || spec.request_headers.is_some() || spec.connection.is_some()
         };
         let (before, after) = (old.is_some_and(limits), new.as_ref().is_some_and(limits));
         // Until the tables of those that it no longer limits are made.
@@ -365,7 +398,15 @@ impl World {
         if old == new.as_ref() {
             return;
         }
-        dirty.statuses = true;
+        let kind = Kind::XBackendTrafficPolicy;
+        dirty.said_of(kind, [&name]);
+        for service in old
+            .into_iter()
+            .chain(&new)
+            .flat_map(BackendTraffic::services)
+        {
+            self.said_of_backends(&service, dirty);
+        }
         for service in old
             .into_iter()
             .chain(&new)
@@ -466,6 +507,7 @@ impl World {
             self.touch_endpoints_of(workload, dirty);
             dirty.addresses.extend(own_addresses(workload));
         }
+        self.said_of_workload(old.as_ref(), new.as_ref(), dirty);
         if let Some(old) = &old {
             for address in own_addresses(old) {
                 self.addresses.remove(&address, &name);

@@ -135,6 +135,7 @@ fn route_policy(hub: &Hub, policy: &RoutePolicy) -> Value {
         "requestTimeoutMs": policy.request_timeout_ms,
         "perTryTimeoutMs": policy.per_try_timeout_ms,
         "idleTimeoutMs": policy.idle_timeout_ms,
+        "streamIdleTimeoutMs": policy.stream_idle_timeout_ms.unwrap_or(policy.idle_timeout_ms),
         "retries": policy.retry.as_ref().map(retry),
         "fallback": fallback,
     })
@@ -198,6 +199,15 @@ fn backend_policy(policy: &BackendPolicy) -> Value {
     let limits = policy.limits.unwrap_or_default();
     json!({
         "connectTimeoutMs": policy.connect_timeout_ms,
+        "connection": policy.connection.as_ref().map(|connection| json!({
+            "maxRequests": connection.max_requests,
+            "idleTimeoutMs": connection.idle_timeout_ms,
+            "keepAliveTimeMs": connection.keepalive_time_ms,
+            "keepAliveIntervalMs": connection.keepalive_interval_ms,
+            "keepAliveProbes": connection.keepalive_probes,
+            "streamWindow": connection.stream_window,
+            "connectionWindow": connection.connection_window,
+        })),
         "loadBalancer": {
             "algorithm": algorithm,
             "hashKey": hash_key,

@@ -367,10 +367,15 @@ impl Authority {
             .collect()
     }
 
-    /// The roots trusted now, DER, oldest first.
+    /// The roots trusted now, DER: the one that signs first, then the others, oldest first.
     pub fn roots(&self) -> Vec<Vec<u8>> {
         let inner = self.inner();
-        inner.roots.iter().map(|root| root.der.to_vec()).collect()
+        let signing = inner.signing();
+        let others = inner.roots.iter().filter(|root| root.id != signing.id);
+        std::iter::once(signing)
+            .chain(others)
+            .map(|root| root.der.to_vec())
+            .collect()
     }
 
     /// The roots trusted now, PEM.

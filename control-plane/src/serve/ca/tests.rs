@@ -261,9 +261,7 @@ async fn a_rotation_goes_its_way_and_survives_restarts() {
             .certify(&csr(&key), &token(authority, now), now)
             .unwrap();
         let (_, leaf) = parse_x509_certificate(&issued.leaf).unwrap();
-        authority
-            .roots()
-            .iter()
+        both.iter()
             .position(|root| {
                 let (_, root) = parse_x509_certificate(root).unwrap();
                 root.subject() == leaf.issuer()
@@ -289,6 +287,8 @@ async fn a_rotation_goes_its_way_and_survives_restarts() {
     authority.tick(TRUSTED, later).await.unwrap();
     assert_eq!(authority.status().phase, "draining");
     assert_eq!(signer(&authority, later), 1);
+    let told = authority.roots();
+    assert_eq!(told, [both[1].clone(), both[0].clone()], "who signs first");
     // Its own certificate is still one that everybody trusts.
     let (own, _) = authority.own_certificate(later).unwrap();
     let (_, own) = parse_x509_certificate(&own.leaf).unwrap();

@@ -11,7 +11,7 @@ use weft_api::identity::SpiffeId;
 use weft_api::proto::{DiscoveryResponse, Hello};
 
 use super::Key;
-use crate::compile::Compiled;
+use crate::compile::{Compiled, audience};
 use crate::model::Name;
 use crate::serve::ca::Signer;
 
@@ -35,6 +35,8 @@ pub(super) struct Proxy {
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) proxy: Proxy,
+    /// The node that its workload is on; empty when not known.
+    pub(super) node: String,
     /// What the proxy asked for itself.
     pub(super) explicit: BTreeSet<Key>,
     /// Endpoints it is sent because destinations it asked for lead there, with those destinations.
@@ -64,9 +66,10 @@ pub(super) struct Sent {
 }
 
 impl Stream {
-    pub(super) fn new(proxy: Proxy) -> Self {
+    pub(super) fn new(proxy: Proxy, node: String) -> Self {
         Self {
             proxy,
+            node,
             explicit: BTreeSet::new(),
             implied: BTreeMap::new(),
             queue: BTreeMap::new(),
@@ -74,6 +77,12 @@ impl Stream {
             wake: Arc::new(Notify::new()),
             end: None,
         }
+    }
+
+    /// What a resource may depend on of this proxy.
+    pub(super) fn audience(&self, key: &Key) -> &str {
+        let kind = key.kind();
+        audience(kind, &self.proxy.workload.namespace, &self.node)
     }
 
     /// Whether it is sent this resource.

@@ -1,13 +1,17 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use weft_api::identity::SpiffeId;
+use weft_api::names::MOVE_METADATA;
+use weft_api::proto::resource::Body;
 use weft_api::proto::{Held, Hello, ResourceKind, Trust};
 
+use super::hub::Connection;
 use super::{Hub, Key};
-use crate::compile::Settings;
+use crate::compile::{Settings, audience};
 use crate::model::{
     Change, EndpointSlice, Name, Node, Object, ObjectRef, Service, ServicePort, SliceEndpoint,
     SlicePort, TargetPort, Workload, WorkloadRef,
@@ -26,6 +30,28 @@ fn hub() -> Arc<Hub> {
         Trust::default(),
         Arc::new(Metrics::default()),
     ))
+}
+
+/// The stream of a workload's proxy.
+fn connect(hub: &Arc<Hub>, workload: &str) -> Connection {
+    let peer = Peer {
+        identity: SpiffeId::new("cluster.local", "default", "default").unwrap(),
+        not_after: 0,
+        signer: crate::serve::ca::Signer::default(),
+    };
+    let hello = Hello {
+        workload: workload.to_owned(),
+        ..Hello::default()
+    };
+    let address = ([127, 0, 0, 1], 1).into();
+    hub.connect(&peer, address, hello).unwrap()
+}
+
+fn held((kind, name): (ResourceKind, &str)) -> Held {
+    Held {
+        key: Key::new(kind, name).map(|key| key.to_proto()),
+        version: 0,
+    }
 }
 
 /// Objects that lead to one another and get in each other's way, some of the same name.
@@ -49,6 +75,10 @@ fn objects() -> Vec<Object> {
 ---
 {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: s, labels: {kubernetes.io/service-name: c}}, ports: [{port: 8080}], endpoints: [{addresses: [10.0.0.2]}]}
 ---
+{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: 10.96.0.1, selector: {app: x}, internalTrafficPolicy: Local, ports: [{port: 80}]}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: w, labels: {app: x}}, spec: {addresses: [10.0.0.1], node: m}}
+---
 {apiVersion: policy.weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: p}, spec: {timeouts: {request: 1s}, circuitBreaker: {fallback: {backend: {name: c, port: 80}}}}}
 ---
 {apiVersion: policy.weft.dev/v1alpha1, kind: TrafficPolicy, metadata: {name: q}, spec: {targetRefs: [{kind: Service, name: c}], timeouts: {request: 2s}}}
@@ -64,7 +94,7 @@ fn objects() -> Vec<Object> {
     objects
 }
 
-const OBJECTS: usize = 22;
+const OBJECTS: usize = 24;
 
 /// Objects such as only Kubernetes has them.
 fn of_kubernetes() -> Vec<Object> {
@@ -144,7 +174,7 @@ fn of_kubernetes() -> Vec<Object> {
     ]
 }
 
-const KEYS: [(ResourceKind, &str); 18] = [
+const KEYS: [(ResourceKind, &str); 19] = [
     (ResourceKind::Destination, "10.99.0.1:30080"),
     (ResourceKind::Destination, "10.99.0.2:30080"),
     (ResourceKind::Destination, "10.99.0.1:8080"),
@@ -159,6 +189,7 @@ const KEYS: [(ResourceKind, &str); 18] = [
     (ResourceKind::Endpoints, "default/a:80"),
     (ResourceKind::Endpoints, "default/b:80"),
     (ResourceKind::Endpoints, "default/c:80"),
+    (ResourceKind::Endpoints, "everywhere/default/a:80"),
     (ResourceKind::Endpoints, "workload/default/w:80"),
     (ResourceKind::Endpoints, "workload/default/v:8080"),
     (ResourceKind::Workload, "default/w"),
@@ -171,23 +202,11 @@ proptest! {
     #[test]
     fn a_proxy_has_what_holds(steps in proptest::collection::vec((0usize..OBJECTS, any::<bool>()), 1..40)) {
         let hub = hub();
-        let peer = Peer {
-            identity: SpiffeId::new("cluster.local", "default", "default").unwrap(),
-            not_after: 0,
-            signer: crate::serve::ca::Signer::default(),
-        };
-        let hello = Hello { workload: "default/w".to_owned(), ..Hello::default() };
-        let address = ([127, 0, 0, 1], 1).into();
-        let connection = hub.connect(&peer, address, hello).unwrap();
-        let held = KEYS
-            .iter()
-            .map(|(kind, name)| Held {
-                key: Key::new(*kind, *name).map(|key| key.to_proto()),
-                version: 0,
-            })
-            .collect();
-        connection.requests().subscribe(held).unwrap();
-        let mut has = std::collections::BTreeMap::new();
+        let connection = connect(&hub, "default/w");
+        connection.requests().subscribe(KEYS.map(held).to_vec()).unwrap();
+        let mut has = BTreeMap::new();
+        // Where its workload was last.
+        let mut node = String::new();
         let objects = objects();
         for (index, set) in steps {
             let object = objects[index].clone();
@@ -196,6 +215,12 @@ proptest! {
             } else {
                 Change::Remove(object.reference())
             };
+            if let Change::Set(object) = &change
+                && let Object::Workload(workload) = &**object
+                && workload.name.name == "w"
+            {
+                node.clone_from(&workload.node);
+            }
             hub.apply(vec![change], Instant::now());
             // Looking at what the world is without an object leaves it as it is.
             for object in &objects {
@@ -206,7 +231,7 @@ proptest! {
             }
             for (kind, name) in KEYS {
                 let key = Key::new(kind, name).unwrap().to_proto();
-                let now = hub.look_up(&key, "").version();
+                let now = hub.look_up(&key, audience(kind, "default", &node)).version();
                 prop_assert_eq!(has.get(&format!("{:?}", Some(&key))), Some(&now), "{}", name);
             }
         }
@@ -219,37 +244,20 @@ proptest! {
 fn a_change_has_arrived_when_those_who_use_it_have_acknowledged() {
     let hub = hub();
     let objects = objects();
-    let policy = objects[10].reference();
+    let policy = objects[12].reference();
     assert_eq!(policy.to_string(), "TrafficPolicy default/q");
     let set: Vec<Change> = objects
         .into_iter()
         .map(|object| Change::Set(Box::new(object)))
         .collect();
     hub.apply(set, Instant::now());
-    let identity: SpiffeId = "spiffe://cluster.local/ns/default/sa/default"
-        .parse()
-        .unwrap();
-    let peer = Peer {
-        identity,
-        not_after: 0,
-        signer: crate::serve::ca::Signer::default(),
-    };
-    let hello = Hello {
-        workload: "default/w".to_owned(),
-        ..Hello::default()
-    };
-    let proxy = hub.connect(&peer, "10.0.0.1:1".parse().unwrap(), hello);
-    let proxy = proxy.unwrap();
+    let proxy = connect(&hub, "default/w");
     assert!(hub.arrival(&policy).known && hub.arrival(&policy).tables.is_empty());
-    let wanted = ["c.default:80", "a.default:80"].map(|name| Held {
-        key: Some(
-            Key::new(ResourceKind::Destination, name)
-                .unwrap()
-                .to_proto(),
-        ),
-        version: 0,
-    });
-    proxy.requests().subscribe(wanted.to_vec()).unwrap();
+    let wanted = ["c.default:80", "a.default:80"].map(|name| (ResourceKind::Destination, name));
+    proxy
+        .requests()
+        .subscribe(wanted.map(held).to_vec())
+        .unwrap();
     let generation = Change::Generation {
         object: policy.clone(),
         generation: 7,
@@ -278,6 +286,165 @@ fn a_change_has_arrived_when_those_who_use_it_have_acknowledged() {
     hub.apply(vec![Change::Remove(policy.clone())], Instant::now());
     let arrival = hub.arrival(&policy);
     assert!(!arrival.known && arrival.generation.is_none());
+}
+
+/// A Service for clients on the same node: a proxy is sent what is on its own, and something new
+/// only when that changes, or when its workload moves.
+#[test]
+fn each_node_has_its_own_endpoints() {
+    const CACHE: &str = "default/cache:80";
+    let text = "
+{apiVersion: v1, kind: Service, metadata: {name: cache}, spec: {clusterIP: 10.96.0.1, selector: {app: cache}, internalTrafficPolicy: Local, ports: [{port: 80}]}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: cache-m, labels: {app: cache}}, spec: {addresses: [10.0.0.1], node: m}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: cache-n, labels: {app: cache}}, spec: {addresses: [10.0.0.2], node: n}}
+---
+{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: client-m}, spec: {addresses: [10.0.0.3], node: m}}
+";
+    let set = |hub: &Hub, text: &str| {
+        let (parsed, _) = manifest::parse(Path::new("x.yaml"), text).unwrap();
+        let set = |object| Change::Set(Box::new(object));
+        let changes = parsed.into_iter().map(|parsed| set(parsed.object));
+        hub.apply(changes.collect(), Instant::now());
+    };
+    let sent = |proxy: &Connection| -> Vec<Vec<String>> {
+        let waiting = proxy.waiting().into_iter();
+        let endpoints = waiting.filter_map(|resource| match resource.body {
+            Some(Body::Endpoints(endpoints)) => Some(endpoints),
+            _ => None,
+        });
+        endpoints
+            .map(|sent| {
+                assert!(sent.node_local);
+                sent.endpoints.into_iter().map(|e| e.address).collect()
+            })
+            .collect()
+    };
+    let hub = hub();
+    set(&hub, text);
+    let on_m = connect(&hub, "default/client-m");
+    // Not known yet: it will be said where it is.
+    let later = connect(&hub, "default/later");
+    for proxy in [&on_m, &later] {
+        let wanted = held((ResourceKind::Destination, "10.96.0.1:80"));
+        proxy.requests().subscribe(vec![wanted]).unwrap();
+    }
+    assert_eq!(sent(&on_m), [["10.0.0.1:80"]]);
+    assert_eq!(sent(&later), [[""; 0]]);
+    let later_on = |node: &str| {
+        set(
+            &hub,
+            &format!(
+                "{{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {{name: later}}, spec: {{addresses: [10.0.0.4], node: {node}}}}}"
+            ),
+        );
+    };
+    later_on("n");
+    assert_eq!(sent(&later), [["10.0.0.2:80"]]);
+    later_on("m");
+    assert_eq!(sent(&later), [["10.0.0.1:80"]], "it has moved");
+    later_on("elsewhere");
+    assert_eq!(sent(&later), [[""; 0]], "nobody is there");
+    later_on("n");
+    assert_eq!(sent(&later), [["10.0.0.2:80"]]);
+    assert_eq!(sent(&on_m), [[""; 0]; 0], "nothing of it is its affair");
+
+    // One on n more.
+    set(
+        &hub,
+        "{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: cache-o, labels: {app: cache}}, spec: {addresses: [10.0.0.5], node: n}}",
+    );
+    assert_eq!(sent(&on_m), [[""; 0]; 0]);
+    assert_eq!(sent(&later), [["10.0.0.2:80", "10.0.0.5:80"]]);
+    // And one that moves from n to m.
+    set(
+        &hub,
+        "{apiVersion: policy.weft.dev/v1alpha1, kind: Workload, metadata: {name: cache-n, labels: {app: cache}}, spec: {addresses: [10.0.0.2], node: m}}",
+    );
+    assert_eq!(sent(&on_m), [["10.0.0.1:80", "10.0.0.2:80"]]);
+    assert_eq!(sent(&later), [["10.0.0.5:80"]]);
+    // A client that is gone from the model is still where it was.
+    let gone = ObjectRef::parse("workload/later", "default").unwrap();
+    hub.apply(vec![Change::Remove(gone)], Instant::now());
+    assert_eq!(sent(&later), [[""; 0]; 0]);
+    let key = Key::new(ResourceKind::Endpoints, CACHE).unwrap();
+    let names: BTreeSet<Option<u64>> = ["m", "n", "x"]
+        .map(|node| Some(hub.look_up(&key.to_proto(), node).version()))
+        .into();
+    assert_eq!(names.len(), 3, "each is another");
+}
+
+/// Streams end one after another, evenly, and soon when there are few; nobody is told twice.
+#[tokio::test(start_paused = true)]
+async fn streams_end_one_after_another() {
+    const SECOND: Duration = Duration::from_secs(1);
+    for (streams, within, rate, pause) in [
+        // With few it is the rate that decides, with many the time that there is.
+        (1, 10 * SECOND, 20, Duration::ZERO),
+        (4, 10 * SECOND, 20, SECOND / 20),
+        (100, 10 * SECOND, 20, SECOND / 20),
+        (1000, 10 * SECOND, 20, SECOND / 100),
+        (0, 10 * SECOND, 20, Duration::ZERO),
+        // Nothing to divide by.
+        (3, Duration::ZERO, 0, Duration::ZERO),
+    ] {
+        let hub = hub();
+        let began = tokio::time::Instant::now();
+        let mut ends = tokio::task::JoinSet::new();
+        for _ in 0..streams {
+            let connection = connect(&hub, "default/w");
+            ends.spawn(async move {
+                let status = connection.next().await.unwrap_err();
+                (began.elapsed(), status)
+            });
+        }
+        assert_eq!(hub.connected(), streams as usize);
+        hub.end_spread(within, rate, "moving on").await;
+        let took = began.elapsed();
+        assert!(took <= within, "{streams}: {took:?}");
+        let mut seen = Vec::new();
+        while let Some(end) = ends.join_next().await {
+            let (at, status) = end.unwrap();
+            assert_eq!(status.code(), tonic::Code::Unavailable);
+            assert_eq!(status.message(), "moving on");
+            assert!(status.metadata().contains_key(MOVE_METADATA), "{status:?}");
+            seen.push(at);
+        }
+        seen.sort();
+        // A timer rings at the millisecond after its time.
+        let slack = Duration::from_millis(1);
+        for (nth, at) in (0u32..).zip(&seen) {
+            let due = pause * nth;
+            assert!(
+                (due..=due + slack).contains(at),
+                "{streams} streams: the end {nth} came after {at:?}, due after {due:?}"
+            );
+        }
+        assert_eq!(seen.len(), streams as usize);
+        assert_eq!(hub.connected(), 0, "{streams}");
+    }
+}
+
+/// Those that have gone by themselves meanwhile are no matter, and those that come are not ended.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_comes_while_others_end_stays() {
+    let hub = hub();
+    let mut there: Vec<Connection> = (0..3).map(|_| connect(&hub, "default/w")).collect();
+    let ending = {
+        let hub = hub.clone();
+        tokio::spawn(async move {
+            hub.end_spread(Duration::from_secs(3), 1, "moving on").await;
+        })
+    };
+    // The first is told at once; then the last goes by itself, and another comes.
+    there[0].next().await.unwrap_err();
+    there.pop();
+    let came = connect(&hub, "default/w");
+    ending.await.unwrap();
+    there[1].next().await.unwrap_err();
+    let next = tokio::time::timeout(Duration::from_secs(60), came.next()).await;
+    assert!(next.is_err(), "it is not ended: {next:?}");
 }
 
 #[test]
@@ -309,7 +476,7 @@ fn endpoints_come_before_what_leads_to_them() {
     let first = kinds
         .iter()
         .position(|kind| *kind == ResourceKind::Destination);
-    assert_eq!(first, Some(7));
+    assert_eq!(first, Some(8));
     assert_eq!(kinds[0], ResourceKind::Trust);
     assert!(Key::new(ResourceKind::Unspecified, "x").is_none());
 }

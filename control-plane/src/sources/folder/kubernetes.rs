@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::Deserialize;
-use weft_api::proto::Health;
 
-use crate::model::{self, Name, Object, SliceEndpoint, SlicePort, TargetPort, protocol};
+use crate::model::{
+    self, Distribution, Name, Object, SliceEndpoint, SlicePort, TargetPort, protocol,
+};
+use crate::sources::slices::{Conditions, Hints};
 
 /// The label by which an EndpointSlice names its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -42,6 +44,30 @@ struct ServiceSpec {
     cluster_ips: Vec<ClusterIp>,
     ports: Vec<ServicePort>,
     publish_not_ready_addresses: bool,
+    session_affinity: Option<SessionAffinity>,
+    internal_traffic_policy: Option<TrafficPolicy>,
+    traffic_distribution: Option<TrafficDistribution>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+enum SessionAffinity {
+    None,
+    #[serde(rename = "ClientIP")]
+    ClientIp,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+enum TrafficPolicy {
+    Cluster,
+    Local,
+}
+
+/// "PreferClose" is the old name of "PreferSameZone" (KEP-3015).
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+enum TrafficDistribution {
+    PreferClose,
+    PreferSameZone,
+    PreferSameNode,
 }
 
 /// An address, "None" (headless) or "" (not assigned yet).
@@ -132,11 +158,18 @@ impl Service {
             selector: spec.selector,
             headless: given.contains(&ClusterIp::Headless),
             vips,
+            outer_vips: Vec::new(),
             publish_not_ready: spec.publish_not_ready_addresses,
             ports,
             sliced: false,
-            client_affinity: false,
-            node_local: false,
+            client_affinity: spec.session_affinity == Some(SessionAffinity::ClientIp),
+            node_local: spec.internal_traffic_policy == Some(TrafficPolicy::Local),
+            distribution: spec.traffic_distribution.map(|given| match given {
+                TrafficDistribution::PreferClose | TrafficDistribution::PreferSameZone => {
+                    Distribution::SameZone
+                }
+                TrafficDistribution::PreferSameNode => Distribution::SameNode,
+            }),
         })
     }
 }
@@ -151,33 +184,14 @@ pub(super) struct EndpointSlice {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Endpoint {
     addresses: Vec<IpAddr>,
     #[serde(default)]
     conditions: Conditions,
-    #[serde(default)]
     zone: Option<String>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Conditions {
-    ready: Option<bool>,
-    serving: Option<bool>,
-    terminating: Option<bool>,
-}
-
-impl Conditions {
-    /// discovery.k8s.io/v1 EndpointConditions: nil `ready` and nil `serving` count as true.
-    fn health(&self) -> Health {
-        let terminating = self.terminating == Some(true);
-        match self.ready {
-            _ if terminating && self.serving != Some(false) => Health::Draining,
-            _ if terminating => Health::NotReady,
-            Some(false) => Health::NotReady,
-            _ => Health::Ready,
-        }
-    }
+    node_name: Option<String>,
+    hints: Option<Hints>,
 }
 
 #[derive(Deserialize)]
@@ -217,6 +231,8 @@ impl EndpointSlice {
                     health: endpoint.conditions.health(),
                     addresses: endpoint.addresses,
                     zone: endpoint.zone.unwrap_or_default(),
+                    node: endpoint.node_name.unwrap_or_default(),
+                    hints: endpoint.hints.and_then(Hints::into_model),
                     workload: None,
                 })
                 .collect(),

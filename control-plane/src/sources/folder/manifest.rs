@@ -274,6 +274,7 @@ impl Context<'_> {
             labels: given.metadata.labels,
             service_account: given.spec.service_account,
             zone: given.spec.zone,
+            node: given.spec.node,
             addresses: given.spec.addresses,
             ports,
             weight: given.spec.weight,

@@ -56,7 +56,9 @@ impl Watched {
                         Change::Set(object) => {
                             self.objects.insert(object.reference(), *object);
                         }
-                        Change::Generation { .. } => panic!("a folder knows no generations"),
+                        Change::Generation { .. } | Change::Unreadable { .. } => {
+                            panic!("a folder knows no generations, and writes no statuses")
+                        }
                         Change::Remove(reference) => {
                             self.objects.remove(&reference).expect("removed twice");
                         }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use weft_api::names::ANNOTATION_PREFIX;
 
-use crate::model::Name;
+use crate::model::{Name, ParentRef};
 
 /// Annotations that are ours, and those by which a pod offers its metrics.
 const PREFIXES: [&str; 2] = [ANNOTATION_PREFIX, "prometheus.io/"];
@@ -58,4 +59,21 @@ pub(super) fn created(meta: &ObjectMeta) -> String {
     meta.creation_timestamp
         .as_ref()
         .map_or(String::new(), |time| time.0.to_string())
+}
+
+/// What a spec names in a list of references; what is none is left out.
+pub(super) fn references(spec: &Value, list: &str) -> Vec<ParentRef> {
+    let given = spec[list].as_array().into_iter().flatten();
+    let references = given.filter_map(|given| {
+        let text = |field: &str| given[field].as_str().map(str::to_owned);
+        Some(ParentRef {
+            group: text("group"),
+            kind: text("kind"),
+            namespace: text("namespace"),
+            name: text("name")?,
+            section_name: text("sectionName"),
+            port: given["port"].as_u64().and_then(|port| port.try_into().ok()),
+        })
+    });
+    references.collect()
 }

@@ -185,7 +185,14 @@ async fn assemble(
                     changes.push(change);
                     first = first.or(Some(seen));
                 }
-                Report::Unreadable { object, wrong } => findings.unreadable(object, wrong),
+                Report::Unreadable {
+                    object,
+                    unreadable,
+                    wrong,
+                } => {
+                    findings.unreadable(object.clone(), wrong);
+                    changes.push(Change::Unreadable { object, unreadable });
+                }
                 Report::Trouble { kind, finding } => findings.trouble(kind, finding),
                 Report::Listed { kind } => {
                     unlisted.remove(kind);
@@ -193,9 +200,8 @@ async fn assemble(
             }
         }
         objects += changes.len();
-        if let Some(seen) = first
-            && sink.send(Update::Changes { changes, seen }).await.is_err()
-        {
+        let seen = first.unwrap_or_else(Instant::now);
+        if !changes.is_empty() && sink.send(Update::Changes { changes, seen }).await.is_err() {
             return;
         }
         if let Some(findings) = findings.changed()
@@ -230,7 +236,7 @@ impl Findings {
         let reference = match change {
             Change::Set(object) => object.reference(),
             Change::Remove(reference) => reference.clone(),
-            Change::Generation { .. } => return,
+            Change::Generation { .. } | Change::Unreadable { .. } => return,
         };
         self.changed |= self.objects.remove(&reference).is_some();
     }

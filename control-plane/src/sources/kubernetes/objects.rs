@@ -5,13 +5,13 @@ use std::net::IpAddr;
 
 use kube::core::ObjectMeta;
 use serde::Deserialize;
-use weft_api::proto::Health;
 
 use super::meta;
 use super::watch::{Watched, Wrong};
 use crate::model::{
     self, Kind, Name, Object, SliceEndpoint, SlicePort, TargetPort, WorkloadRef, protocol,
 };
+use crate::sources::slices::{Conditions, Hints};
 
 /// The label by which an EndpointSlice names its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -148,13 +148,9 @@ impl Watched for Service {
             .iter()
             .filter(|ingress| ingress.ip_mode.as_deref() != Some("Proxy"))
             .filter_map(|ingress| ingress.ip.as_ref());
-        let vips = addresses(
-            spec.cluster_ip
-                .iter()
-                .chain(&cluster_ips)
-                .chain(&external_ips)
-                .chain(balancer),
-        );
+        let outer: Vec<&String> = external_ips.iter().chain(balancer).collect();
+        let cluster = spec.cluster_ip.iter().chain(&cluster_ips);
+        let vips = addresses(cluster.chain(outer.iter().copied()));
         let ports = spec.ports.unwrap_or_default();
         let ports = ports
             .into_iter()
@@ -176,9 +172,12 @@ impl Watched for Service {
             selector: spec.selector.unwrap_or_default(),
             headless: spec.cluster_ip.as_deref() == Some("None"),
             vips,
+            outer_vips: addresses(outer),
             publish_not_ready: spec.publish_not_ready_addresses,
             sliced: true,
             node_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+            // The hints of its slices say it.
+            distribution: None,
             client_affinity: spec.session_affinity.as_deref() == Some("ClientIP"),
             ports: ports.collect(),
         })))
@@ -210,28 +209,9 @@ struct Endpoint {
     #[serde(default)]
     conditions: Conditions,
     zone: Option<String>,
+    node_name: Option<String>,
+    hints: Option<Hints>,
     target_ref: Option<TargetRef>,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(default)]
-struct Conditions {
-    ready: Option<bool>,
-    serving: Option<bool>,
-    terminating: Option<bool>,
-}
-
-impl Conditions {
-    /// As kube-proxy reads them: `ready` and `serving` are true when they are not said.
-    fn health(self) -> Health {
-        if self.ready != Some(false) {
-            Health::Ready
-        } else if self.serving != Some(false) && self.terminating == Some(true) {
-            Health::Draining
-        } else {
-            Health::NotReady
-        }
-    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -286,6 +266,8 @@ impl Watched for EndpointSlice {
                 addresses: addresses(&endpoint.addresses),
                 health: endpoint.conditions.health(),
                 zone: endpoint.zone.unwrap_or_default(),
+                node: endpoint.node_name.unwrap_or_default(),
+                hints: endpoint.hints.and_then(Hints::into_model),
                 workload: endpoint
                     .target_ref
                     .and_then(|target| target.into_model(&name.namespace)),

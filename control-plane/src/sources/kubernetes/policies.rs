@@ -12,7 +12,7 @@ use weft_api::policy::{
 use super::meta;
 use super::objects::resource;
 use super::watch::{Watched, Wrong};
-use crate::model::{Kind, Object, Policy, validate};
+use crate::model::{Kind, Object, ParentRef, Policy, validate};
 
 macro_rules! policy {
     ($type:ident, $plural:literal, $spec:ty, $object:expr) => {
@@ -40,6 +40,10 @@ macro_rules! policy {
             fn into_model(self) -> Result<Option<Object>, Vec<Wrong>> {
                 let policy: Policy<$spec> = read(&self.metadata, self.spec)?;
                 checked($object(policy))
+            }
+
+            fn names(&self) -> Vec<ParentRef> {
+                meta::references(&self.spec, "targetRefs")
             }
         }
     };

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::meta;
 use super::objects::resource;
 use super::watch::{Watched, Wrong};
-use crate::model::{Kind, Object, RouteKind};
+use crate::model::{Kind, Object, ParentRef, RouteKind};
 use crate::sources::gateway;
 
 macro_rules! route {
@@ -41,6 +41,10 @@ macro_rules! route {
                     spec,
                 };
                 Ok(ours($object(route)))
+            }
+
+            fn names(&self) -> Vec<ParentRef> {
+                meta::references(&self.spec, "parentRefs")
             }
         }
     };
@@ -118,5 +122,9 @@ impl Watched for XBackendTrafficPolicy {
             spec,
         };
         Ok(Some(policy.into_model()))
+    }
+
+    fn names(&self) -> Vec<ParentRef> {
+        meta::references(&self.spec, "targetRefs")
     }
 }

@@ -21,7 +21,7 @@ use tracing::{debug, info};
 use super::backoff::{Backoff, jitter};
 use super::meta;
 use crate::finding::{Finding, Severity};
-use crate::model::{Change, Kind, Name, Object, ObjectRef};
+use crate::model::{Change, Kind, Name, Object, ObjectRef, ParentRef, Unreadable};
 use crate::sources::gateway;
 
 /// Wait after the first failure, and the longest.
@@ -37,6 +37,9 @@ const FORGET: Duration = Duration::from_secs(60);
 const WATCH_SECONDS: u32 = 120;
 /// A streamed list on which nothing comes for this long is asked for page by page instead.
 const STREAMED_LIST: Duration = Duration::from_secs(10);
+/// What is said of an object that cannot be read, bytes: it may quote the object, and goes into its
+/// status.
+const MAX_SENTENCE: usize = 2_000;
 /// Objects of a page.
 const PAGE: u32 = 500;
 
@@ -58,6 +61,11 @@ pub(super) trait Watched:
     /// # Errors
     /// What in it cannot be honoured; the last good one stands.
     fn into_model(self) -> Result<Option<Object>, Vec<Wrong>>;
+
+    /// What it names as its targets or parents, as far as that can be read.
+    fn names(&self) -> Vec<ParentRef> {
+        Vec::new()
+    }
 }
 
 /// What in an object cannot be honoured.
@@ -78,6 +86,7 @@ pub(super) enum Report {
     /// An object that cannot be used; what it said before stands.
     Unreadable {
         object: ObjectRef,
+        unreadable: Box<Unreadable>,
         wrong: Vec<Finding>,
     },
     /// The kind cannot be watched now, or can again.
@@ -246,6 +255,12 @@ impl<K: Watched> Watch<K> {
         let seen = Instant::now();
         let name = meta::name(object.meta());
         let generation = object.meta().generation.filter(|_| K::GENERATIONS);
+        let mut unreadable = Unreadable {
+            generation: generation.unwrap_or_default(),
+            created: meta::created(object.meta()),
+            targets: object.names(),
+            ..Unreadable::default()
+        };
         match object.into_model() {
             Ok(Some(object)) => {
                 self.known.insert(name.clone());
@@ -262,6 +277,7 @@ impl<K: Watched> Watch<K> {
                 self.known.insert(name.clone());
                 let object = reference::<K>(name.clone());
                 let shown = object.to_string();
+                unreadable.why = sentence(&wrong);
                 let wrong = wrong.into_iter().map(|wrong| Finding {
                     file: None,
                     line: None,
@@ -271,7 +287,12 @@ impl<K: Watched> Watch<K> {
                     help: wrong.help,
                 });
                 let wrong = wrong.collect();
-                self.report(Report::Unreadable { object, wrong }).await?;
+                let report = Report::Unreadable {
+                    object,
+                    unreadable: Box::new(unreadable),
+                    wrong,
+                };
+                self.report(report).await?;
             }
         }
         Ok(name)
@@ -385,6 +406,17 @@ impl<K: Watched> Watch<K> {
         })
         .await
     }
+}
+
+/// What is wrong, in one sentence.
+fn sentence(wrong: &[Wrong]) -> String {
+    let all: Vec<&str> = wrong.iter().map(|wrong| wrong.message.as_str()).collect();
+    let mut all = all.join("; ");
+    if all.len() > MAX_SENTENCE {
+        all.truncate(all.floor_char_boundary(MAX_SENTENCE));
+        all.push('…');
+    }
+    all
 }
 
 pub(super) fn reference<K: Watched>(name: Name) -> ObjectRef {

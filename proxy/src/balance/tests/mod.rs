@@ -63,6 +63,7 @@ fn set(cell: &EndpointsCell, endpoints: Vec<Arc<EndpointInfo>>) {
     cell.current.store(Arc::new(EndpointSet {
         generation: GENERATION.fetch_add(1, Ordering::Relaxed),
         endpoints,
+        ..EndpointSet::default()
     }));
 }
 

@@ -7,7 +7,7 @@ use weft_api::proto::*;
 
 use super::samples::*;
 use crate::discovery::compile::{self, Invalid};
-use crate::discovery::{Discard, decode};
+use crate::discovery::{Discard, decode, endpoints};
 use crate::tables::{self, EndpointSet, PathMatch};
 
 fn compiled(given: &Destination) -> Result<tables::Destination, String> {
@@ -239,7 +239,7 @@ fn endpoints_are_checked() {
     let with = |change: fn(&mut Endpoint)| {
         let mut given = endpoints(&["10.1.0.1:80"]);
         change(&mut given.endpoints[0]);
-        compile::endpoints(&given, &EndpointSet::default())
+        endpoints::endpoints(&given, &EndpointSet::default())
             .map(|_| ())
             .map_err(|e| e.0)
     };
@@ -262,7 +262,7 @@ fn endpoints_are_checked() {
         assert!(said.contains(expected), "{expected}: {said}");
     }
     let twice = endpoints(&["10.1.0.1:80", "10.1.0.1:80"]);
-    let set = compile::endpoints(&twice, &EndpointSet::default()).unwrap();
+    let set = endpoints::endpoints(&twice, &EndpointSet::default()).unwrap();
     assert_eq!(set.endpoints.len(), 1);
 }
 

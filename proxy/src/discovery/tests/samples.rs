@@ -85,8 +85,10 @@ pub(super) fn endpoints(addresses: &[&str]) -> Endpoints {
                 zone: "a".into(),
                 weight: 1,
                 health: Health::Ready.into(),
+                ..Endpoint::default()
             })
             .collect(),
+        ..Endpoints::default()
     }
 }
 

@@ -466,3 +466,53 @@ fn forgetting_and_looking_up_at_once_lose_nothing() {
     let known = directory.destinations().len() as u64;
     assert_eq!(directory.destination_count(), known);
 }
+
+/// What is near follows the proxy's own place, whichever of the two comes first.
+#[tokio::test]
+async fn near_is_what_is_meant_for_our_own_place() {
+    let given = |version, zones: [&str; 2]| {
+        let mut given = endpoints(&["10.1.0.1:80", "10.1.0.2:80"]);
+        for (endpoint, zone) in given.endpoints.iter_mut().zip(zones) {
+            endpoint.for_zones = vec![zone.into()];
+            endpoint.for_nodes = vec![format!("node-{zone}")];
+        }
+        resource(
+            ResourceKind::Endpoints,
+            ENDPOINTS,
+            version,
+            Body::Endpoints(given),
+        )
+    };
+    let at = |version, zone: &str, node: &str| {
+        let mut given = workload();
+        given.zone = zone.into();
+        given.node = node.into();
+        let body = Body::Workload(given);
+        resource(ResourceKind::Workload, "shop/web", version, body)
+    };
+    let mut world = World::wanting();
+    let near = |world: &World| {
+        let table = world.table();
+        let cell = &table.routes[0].backends[0]
+            .backend
+            .as_ref()
+            .unwrap()
+            .endpoints;
+        let set = cell.current.load();
+        (set.generation, set.near.to_vec())
+    };
+    world.store.apply(vec![
+        of_destination(11, destination()),
+        given(21, ["a", "b"]),
+    ]);
+    let (first, none) = near(&world);
+    assert_eq!(none, [0; 0], "nobody knows where we are");
+    world.store.apply(vec![at(31, "b", "")]);
+    assert_eq!(near(&world), (first + 1, vec![1]));
+    world.store.apply(vec![at(32, "b", "node-a")]);
+    assert_eq!(near(&world), (first + 2, vec![0]), "the node goes first");
+    world.store.apply(vec![at(33, "c", "node-a")]);
+    assert_eq!(near(&world).0, first + 2, "nothing changes by that");
+    world.store.apply(vec![given(22, ["b", "c"])]);
+    assert_eq!(near(&world), (first + 3, vec![1]), "no hint for the node");
+}

@@ -2,6 +2,7 @@
 //!
 //! - [`messages`]: what a message says passes as it is, and at once
 //! - [`tunnels`]: connections that stop being HTTP, or never were
+//! - [`connections`]: how long a server's is used, and how long anybody may be silent
 //! - [`endings`]: how a connection ends is passed on
 //! - [`hedging`]: a second endpoint that is asked beside the first
 //! - [`strictness`]: what is refused, and what is only old
@@ -212,6 +213,7 @@ macro_rules! engine_test {
     };
 }
 
+mod connections;
 mod endings;
 mod hedging;
 mod messages;

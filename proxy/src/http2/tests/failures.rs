@@ -353,7 +353,7 @@ async fn an_idle_stream_is_ended_and_a_busy_one_is_not() {
         })
         .await;
         let policy = RoutePolicy {
-            idle_timeout: Some(Duration::from_millis(300)),
+            stream_idle_timeout: Some(Duration::from_millis(300)),
             ..RoutePolicy::default()
         };
         let mut client = client(with_policy(&[address], policy)).await;

@@ -25,6 +25,7 @@ mod connections;
 mod crew;
 mod failures;
 mod frames;
+mod settings;
 mod streams;
 
 type Asked = Request<RecvStream>;

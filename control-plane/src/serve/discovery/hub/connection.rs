@@ -41,7 +41,9 @@ impl Hub {
         let id = state.next_stream;
         state.next_stream += 1;
         info!(%address, workload = %name, identity = %peer.identity, version = hello.proxy_version, "proxy connected");
-        let stream = Stream::new(Proxy {
+        let node = state.world.workload(&name);
+        let node = node.map_or(String::new(), |workload| workload.node.clone());
+        let proxy = Proxy {
             workload: name,
             identity: peer.identity.clone(),
             address,
@@ -49,7 +51,8 @@ impl Hub {
             signer: peer.signer.clone(),
             certificate_expires: peer.not_after,
             hello,
-        });
+        };
+        let stream = Stream::new(proxy, node);
         let wake = stream.wake.clone();
         state.streams.insert(id, stream);
         self.metrics.streams_opened.add(1);

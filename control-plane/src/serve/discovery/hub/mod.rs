@@ -28,10 +28,10 @@ use self::connection::authorize;
 use super::stream::Stream;
 use super::{Key, Kind};
 use crate::compile::{
-    Compiled, Problem, RouteStatus, Settings, compile, policy_statuses, problems, special_clients,
-    status as route_status,
+    self, Compiled, EVERYWHERE, ObjectStatus, Problem, Settings, problems, status_of, variants,
+    with_status,
 };
-use crate::model::{Change, Dirty, Name, World};
+use crate::model::{Change, Dirty, Name, ObjectRef, World};
 use crate::serve::ca::Signer;
 use crate::serve::metrics::Metrics;
 use crate::serve::tls::Peer;
@@ -41,8 +41,9 @@ pub struct Hub {
     settings: Settings,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
-    /// Grows when what is to be said of routes may have changed.
-    routes: watch::Sender<u64>,
+    /// Of whom something else may be said since somebody took them; kept while somebody wants to
+    /// know.
+    said: watch::Sender<BTreeSet<ObjectRef>>,
 }
 
 #[derive(Default)]
@@ -62,38 +63,35 @@ struct Entry {
     subscribers: BTreeSet<u64>,
 }
 
-/// A resource as proxies see it: nearly always one thing for all.
+/// A resource, shared with those that it is to be sent to.
 #[derive(Clone, PartialEq)]
-struct Variants {
-    common: Arc<Compiled>,
-    /// What proxies of these namespaces see instead.
-    special: BTreeMap<String, Arc<Compiled>>,
-}
+struct Variants(compile::Variants<Arc<Compiled>>);
 
 impl Variants {
     fn compile(world: &World, settings: &Settings, key: &Key, trust: &Trust) -> Self {
-        let key = key.to_proto();
-        let one = |client: &str| Arc::new(compile(world, settings, &key, trust, client));
-        Self {
-            common: one(""),
-            special: special_clients(world, &key)
-                .into_iter()
-                .map(|namespace| {
-                    let compiled = one(&namespace);
-                    (namespace, compiled)
-                })
+        let all = variants(world, settings, &key.to_proto(), trust);
+        let special = all.special.into_iter();
+        Self(compile::Variants {
+            common: Arc::new(all.common),
+            special: special
+                .map(|(client, compiled)| (client, Arc::new(compiled)))
                 .collect(),
-        }
+        })
     }
 
-    /// What proxies of a namespace see.
-    fn of(&self, namespace: &str) -> &Arc<Compiled> {
-        self.special.get(namespace).unwrap_or(&self.common)
+    /// What proxies of an audience see.
+    fn of(&self, audience: &str) -> &Arc<Compiled> {
+        self.0.special.get(audience).unwrap_or(&self.0.common)
+    }
+
+    /// Whether it is the same for all.
+    fn is_common(&self) -> bool {
+        self.0.special.is_empty()
     }
 
     /// Services that any of them is or leads to.
     fn services(&self) -> BTreeSet<Name> {
-        let all = std::iter::once(&self.common).chain(self.special.values());
+        let all = std::iter::once(&self.0.common).chain(self.0.special.values());
         all.flat_map(|compiled| compiled.services()).collect()
     }
 }
@@ -107,7 +105,7 @@ impl Hub {
                 trust,
                 ..State::default()
             }),
-            routes: watch::Sender::new(0),
+            said: watch::Sender::default(),
         }
     }
 
@@ -126,14 +124,15 @@ impl Hub {
             state.world.apply(change, &mut dirty);
         }
         let keys = state.touched(&dirty);
-        if !dirty.services.is_empty() || dirty.statuses {
-            self.routes.send_modify(|changes| *changes += 1);
+        if !dirty.said.is_empty() && self.said.receiver_count() > 0 {
+            let said = std::mem::take(&mut dirty.said);
+            self.said.send_modify(|all| all.extend(said));
         }
         for key in keys {
             state.recompile(&self.settings, &key, seen);
         }
         for name in &dirty.workloads {
-            state.recheck(name);
+            state.recheck(name, seen);
         }
         drop(state);
         self.metrics.compile.observe(began.elapsed());
@@ -184,19 +183,29 @@ impl Hub {
         self.state().world.counts()
     }
 
-    /// Becomes changed when what is to be said of routes may have changed.
-    pub fn routes_changed(&self) -> watch::Receiver<u64> {
-        self.routes.subscribe()
+    /// Becomes changed when something else may be said of a route or a policy.
+    pub fn statuses_changed(&self) -> watch::Receiver<BTreeSet<ObjectRef>> {
+        self.said.subscribe()
     }
 
-    /// What is to be said of every route and policy now.
-    pub fn route_statuses(&self) -> Vec<RouteStatus> {
-        let state = self.state();
-        let routes = state.world.routes();
-        routes
-            .map(|route| route_status(&state.world, route))
-            .chain(policy_statuses(&state.world))
-            .collect()
+    /// Of whom something else may be said since this was asked last; to be asked by one only.
+    pub fn take_changed_statuses(&self) -> BTreeSet<ObjectRef> {
+        let mut taken = BTreeSet::new();
+        self.said.send_if_modified(|all| {
+            taken = std::mem::take(all);
+            false
+        });
+        taken
+    }
+
+    /// Every route and policy of which something is to be said.
+    pub fn with_status(&self) -> BTreeSet<ObjectRef> {
+        with_status(&self.state().world)
+    }
+
+    /// What is to be said of a route or a policy now; none: it is not there.
+    pub fn status_of(&self, object: &ObjectRef) -> Option<ObjectStatus> {
+        status_of(&self.state().world, object)
     }
 
     /// What is wrong between the objects.
@@ -204,10 +213,10 @@ impl Hub {
         problems(&self.state().world)
     }
 
-    /// A resource as a proxy that asks now would get it.
+    /// A resource as a proxy of an [`audience`](compile::audience) that asks now would get it.
     pub fn look_up(&self, key: &ResourceKey, client: &str) -> Compiled {
         let state = self.state();
-        compile(&state.world, &self.settings, key, &state.trust, client)
+        compile::compile(&state.world, &self.settings, key, &state.trust, client)
     }
 }
 
@@ -226,6 +235,7 @@ impl State {
         let mut keys = BTreeSet::new();
         for service in &dirty.endpoints {
             keys.extend(self.with_prefix(Kind::Endpoints, format!("{service}:")));
+            keys.extend(self.with_prefix(Kind::Endpoints, format!("{EVERYWHERE}{service}:")));
         }
         for workload in &dirty.workloads {
             keys.extend(self.with_prefix(Kind::Endpoints, format!("workload/{workload}:")));
@@ -285,7 +295,7 @@ impl State {
         self.unindex(key, &before);
         self.index(key, &variants);
         for id in subscribers {
-            let compiled = variants.of(self.namespace_of(id)).clone();
+            let compiled = variants.of(self.audience(id, key)).clone();
             self.follow(settings, id, key, &compiled, Some(seen));
             if let Some(stream) = self.streams.get_mut(&id) {
                 stream.offer(key, &compiled, Some(seen));
@@ -305,20 +315,19 @@ impl State {
             };
             self.resources.insert(key.clone(), entry);
         }
-        let client = self.streams.get(&id);
-        let client = client.map_or("", |stream| &stream.proxy.workload.namespace);
+        let client = self.audience(id, key).to_owned();
         let compiled = match self.resources.get_mut(key) {
             Some(entry) => {
                 entry.subscribers.insert(id);
-                entry.variants.of(client).clone()
+                entry.variants.of(&client).clone()
             }
             // Not reached: it has just been put there.
-            None => Arc::new(compile(
+            None => Arc::new(compile::compile(
                 &self.world,
                 settings,
                 &key.to_proto(),
                 &self.trust,
-                client,
+                &client,
             )),
         };
         let shared = self.resources.get_key_value(key).map(|(key, _)| key);
@@ -336,10 +345,11 @@ impl State {
         }
     }
 
-    /// The namespace of a connected proxy.
-    fn namespace_of(&self, id: u64) -> &str {
-        let stream = self.streams.get(&id);
-        stream.map_or("", |stream| &stream.proxy.workload.namespace)
+    /// What a resource may depend on of a connected proxy.
+    fn audience(&self, id: u64, key: &Key) -> &str {
+        self.streams
+            .get(&id)
+            .map_or("", |stream| stream.audience(key))
     }
 
     fn index(&mut self, key: &Key, variants: &Variants) {
@@ -420,9 +430,11 @@ impl State {
         }
     }
 
-    /// A workload changed: whoever speaks for it must still be allowed to.
-    fn recheck(&mut self, name: &Name) {
+    /// A workload changed: whoever speaks for it must still be allowed to, and is where the
+    /// workload is now.
+    fn recheck(&mut self, name: &Name, seen: Instant) {
         let world = &self.world;
+        let node = world.workload(name).map(|workload| &workload.node);
         for stream in self.streams.values_mut() {
             if stream.proxy.workload != *name {
                 continue;
@@ -434,6 +446,22 @@ impl State {
             };
             if let Err(status) = authorize(world, &peer, &name.to_string()) {
                 stream.end(status);
+            }
+            // One that is gone is still where it was.
+            let Some(node) = node.filter(|node| **node != stream.node) else {
+                continue;
+            };
+            stream.node.clone_from(node);
+            let wanted = stream.explicit.iter().chain(stream.implied.keys());
+            let local: Vec<(Key, Arc<Compiled>)> = wanted
+                .filter_map(|key| Some((key, &self.resources.get(key)?.variants)))
+                .filter(|(key, variants)| {
+                    key.rank == Kind::Endpoints as u8 && !variants.is_common()
+                })
+                .map(|(key, variants)| (key.clone(), variants.of(node).clone()))
+                .collect();
+            for (key, compiled) in &local {
+                stream.offer(key, compiled, Some(seen));
             }
         }
     }

@@ -21,8 +21,20 @@ pub struct Arrival {
     /// `metadata.generation` of the object as it is known; absent when the source has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub generation: Option<i64>,
+    /// The object says now what cannot be honoured; what it said before stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<NotHonoured>,
     /// One for each proxy and table that would be another without the object.
     pub tables: Vec<Carried>,
+}
+
+/// Why an object as it is now is not in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotHonoured {
+    /// `metadata.generation` of what cannot be honoured.
+    pub generation: i64,
+    pub why: String,
 }
 
 /// A table that comes from an object, as one proxy has it.
@@ -51,6 +63,10 @@ impl Hub {
             object: object.to_string(),
             known: keys.is_some(),
             generation: state.world.generation(object),
+            unreadable: state.world.unreadable(object).map(|given| NotHonoured {
+                generation: given.generation,
+                why: given.why.clone(),
+            }),
             tables: state.carried(&keys.unwrap_or_default()),
         }
     }
@@ -88,6 +104,7 @@ impl State {
     ) -> Option<T> {
         let there: Object = self.world.object(object)?;
         let generation = self.world.generation(object);
+        let unreadable = self.world.unreadable(object).cloned();
         let mut dirty = Dirty::default();
         self.world.apply(Change::Remove(object.clone()), &mut dirty);
         let seen = look(self, &dirty);
@@ -97,6 +114,13 @@ impl State {
             let object = object.clone();
             self.world
                 .apply(Change::Generation { object, generation }, &mut ignored);
+        }
+        if let Some(unreadable) = unreadable {
+            let change = Change::Unreadable {
+                object: object.clone(),
+                unreadable: Box::new(unreadable),
+            };
+            self.world.apply(change, &mut ignored);
         }
         Some(seen)
     }
@@ -126,8 +150,7 @@ impl State {
                 .filter_map(|id| self.streams.get(id))
             {
                 let sent = stream.sent.get(key).cloned().unwrap_or_default();
-                let namespace = &stream.proxy.workload.namespace;
-                let newest = entry.variants.of(namespace).version();
+                let newest = entry.variants.of(stream.audience(key)).version();
                 tables.push(Carried {
                     workload: stream.proxy.workload.to_string(),
                     kind: key.kind_name(),

@@ -92,7 +92,7 @@ impl Hub {
         let newest = state
             .resources
             .get(&key)
-            .map(|entry| entry.variants.common.version());
+            .map(|entry| entry.variants.of("").version());
         let trusts = |stream: &&Stream| {
             let sent = stream.sent.get(&key);
             newest.is_some() && sent.map(|sent| sent.acknowledged) == newest
@@ -133,7 +133,7 @@ impl State {
             )
             .map(|key| {
                 let sent = stream.sent.get(key).cloned().unwrap_or_default();
-                let client = &stream.proxy.workload.namespace;
+                let client = stream.audience(key);
                 let newest = self
                     .resources
                     .get(key)

@@ -344,10 +344,6 @@ fn what_cannot_be_honoured_is_said() {
         "spec": {"mtls": {"mode": "STRICT"}}});
     apply::<PeerAuthentication>(&mut world, [strict]);
     assert_eq!(said(&world), ["Workload shop/cart-1"]);
-    let mut local = web();
-    local["spec"]["internalTrafficPolicy"] = "Local".into();
-    apply::<Service>(&mut world, [local]);
-    assert_eq!(said(&world), ["Service shop/web", "Workload shop/cart-1"]);
 }
 
 #[test]
