@@ -64,6 +64,7 @@ enum TrafficPolicy {
 
 /// "PreferClose" is the old name of "PreferSameZone" (KEP-3015).
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[expect(clippy::enum_variant_names)] // As Kubernetes calls them.
 enum TrafficDistribution {
     PreferClose,
     PreferSameZone,
