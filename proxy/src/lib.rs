@@ -27,4 +27,5 @@ pub mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod wait;
 pub mod worker;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use weft_proxy::config::Config;
 use weft_proxy::telemetry::log;
-use weft_proxy::{capture, run};
+use weft_proxy::{capture, run, wait};
 
 /// Weft's transparent proxy: runs beside a workload and carries its connections.
 #[derive(Debug, Parser)]
@@ -19,6 +19,8 @@ enum Command {
     Run(Box<Config>),
     /// Set up, check or remove the netfilter rules that hand connections to the proxy.
     Init(capture::command::Args),
+    /// Wait until the proxy is ready, or until the application has ended: for lifecycle hooks.
+    Wait(wait::Command),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -31,5 +33,6 @@ fn main() -> anyhow::Result<()> {
             log::init("info")?;
             capture::command::run(&args)
         }
+        Command::Wait(command) => wait::run(&command),
     }
 }

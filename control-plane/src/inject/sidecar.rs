@@ -17,6 +17,8 @@ const TOKEN_SECONDS: u64 = 12 * 3600;
 /// The application waits so long for the proxy, and the proxy for the control plane, before the
 /// kubelet starts the proxy again.
 const START_SECONDS: u64 = 600;
+/// Where the program is in the proxy's image.
+const PROXY_PROGRAM: &str = "/weft-proxy";
 const TOKEN_VOLUME: &str = "weft-token";
 const TRUST_VOLUME: &str = "weft-trust";
 
@@ -209,6 +211,20 @@ fn proxy(
     ]);
     if native {
         container.insert("restartPolicy".to_owned(), json!("Always"));
+    } else {
+        // The kubelet starts the containers after it when the first hook has returned, and ends it
+        // when the second has: the application starts after the proxy, and ends before it.
+        let wait = |what: &str, within: u64| {
+            let within = format!("--within={within}");
+            json!({"exec": {"command": [PROXY_PROGRAM, "wait", what, within]}})
+        };
+        container.insert(
+            "lifecycle".to_owned(),
+            json!({
+                "postStart": wait("ready", START_SECONDS),
+                "preStop": wait("alone", drain),
+            }),
+        );
     }
     Value::Object(container)
 }
