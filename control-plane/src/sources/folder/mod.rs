@@ -108,7 +108,7 @@ impl Locate for Text<'_> {
 /// The line of a field of the document, or of the item of a list, that begins at a line.
 fn line_of(text: &str, line: u32, path: &[String]) -> Option<u32> {
     // The last that does not begin later: it, or the list in which it is.
-    let documents = yaml::documents(&text).into_iter().rev();
+    let documents = yaml::documents(text).into_iter().rev();
     let mut before = documents.filter(|document| document.line <= line);
     let item = before.next()?.beginning_at(line)?;
     item.document().line_of(path)
