@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
                     continue;
                 };
                 for route in &compiled.routes {
-                    let sum: u64 = route.backends.iter().map(|(w, _)| u64::from(*w)).sum();
+                    let sum: u64 = route.backends.iter().map(|share| u64::from(share.weight)).sum();
                     assert_eq!(sum, u64::from(route.total_weight));
                 }
                 compile::endpoint_names(&compiled);
