@@ -286,11 +286,12 @@ spec:
 
 /// What `weft routes` says of a request to `to`, asking the proxy of the first workload.
 fn weft_routes(mesh: &Mesh, to: SocketAddr, request: &str, output: &str) -> String {
-    let program = &binaries().unwrap().cli;
-    let admin = mesh.sidecar(0).address(ADMIN_PORT);
-    let output = std::process::Command::new(program)
+    // From the proxy's own host, as for others the admin port has little to say.
+    let mut program = mesh.host(0).command(&binaries().unwrap().cli).unwrap();
+    let output = program
         .args(["routes", &to.to_string(), "--request", request])
-        .args(["--proxy", &format!("http://{admin}"), "--output", output])
+        .args(["--proxy", &format!("http://127.0.0.1:{ADMIN_PORT}")])
+        .args(["--output", output])
         .output()
         .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
@@ -330,7 +331,7 @@ spec:
             ),
         );
     };
-    let service = "{kind: Service, name: server, sectionName: http}";
+    let service = "{kind: Service, name: server, sectionName: '80'}";
     let spec = "  timeouts: {request: 20s, connect: 1s}\n  retries: {attempts: 1}";
     policy("port", service, spec);
     let rule = "{kind: HTTPRoute, name: server, sectionName: slow}";
@@ -346,11 +347,11 @@ spec:
     let said = weft_routes(&mesh, vip, "GET /slow", "table");
     for line in [
         "policies  timeouts.perTry   HTTPRoute shop/server (its rule slow); overrides TrafficPolicy shop/rule (HTTPRoute server, rule slow)\n",
-        "          timeouts.request  TrafficPolicy shop/rule (HTTPRoute server, rule slow); overrides TrafficPolicy shop/port (Service server, port http), TrafficPolicy shop/default (namespace shop)\n",
-        "          retries.attempts  TrafficPolicy shop/port (Service server, port http)\n",
+        "          timeouts.request  TrafficPolicy shop/rule (HTTPRoute server, rule slow); overrides TrafficPolicy shop/port (Service server, port 80), TrafficPolicy shop/default (namespace shop)\n",
+        "          retries.attempts  TrafficPolicy shop/port (Service server, port 80)\n",
         "          timeouts.idle     TrafficPolicy shop/default (namespace shop)\n",
         // Of the backend.
-        "policies  timeouts.connect        TrafficPolicy shop/port (Service server, port http)\n",
+        "policies  timeouts.connect        TrafficPolicy shop/port (Service server, port 80)\n",
         "          loadBalancer.algorithm  TrafficPolicy shop/default (namespace shop)\n",
     ] {
         assert!(said.contains(line), "{line} is not in\n{said}");
