@@ -2,14 +2,18 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue};
 
-use crate::http::call::grpc_retry_after;
 use crate::http::mirror::Tees;
+use crate::http::pushback::Again;
+
+/// The first bytes of a body up to this many go with its head, whether the peer's window is known
+/// yet or not: a window is assigned to a stream when its head is written, so waiting for it would
+/// write a short body by a second system call. `h2` holds back what the window does not take.
+const WITH_HEAD: usize = 16 * 1024;
 
 /// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
@@ -28,6 +32,8 @@ pub(super) struct Pump {
     again: usize,
     /// How much may be kept, how much is; `None`: nothing is kept (any more).
     room: Option<usize>,
+    /// Nothing has been sent in this try.
+    first: bool,
     /// END_STREAM has been given to the sink.
     done: bool,
     /// Where it goes beside its way.
@@ -68,6 +74,7 @@ impl Pump {
             kept: Vec::new(),
             again: 0,
             room: keep,
+            first: true,
             done,
             tees: None,
             bytes: 0,
@@ -111,6 +118,7 @@ impl Pump {
         }
         self.chunk = Bytes::new();
         self.again = 0;
+        self.first = true;
         self.done = self.is_empty();
     }
 
@@ -229,15 +237,21 @@ impl Pump {
         cx: &mut Context<'_>,
         sink: &mut SendStream<Bytes>,
     ) -> Poll<Result<(), Stop>> {
-        sink.reserve_capacity(self.chunk.len());
-        let window = match sink.capacity() {
-            0 => match ready!(sink.poll_capacity(cx)) {
-                Some(Ok(window)) => window,
-                Some(Err(_)) | None => return Poll::Ready(Err(Stop::Sink)),
-            },
-            window => window,
+        let n = match self.chunk.len() {
+            short @ ..=WITH_HEAD if self.first => short,
+            wanted => {
+                sink.reserve_capacity(wanted);
+                let window = match sink.capacity() {
+                    0 => match ready!(sink.poll_capacity(cx)) {
+                        Some(Ok(window)) => window,
+                        Some(Err(_)) | None => return Poll::Ready(Err(Stop::Sink)),
+                    },
+                    window => window,
+                };
+                window.min(wanted)
+            }
         };
-        let n = window.min(self.chunk.len());
+        self.first = false;
         let part = self.chunk.split_to(n);
         let end = self.chunk.is_empty()
             && self.again == self.kept.len()
@@ -262,8 +276,8 @@ impl Pump {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CallStatus {
     pub code: u32,
-    /// When it may be made again.
-    pub retry_after: Option<Duration>,
+    /// What the server says of another try.
+    pub again: Option<Again>,
 }
 
 impl CallStatus {
@@ -274,9 +288,13 @@ impl CallStatus {
         let code = code.trim().parse().ok()?;
         Some(Self {
             code,
-            retry_after: match code {
+            again: match code {
                 0 => None,
-                _ => grpc_retry_after(field("grpc-retry-pushback-ms"), field("retry-after")),
+                _ => Again::of_grpc(
+                    field("grpc-retry-pushback-ms"),
+                    field("grpc-status-details-bin"),
+                    field("retry-after"),
+                ),
             },
         })
     }
