@@ -152,7 +152,7 @@ fn a_report_says_where_and_what() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(
         dir.path().join("a.yaml"),
-        "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec:\n  ports: [{port: 80}]\n  selector:\n    app: nobody\n---\napiVersion: policy.weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p}\nspec:\n  targetRefs:\n  - kind: Service\n    name: x\n  - kind: Service\n    name: nobody\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec:\n  ports: [{port: 80}]\n  selector:\n    app: nobody\n---\napiVersion: policy.weft.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p}\nspec:\n  targetRefs:\n  - kind: Service\n    name: x\n  - kind: Service\n    name: nobody\n  timeouts: {connect: 1s}\n",
     )
     .unwrap();
     std::fs::write(

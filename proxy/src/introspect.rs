@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use weft_api::proto;
 
 use crate::admin::Introspect;
 use crate::balance::HealthState;
 use crate::config::Config;
+use crate::discovery::provenance::{self, Provenance};
 use crate::discovery::{Directory, LinkState, Outside};
 use crate::http::session::{Place, Session};
 use crate::identity;
@@ -279,16 +281,24 @@ fn show_outside(outside: &Outside) -> Value {
 }
 
 fn show_destination(address: &str, destination: &Destination) -> Value {
+    let provenance = destination.provenance.as_deref();
     json!({
         "address": address,
         "namespace": &*destination.namespace,
         "service": &*destination.service,
         "port": destination.port,
         "protocol": destination.protocol.as_str_name(),
-        "routes": destination.routes.iter().map(|route| show_route(route)).collect::<Vec<_>>(),
-        "opaque": destination.opaque.iter().map(|opaque| json!({
+        "routes": destination.routes.iter().enumerate().map(|(index, route)| {
+            let of = provenance.and_then(|known| known.of_route(index));
+            show_route(route, provenance, of)
+        }).collect::<Vec<_>>(),
+        "opaque": destination.opaque.iter().enumerate().map(|(index, opaque)| json!({
             "server_names": opaque.server_names,
-            "route": show_route(&opaque.route),
+            "route": show_route(
+                &opaque.route,
+                provenance,
+                provenance.and_then(|known| known.of_opaque(index)),
+            ),
         })).collect::<Vec<_>>(),
     })
 }
@@ -309,8 +319,19 @@ fn show_rate_limit(limit: &RateLimit) -> Value {
     })
 }
 
-fn show_route(route: &Route) -> Value {
+/// A route, and which policies it comes `from`.
+fn show_route(
+    route: &Route,
+    provenance: Option<&Provenance>,
+    from: Option<&proto::Provenance>,
+) -> Value {
     let policy = &route.policy;
+    let show_backend = |backend: &Backend| {
+        let from = provenance.and_then(|known| known.of_backend(backend.id));
+        let mut shown = show_backend(backend);
+        shown["sources"] = provenance::show(from);
+        shown
+    };
     json!({
         "name": &*route.name,
         "matches": route.matches.iter().map(|m| json!({
@@ -343,6 +364,7 @@ fn show_route(route: &Route) -> Value {
             let why = share.backend.as_ref().err()?;
             Some(json!({ "weight": share.weight, "why": why }))
         }).collect::<Vec<_>>(),
+        "sources": provenance::show(from),
         "request_timeout_ms": policy.request_timeout.map(millis),
         "per_try_timeout_ms": policy.per_try_timeout.map(millis),
         "idle_timeout_ms": policy.idle_timeout.map(millis),

@@ -16,6 +16,7 @@ use weft_api::identity::SpiffeId;
 pub use weft_api::proto::{AccessLog, Algorithm, Health, MtlsMode, Protocol};
 
 use crate::balance::{EndpointHealth, SharedLimits};
+use crate::discovery::provenance::Provenance;
 use crate::dns::Feed;
 use crate::http::route::Index;
 use crate::http::session::ShareSession;
@@ -49,6 +50,8 @@ pub struct Destination {
     pub fed: bool,
     /// Nothing may be sent there: its only route says why.
     pub prohibited: bool,
+    /// Which policies its fields come from, for people; `None`: no policy says anything.
+    pub provenance: Option<Box<Provenance>>,
 }
 
 impl Destination {
@@ -71,6 +74,7 @@ impl Destination {
             opaque: Vec::new(),
             fed: false,
             prohibited: false,
+            provenance: None,
         }
     }
 

@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 pub struct Binaries {
     pub proxy: PathBuf,
     pub control_plane: PathBuf,
+    /// `weft`.
+    pub cli: PathBuf,
 }
 
 /// The programs, found once. Called first in `main`, outside the namespaces.
@@ -63,6 +65,7 @@ impl Binaries {
         Ok(Self {
             proxy: find("weft-proxy")?,
             control_plane: find("weft-control-plane")?,
+            cli: find("weft")?,
         })
     }
 }

@@ -25,7 +25,7 @@ use crate::{PATIENCE, eventually};
 pub const NAMESPACE: &str = "shop";
 const CONTROL_PORT: u16 = 15010;
 const CONTROL_ADMIN_PORT: u16 = 15014;
-const ADMIN_PORT: u16 = 15020;
+pub const ADMIN_PORT: u16 = 15020;
 
 /// A mesh of one test.
 pub struct Mesh {

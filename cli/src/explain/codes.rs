@@ -97,7 +97,7 @@ pub const CODES: [Code; 16] = [
         statuses: &[503],
         meaning: "A limit of the TrafficPolicy's circuit breaker is reached (maxConnections, maxRequests, maxPendingRequests), and the request was not queued; or a failed request was not tried again because the retry budget of an XBackendTrafficPolicy is spent: the details say which.",
         help: &[
-            "See which: weft_limits_rejected_total by its label limit; weft routes deploy/CALLER DEST shows the limits.",
+            "See which: weft_limits_rejected_total by its label limit; weft routes deploy/CALLER DEST shows the limits, and which policy each comes from.",
             "Raise the limit, or scale the destination; a fallback says what callers get meanwhile.",
         ],
     },
@@ -107,7 +107,7 @@ pub const CODES: [Code; 16] = [
         meaning: "A timeout of the policy or route ran out before the response (timeouts.request, timeouts.perTry, timeouts.idle, timeouts.stream).",
         help: &[
             "See how long the destination takes: weft stat svc/DEST, P99; weft tap deploy/CALLER --to DEST --status 504.",
-            "weft routes deploy/CALLER DEST shows the timeouts that hold.",
+            "weft routes deploy/CALLER DEST shows the timeouts that hold, and which policy each comes from.",
         ],
     },
     Code {

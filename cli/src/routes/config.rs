@@ -75,6 +75,26 @@ pub struct Route {
     pub redirect: Option<serde_json::Value>,
     #[serde(default)]
     pub refused_backends: Vec<RefusedBackend>,
+    #[serde(default)]
+    pub sources: Vec<Source>,
+}
+
+/// Where a field of a policy comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// As it is written: "timeouts.request".
+    pub field: String,
+    pub from: Policy,
+    /// Those that set it too, and that `from` goes before.
+    pub overridden: Vec<Policy>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Policy {
+    /// "TrafficPolicy shop/cart".
+    pub name: String,
+    /// What it is for: "Service cart, port http".
+    pub target: String,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -195,6 +215,8 @@ pub struct Backend {
     /// Only endpoints on the proxy's own node are used.
     #[serde(default)]
     pub node_local: bool,
+    #[serde(default)]
+    pub sources: Vec<Source>,
     pub endpoints: Vec<Endpoint>,
 }
 

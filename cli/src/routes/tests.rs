@@ -48,6 +48,18 @@ fn config() -> Config {
                 "budget_percent": 20, "budget_min_per_second": 10,
             },
             "fallback": null,
+            "sources": [
+                {
+                    "field": "timeouts.request",
+                    "from": {"name": "TrafficPolicy shop/port", "target": "Service catalog, port http"},
+                    "overridden": [{"name": "TrafficPolicy shop/all", "target": "namespace shop"}],
+                },
+                {
+                    "field": "faultInjection",
+                    "from": {"name": "TrafficPolicy shop/all", "target": "namespace shop"},
+                    "overridden": [],
+                },
+            ],
             "fault": {
                 "headers": [{"name": "x-chaos", "value": "on"}],
                 "delay": {"percent": 10.0, "duration_ms": 2000},
@@ -188,6 +200,8 @@ fn the_first_route_that_matches_is_taken_and_explained() {
         "timeouts  request 3.0 s, idle streams 20.0 s\n",
         "retries   2 more on connect failure, 503; idempotent methods; budget 20 % and 10/s\n",
         "faults    10 % wait 2.0 s; 2 % fail, with 503, gRPC calls with code 14 (of requests with x-chaos: on)\n",
+        "policies  timeouts.request  TrafficPolicy shop/port (Service catalog, port http); overrides TrafficPolicy shop/all (namespace shop)\n\
+         \u{20}         faultInjection    TrafficPolicy shop/all (namespace shop)\n",
         "backend   shop/catalog:80 (100 %)\n",
         "balancer  PeakEWMA, connect timeout 1.0 s, own zone while it takes 70 % of its part, slow start 30.0 s\n",
         "session   by the cookie stay, idle 10 min 0 s\n",

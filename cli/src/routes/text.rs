@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use super::config::{Backend, Config, Connection, Destination, Fault, Retry, Route};
+use super::config::{
+    Backend, Config, Connection, Destination, Fault, Policy, Retry, Route, Source,
+};
 use super::judge::Verdict;
 use crate::output::{Cell, Paint, Tone, span, table};
 
@@ -113,6 +115,7 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
             paint.paint(Tone::Warning, &faults(fault))
         );
     }
+    out.push_str(&sources(&route.sources, paint));
     let total: u32 = route.backends.iter().map(|b| b.weight).sum();
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
@@ -137,6 +140,30 @@ fn others(verdict: &Verdict<'_>) -> String {
     }
     if let Some(more) = verdict.others.len().checked_sub(OTHERS).filter(|n| *n > 0) {
         let _ = writeln!(out, "          … and {more} more (--output json)");
+    }
+    out
+}
+
+/// Which policy each field comes from, and which others it goes before.
+fn sources(sources: &[Source], paint: Paint) -> String {
+    let mut out = String::new();
+    let widest = sources.iter().map(|source| source.field.len()).max();
+    let width = widest.unwrap_or_default();
+    let name = |policy: &Policy| format!("{} ({})", policy.name, policy.target);
+    for (index, source) in sources.iter().enumerate() {
+        let begin = if index == 0 { "policies" } else { "" };
+        let _ = write!(
+            out,
+            "{begin:<8}  {:<width$}  {}",
+            source.field,
+            name(&source.from)
+        );
+        if !source.overridden.is_empty() {
+            let overridden: Vec<String> = source.overridden.iter().map(name).collect();
+            let overridden = format!("overrides {}", overridden.join(", "));
+            let _ = write!(out, "; {}", paint.paint(Tone::Dim, &overridden));
+        }
+        out.push('\n');
     }
     out
 }
@@ -351,6 +378,7 @@ fn backend(backend: &Backend, total: u32, paint: Paint) -> String {
             o.max_ejection_percent
         );
     }
+    out.push_str(&sources(&backend.sources, paint));
     let rows: Vec<Vec<Cell>> = backend
         .endpoints
         .iter()

@@ -12,18 +12,21 @@ mod unreachable;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use weft_api::policy::TrafficPolicySpec;
 use weft_api::policy::meta::LabelSelector;
-use weft_api::policy::traffic::Fallback;
+use weft_api::policy::traffic::{Fallback, TargetKind};
 
 use super::endpoints::target_port;
 use super::policy::default_winner;
-use super::policy_status::{Unused, of_backend, used};
+use super::policy_status::{Unused, of_backend, route_of, used};
 use super::resilience;
 use super::said::{Chosen, chosen};
 use super::status::status;
 use super::workload::{display_name, is_strict};
 use crate::finding::Severity;
-use crate::model::{Check, EndpointSlice, Kind, Name, ObjectRef, Policy, TargetPort, World};
+use crate::model::{
+    Check, EndpointSlice, Kind, Name, ObjectRef, Policy, TargetPort, World, in_namespace,
+};
 
 /// Something wrong with an object.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -84,6 +87,17 @@ pub fn problems(world: &World) -> Vec<Problem> {
 fn services(world: &World, found: &mut Problems) {
     for (name, service) in &world.services {
         let at = (Kind::Service, name);
+        for (index, port) in service.ports.iter().enumerate() {
+            if port.name.is_empty() && service.ports.len() > 1 {
+                found.add(
+                    at,
+                    &format!("spec.ports.{index}.name"),
+                    Severity::Warning,
+                    format!("port {} of Service {name} has no name, and there are others: EndpointSlices and policies tell ports by name, and Kubernetes refuses such a Service", port.port),
+                    "name each port, by what is spoken there (http, grpc-admin, tcp-db)",
+                );
+            }
+        }
         // Kubernetes keeps their slices, and a Service without pods is nothing unusual there.
         if service.sliced {
             continue;
@@ -243,11 +257,17 @@ fn traffic(world: &World, found: &mut Problems) {
                 Ok(()) => {}
                 Err(Unused::NotFound(why)) => {
                     let own = Name::new(name.namespace.clone(), &target.name);
-                    let known =
-                        world.service(&own).is_some() || world.external.contains_key(&own);
-                    let section = target.section_name.is_some() && known;
-                    let (field, help) = if section {
+                    let ports = match target.kind {
+                        TargetKind::Service => world.service(&own).is_some(),
+                        TargetKind::ExternalService => world.external.contains_key(&own),
+                        _ => false,
+                    };
+                    let rules = route_of(world, policy, target).is_some();
+                    let section = target.section_name.is_some();
+                    let (field, help) = if section && ports {
                         ("sectionName", "write the name or the number of one of its ports")
+                    } else if section && rules {
+                        ("sectionName", "write the name of one of its rules (rules[].name)")
                     } else {
                         (
                             "name",
@@ -264,6 +284,36 @@ fn traffic(world: &World, found: &mut Problems) {
                     "merge the two policies, or name different targets",
                 ),
             }
+        }
+        let nothing = TrafficPolicySpec {
+            target_refs: policy.spec.target_refs.clone(),
+            ..TrafficPolicySpec::default()
+        };
+        if policy.spec == nothing {
+            found.add(
+                at,
+                "spec",
+                Severity::Warning,
+                "it names whom it is for, and says nothing".to_owned(),
+                "write what is to hold (timeouts, retries, …), or remove it",
+            );
+        }
+        let is_for_nobody = policy.spec.is_default()
+            && world.services_in(&name.namespace).next().is_none()
+            && in_namespace(&world.external, &name.namespace)
+                .next()
+                .is_none();
+        if is_for_nobody {
+            found.add(
+                at,
+                "spec",
+                Severity::Warning,
+                format!(
+                    "it is the default of namespace {0}, and there is no Service or ExternalService in namespace {0}",
+                    name.namespace
+                ),
+                "write it in the namespace of the Services that are called, not of their callers",
+            );
         }
         if policy.spec.target_refs.is_empty() {
             let default = default_winner(world, &name.namespace);
@@ -353,6 +403,18 @@ fn backend_traffic(world: &World, found: &mut Problems) {
 /// What the conditions of routes say.
 fn routes(world: &World, found: &mut Problems) {
     for route in world.routes() {
+        for (index, rule) in route.rules.iter().enumerate() {
+            let backends = &rule.backends;
+            if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
+                found.add(
+                    (route.kind.kind(), &route.name),
+                    &format!("spec.rules.{index}.backendRefs"),
+                    Severity::Warning,
+                    format!("all backendRefs of rules[{index}] have weight 0: its requests are answered 500"),
+                    "give one a weight, or remove the rule",
+                );
+            }
+        }
         let status = status(world, route);
         for (index, parent) in route.parents.iter().enumerate() {
             let Some(of_parent) = status.parents.iter().find(|known| known.parent == *parent)

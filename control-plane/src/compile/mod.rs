@@ -12,7 +12,8 @@
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
 //! - [`policy`]: the most specific policy wins, field by field; [`policy_status`]: which are used;
-//!   [`said`]: what is said of any object in return; [`resilience`]: faults, and what a destination takes no more of.
+//!   [`said`]: what is said of any object in return; [`provenance`]: which policy a field comes from;
+//!   [`resilience`]: faults, and what a destination takes no more of.
 //! - [`health`]: how endpoints are asked whether they are well.
 //! - [`findings`]: what in the model cannot work, as sentences.
 
@@ -24,6 +25,7 @@ mod findings;
 mod health;
 mod policy;
 mod policy_status;
+mod provenance;
 mod resilience;
 mod routes;
 mod said;

@@ -11,6 +11,7 @@ use weft_api::policy::{Duration, Percent};
 use weft_api::proto;
 
 use super::destination::route_policy;
+use super::provenance::{self, Sources};
 use super::resilience;
 use super::{connection, health, session};
 use crate::model::{
@@ -188,9 +189,24 @@ pub(super) fn merged(
     port: &ServicePort,
     of: Option<(&Route, &Rule)>,
 ) -> TrafficPolicySpec {
+    merged_with_sources(world, service, port, of).0
+}
+
+/// The same, and who says what of it.
+fn merged_with_sources(
+    world: &World,
+    service: &Service,
+    port: &ServicePort,
+    of: Option<(&Route, &Rule)>,
+) -> (TrafficPolicySpec, Sources) {
     let mut merged = TrafficPolicySpec::default();
+    let mut sources = Sources::default();
     for level in Level::ALL {
         if let Some(policy) = on_level(world, service, port, of, level) {
+            let mut fields = Vec::new();
+            policy.spec.fields("", &mut fields);
+            let target = provenance::target(level, service, port, of);
+            sources.push(format!("TrafficPolicy {}", policy.name), target, fields);
             let mut spec = policy.spec.clone();
             if let Some(breaker) = &mut spec.circuit_breaker
                 && let Some(Fallback::Backend(backend)) = &mut breaker.fallback
@@ -202,7 +218,7 @@ pub(super) fn merged(
             merged.inherit(&spec);
         }
     }
-    merged
+    (merged, sources)
 }
 
 /// What holds for the callers of a port, or those of them that take a rule.
@@ -212,9 +228,12 @@ pub(super) fn effective(
     port: &ServicePort,
     of: Option<(&Route, &Rule)>,
 ) -> Effective {
-    let mut merged = merged(world, service, port, of);
+    let (mut merged, mut sources) = merged_with_sources(world, service, port, of);
     if service.client_affinity {
         // `sessionAffinity: ClientIP`, where no policy says how to choose.
+        let fields = vec!["loadBalancer.algorithm".to_owned()];
+        let name = format!("Service {}", service.name);
+        sources.push(name, "sessionAffinity ClientIP".to_owned(), fields);
         let balancer = merged.load_balancer.get_or_insert_default();
         if balancer.algorithm.is_none() {
             balancer.algorithm = Some(Algorithm::RingHash);
@@ -223,6 +242,7 @@ pub(super) fn effective(
     }
     let breaker = merged.circuit_breaker.clone().unwrap_or_default();
     let mut route = route(&merged);
+    route.provenance = sources.of(provenance::is_of_route);
     let mut fallback_backend = None;
     match breaker.fallback {
         Some(Fallback::Response(response)) => {
@@ -256,14 +276,32 @@ pub(super) fn effective(
         None => {}
     }
     let mut backend = backend(&merged);
+    backend.provenance = sources.of(provenance::is_of_backend);
     let excluded = |policy: &BackendTraffic| service.client_affinity && policy.session.is_some();
     let named = (!service.external).then(|| of_service(world, &service.name));
     if let Some(policy) = named.flatten().filter(|policy| !excluded(policy)) {
+        let of = |field: &str, provenance: &mut Option<proto::Provenance>| {
+            let name = format!("XBackendTrafficPolicy {}", policy.name);
+            let target = format!("Service {}", service.name.name);
+            provenance::below(provenance, name, target, field);
+        };
         let session = policy.session.as_ref();
+        if session.is_some() {
+            of("sessionPersistence", &mut backend.provenance);
+        }
         backend.session_persistence = session.map(|given| session::compile(given, false));
-        let constraint = policy
-            .retry
-            .filter(|_| budget_of(world, service, port).is_none());
+        let above = budget_of(world, service, port);
+        if policy.retry.is_some() {
+            if let Some(above) = above {
+                // The budget of the TrafficPolicy holds, which is one of requests.
+                let name = format!("TrafficPolicy {above}");
+                let target = "retries.budget".to_owned();
+                let field = "retryConstraint";
+                provenance::below(&mut backend.provenance, name, target, field);
+            }
+            of("retryConstraint", &mut backend.provenance);
+        }
+        let constraint = policy.retry.filter(|_| above.is_none());
         backend.retry_constraint = constraint.map(|given| proto::RetryConstraint {
             percent: given.percent,
             interval_ms: given.interval.as_millis(),
@@ -318,6 +356,35 @@ pub(super) fn of_rule(
         .session
         .as_ref()
         .map(|given| session::compile(given, true));
+    let retry = rule.retry.as_ref();
+    let said = [
+        (rule.request_timeout.is_some(), "timeouts.request"),
+        (rule.backend_timeout.is_some(), "timeouts.perTry"),
+        (retry.is_some(), "retries.conditions"),
+        (
+            retry.is_some_and(|retry| !retry.codes.is_empty()),
+            "retries.codes",
+        ),
+        (
+            retry.is_some_and(|retry| retry.attempts.is_some()),
+            "retries.attempts",
+        ),
+        (
+            retry.is_some_and(|retry| retry.backoff.is_some()),
+            "retries.backoff.base",
+        ),
+        (rule.session.is_some(), "sessionPersistence"),
+    ];
+    let said: Vec<&str> = said
+        .into_iter()
+        .filter_map(|(set, field)| set.then_some(field))
+        .collect();
+    let name = format!("{} {}", route.kind.name(), route.name);
+    let target = match &rule.name {
+        Some(rule) => format!("its rule {rule}"),
+        None => "its own rule".to_owned(),
+    };
+    policy.provenance = provenance::above(policy.provenance.take(), name, target, &said);
     policy
 }
 
@@ -342,6 +409,12 @@ pub(super) fn direct(policy: proto::BackendPolicy) -> proto::BackendPolicy {
     proto::BackendPolicy {
         outlier_detection: None,
         health_check: None,
+        provenance: policy.provenance.and_then(|given| {
+            let moot = ["circuitBreaker.outlierDetection.", "healthCheck."];
+            provenance::without(given, |field| {
+                moot.iter().any(|begin| field.starts_with(begin))
+            })
+        }),
         ..policy
     }
 }
@@ -492,6 +565,9 @@ fn outlier(given: &OutlierDetection) -> proto::OutlierDetection {
 /// Fills what is not set from a less specific one.
 trait Inherit {
     fn inherit(&mut self, from: &Self);
+
+    /// The fields that are set, as they are written, below the field `at`.
+    fn fields(&self, at: &str, found: &mut Vec<String>);
 }
 
 impl<T: Inherit + Clone> Inherit for Option<T> {
@@ -500,6 +576,12 @@ impl<T: Inherit + Clone> Inherit for Option<T> {
             (Some(own), Some(from)) => own.inherit(from),
             (None, Some(from)) => *self = Some(from.clone()),
             (_, None) => {}
+        }
+    }
+
+    fn fields(&self, at: &str, found: &mut Vec<String>) {
+        if let Some(own) = self {
+            own.fields(at, found);
         }
     }
 }
@@ -512,6 +594,13 @@ macro_rules! inherit {
             fn inherit(&mut self, from: &Self) {
                 $(if self.$leaf.is_none() { self.$leaf.clone_from(&from.$leaf); })*
                 $($(self.$deep.inherit(&from.$deep);)*)?
+            }
+
+            fn fields(&self, at: &str, found: &mut Vec<String>) {
+                $(if self.$leaf.is_some() {
+                    found.push(provenance::field(at, stringify!($leaf)));
+                })*
+                $($(self.$deep.fields(&provenance::field(at, stringify!($deep)), found);)*)?
             }
         }
     };

@@ -427,3 +427,60 @@ fn a_backends_policy_that_makes_no_sense_is_not_used() {
         assert!(policy.retry_constraint.is_none() && policy.session_persistence.is_none());
     }
 }
+
+/// "object field.path: message; help" of what is found.
+fn found(world: &World) -> Vec<String> {
+    let problems = problems(world).into_iter();
+    problems
+        .map(|p| {
+            format!(
+                "{} {}: {}; {}",
+                p.object,
+                p.path.join("."),
+                p.message,
+                p.help
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_meant_for_nobody_or_says_nothing_is_found() {
+    let mut world = world(&[
+        policy(
+            "rule",
+            "{kind: HTTPRoute, name: echo, sectionName: nope}",
+            "  timeouts: {request: 1s}",
+        ),
+        policy("mute", "{kind: Service, name: v1}", ""),
+        policy("elsewhere", "", "  timeouts: {request: 1s}")
+            .replace("namespace: shop", "namespace: empty"),
+    ]);
+    add(
+        &mut world,
+        "
+apiVersion: v1
+kind: Service
+metadata: {name: two, namespace: shop}
+spec: {clusterIP: 10.96.0.9, ports: [{name: http, port: 80}, {port: 81}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: zero, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: v1}]
+  rules: [{backendRefs: [{name: v1, port: 80, weight: 0}]}]
+",
+    );
+    let found = found(&world);
+    for wanted in [
+        "TrafficPolicy shop/rule spec.targetRefs.0.sectionName: HTTPRoute shop/echo has no rule named 'nope'; write the name of one of its rules (rules[].name)",
+        "TrafficPolicy shop/mute spec: it names whom it is for, and says nothing; ",
+        "TrafficPolicy empty/elsewhere spec: it is the default of namespace empty, and there is no Service or ExternalService in namespace empty; ",
+        "Service shop/two spec.ports.1.name: port 81 of Service shop/two has no name, and there are others",
+        "HTTPRoute shop/zero spec.rules.0.backendRefs: all backendRefs of rules[0] have weight 0: its requests are answered 500; ",
+    ] {
+        let number = found.iter().filter(|one| one.starts_with(wanted)).count();
+        assert_eq!(number, 1, "{wanted} is not in {found:#?}");
+    }
+}

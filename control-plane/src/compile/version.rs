@@ -7,6 +7,7 @@ use weft_api::proto::{
     Absent, Backend, Destination, Resource, ResourceKey, ResourceKind, fallback, filter,
 };
 
+use super::provenance;
 use crate::model::Name;
 
 /// A resource ready to be sent.
@@ -41,6 +42,14 @@ impl Compiled {
 
     pub fn version(&self) -> u64 {
         self.resource.version
+    }
+
+    /// What of it decides anything: without its version, and without which policies it comes from.
+    pub fn effect(&self) -> Resource {
+        let mut resource = self.resource.clone();
+        resource.version = 0;
+        provenance::strip(&mut resource);
+        resource
     }
 
     pub fn is_absent(&self) -> bool {

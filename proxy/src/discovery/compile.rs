@@ -13,6 +13,7 @@ use super::backend::backend_policy;
 use super::connection;
 use super::filters::{self, PlanDraft};
 use super::matches::route_match;
+use super::provenance::Provenance;
 use super::resilience;
 use super::sessions;
 use crate::balance::SharedLimits;
@@ -117,6 +118,7 @@ pub fn destination(given: &proto::Destination, links: &mut dyn Links) -> Result<
         })
         .collect();
     Ok(Destination {
+        provenance: Provenance::collect(given, &backends.built),
         index: Index::new(&routes),
         opaque,
         fed: backends

@@ -20,6 +20,7 @@ mod filters;
 mod health;
 mod matches;
 mod outside;
+pub mod provenance;
 mod resilience;
 mod sessions;
 mod status;

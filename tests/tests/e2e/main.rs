@@ -81,6 +81,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::failed_requests_are_tried_again_when_a_policy_says_so,
     policy::a_backend_gets_no_more_retries_than_its_policy_allows,
     policy::a_policy_for_a_rule_goes_before_its_routes_and_its_services,
+    policy::routes_says_which_policy_each_field_comes_from,
     policy::a_post_is_never_sent_twice_by_default,
     policy::a_request_timeout_is_504,
     faults::requests_are_delayed_and_aborted_as_the_policy_says,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use weft_tests::mesh::{Mesh, Workload};
+use weft_tests::binaries::binaries;
+use weft_tests::mesh::{ADMIN_PORT, Mesh, Workload};
 use weft_tests::wire::{Server, Wire, header, ok, serve_http, status};
 use weft_tests::{PATIENCE, eventually};
 
@@ -280,6 +281,98 @@ spec:
     mesh.remove_manifest("3");
     eventually("the route's policy holds for the rule", PATIENCE, || {
         of("/slow") == 504
+    });
+}
+
+/// What `weft routes` says of a request to `to`, asking the proxy of the first workload.
+fn weft_routes(mesh: &Mesh, to: SocketAddr, request: &str, output: &str) -> String {
+    // From the proxy's own host, as for others the admin port has little to say.
+    let mut program = mesh.host(0).command(&binaries().unwrap().cli).unwrap();
+    let output = program
+        .args(["routes", &to.to_string(), "--request", request])
+        .args(["--proxy", &format!("http://127.0.0.1:{ADMIN_PORT}")])
+        .args(["--output", output])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let wrong = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{wrong}");
+    said
+}
+
+pub fn routes_says_which_policy_each_field_comes_from() {
+    let (mut mesh, vip) = prepare();
+    mesh.manifest(
+        "route",
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: server, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: server}]
+  rules:
+  - name: slow
+    matches: [{path: {value: /slow}}]
+    timeouts: {backendRequest: 2s}
+    backendRefs: [{name: server, port: 80}]
+  - backendRefs: [{name: server, port: 80}]
+",
+    );
+    let policy = |name: &str, target: &str, spec: &str| {
+        mesh.manifest(
+            name,
+            &format!(
+                "apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  targetRefs: [{target}]
+{spec}
+"
+            ),
+        );
+    };
+    let service = "{kind: Service, name: server, sectionName: '80'}";
+    let spec = "  timeouts: {request: 20s, connect: 1s}\n  retries: {attempts: 1}";
+    policy("port", service, spec);
+    let rule = "{kind: HTTPRoute, name: server, sectionName: slow}";
+    policy("rule", rule, "  timeouts: {request: 10s, perTry: 5s}");
+    let spec = "  timeouts: {request: 30s, idle: 1m}\n  loadBalancer: {algorithm: Random}";
+    policy("default", "", spec);
+    mesh.start();
+    let _server = Server::start(mesh.host(1), 8080, |wire| {
+        serve_http(wire, |_| ok("well"));
+    });
+    assert_eq!(status(&get(&mesh, vip).0), 200);
+
+    let said = weft_routes(&mesh, vip, "GET /slow", "table");
+    for line in [
+        "policies  timeouts.perTry   HTTPRoute shop/server (its rule slow); overrides TrafficPolicy shop/rule (HTTPRoute server, rule slow)\n",
+        "          timeouts.request  TrafficPolicy shop/rule (HTTPRoute server, rule slow); overrides TrafficPolicy shop/port (Service server, port 80), TrafficPolicy shop/default (namespace shop)\n",
+        "          retries.attempts  TrafficPolicy shop/port (Service server, port 80)\n",
+        "          timeouts.idle     TrafficPolicy shop/default (namespace shop)\n",
+        // Of the backend.
+        "policies  timeouts.connect        TrafficPolicy shop/port (Service server, port 80)\n",
+        "          loadBalancer.algorithm  TrafficPolicy shop/default (namespace shop)\n",
+    ] {
+        assert!(said.contains(line), "{line} is not in\n{said}");
+    }
+    let said = weft_routes(&mesh, vip, "GET /", "json");
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let sources = said["route"]["sources"].as_array().unwrap();
+    let of = |field: &str| sources.iter().find(|source| source["field"] == field);
+    let request = of("timeouts.request").unwrap();
+    assert_eq!(request["from"]["name"], "TrafficPolicy shop/port");
+    assert_eq!(
+        request["overridden"],
+        serde_json::json!([{"name": "TrafficPolicy shop/default", "target": "namespace shop"}])
+    );
+    assert!(of("timeouts.perTry").is_none(), "{sources:?}");
+
+    // It is gone: what it overrode holds.
+    mesh.remove_manifest("port");
+    eventually("the default holds", PATIENCE, || {
+        weft_routes(&mesh, vip, "GET /", "table")
+            .contains("timeouts.request  TrafficPolicy shop/default (namespace shop)\n")
     });
 }
 

@@ -209,6 +209,7 @@ async fn a_lost_connection_ends_its_streams_alone() {
             opaque: Vec::new(),
             fed: false,
             prohibited: false,
+            provenance: None,
         });
         let mut client = client(destination).await;
         let (dying, _) = client.send_request(get("/dying"), true).unwrap();

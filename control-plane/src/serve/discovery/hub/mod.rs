@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::metadata::MetadataValue;
 use weft_api::names::MOVE_METADATA;
-use weft_api::proto::{ResourceKey, Trust};
+use weft_api::proto::{Resource, ResourceKey, Trust};
 
 use self::connection::authorize;
 use super::stream::Stream;
@@ -82,6 +82,17 @@ impl Variants {
     /// What proxies of an audience see.
     fn of(&self, audience: &str) -> &Arc<Compiled> {
         self.0.special.get(audience).unwrap_or(&self.0.common)
+    }
+
+    /// What of it decides anything.
+    fn effect(&self) -> compile::Variants<Resource> {
+        let special = self.0.special.iter();
+        compile::Variants {
+            common: self.0.common.effect(),
+            special: special
+                .map(|(client, compiled)| (client.clone(), compiled.effect()))
+                .collect(),
+        }
     }
 
     /// Whether it is the same for all.

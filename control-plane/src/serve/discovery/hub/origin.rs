@@ -80,13 +80,13 @@ impl Hub {
     ) -> Vec<ObjectRef> {
         let mut state = self.state();
         let State { world, trust, .. } = &mut *state;
-        let now = compile(world, &self.settings, key, trust, "").version();
+        let now = compile(world, &self.settings, key, trust, "").effect();
         let mut found = Vec::new();
         for policy in world.policies().into_iter().filter(may) {
             let without = state.without(&policy, |state, _| {
-                compile(&state.world, &self.settings, key, &state.trust, "").version()
+                compile(&state.world, &self.settings, key, &state.trust, "").effect()
             });
-            if without.is_some_and(|version| version != now) {
+            if without.is_some_and(|without| without != now) {
                 found.push(policy);
             }
         }
@@ -132,7 +132,9 @@ impl State {
             keys.retain(|key| {
                 let without = Variants::compile(&state.world, settings, key, &state.trust);
                 let now = state.resources.get(key);
-                now.is_some_and(|entry| entry.variants != without)
+                now.is_some_and(|entry| {
+                    entry.variants != without && entry.variants.effect() != without.effect()
+                })
             });
             keys
         })
