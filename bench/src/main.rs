@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod candidates;
+mod features;
 mod load;
 mod measure;
 mod origin;
@@ -21,7 +22,7 @@ use anyhow::Context;
 use clap::Parser;
 
 use candidates::envoy::{self, Between, Certificates};
-use candidates::{Candidate, Origin, weft};
+use candidates::{Candidate, Origin, Told, weft};
 use measure::{CASES, Case};
 use process::{Cpus, Placement, Side};
 use report::{ENVOY, MemoryFigures, Report, WEFT};
@@ -75,13 +76,19 @@ enum Command {
     Origin {
         http1: SocketAddr,
         http2: SocketAddr,
+        mirrored: SocketAddr,
     },
 }
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    if let Some(Command::Origin { http1, http2 }) = arguments.command {
-        return origin::run(http1, http2);
+    if let Some(Command::Origin {
+        http1,
+        http2,
+        mirrored,
+    }) = arguments.command
+    {
+        return origin::run(http1, http2, mirrored);
     }
     if arguments.list {
         for case in CASES {
@@ -179,7 +186,8 @@ impl<'a> Setup<'a> {
                     if case.name == "connect" && candidate.pids.is_none() {
                         continue;
                     }
-                    if let Some(figures) = measure::run(case, candidate, window)? {
+                    let figures = measure::run(case, candidate, &self.origin, window)?;
+                    if let Some(figures) = figures {
                         report
                             .cases
                             .entry(case.name)
@@ -209,25 +217,36 @@ impl<'a> Setup<'a> {
 
     /// All that are measured in turn, started at once.
     fn candidates(&self) -> anyhow::Result<Vec<Candidate>> {
+        let policies = CASES
+            .iter()
+            .any(|c| c.feature.is_some() && self.wanted(c.name));
+        let with = Told {
+            unused_services: 0,
+            policies,
+        };
+        let plain = Told::default();
         let mut candidates = vec![self.origin.direct()];
         if self.weft.is_some() {
-            candidates.push(self.start_weft(0)?);
+            candidates.push(self.start_weft(with)?);
         }
         if let Some(binary) = &self.arguments.envoy {
-            candidates.push(self.start_envoy(binary, ENVOY, Between::Http2, 0)?);
+            candidates.push(self.start_envoy(binary, ENVOY, Between::Http2, with)?);
             let mut http1 =
-                self.start_envoy(binary, "envoy, HTTP/1.1 between", Between::Http1, 0)?;
+                self.start_envoy(binary, "envoy, HTTP/1.1 between", Between::Http1, plain)?;
             // The same as the other pair's.
             http1.ways.http2 = None;
             http1.ways.tcp = None;
             candidates.push(http1);
         }
+        for candidate in &candidates {
+            features::check(candidate, &self.origin)?;
+        }
         Ok(candidates)
     }
 
-    fn start_weft(&self, unused_services: usize) -> anyhow::Result<Candidate> {
+    fn start_weft(&self, told: Told) -> anyhow::Result<Candidate> {
         let setup = weft::Setup {
-            unused_services,
+            told,
             ..self.weft.clone().context("our own pair is left out")?
         };
         weft::start(&setup, &self.origin, &self.cpus, self.folder.path())
@@ -238,14 +257,14 @@ impl<'a> Setup<'a> {
         binary: &Path,
         name: &'static str,
         between: Between,
-        unused_services: usize,
+        told: Told,
     ) -> anyhow::Result<Candidate> {
         let setup = envoy::Setup {
             name,
             binary: binary.to_owned(),
             between,
             group: "X25519MLKEM768",
-            unused_services,
+            told,
         };
         envoy::start(
             &setup,
@@ -259,12 +278,12 @@ impl<'a> Setup<'a> {
     /// Each part on a pair freshly started: memory that an earlier part has touched and given back
     /// would otherwise be counted, or hidden.
     fn measure_memory(&self, report: &mut Report) -> anyhow::Result<()> {
-        let start_weft = |unused| self.start_weft(unused);
+        let start_weft = |told| self.start_weft(told);
         if self.weft.is_some() {
             report.memory.insert(WEFT, self.memory_of(&start_weft)?);
         }
         if let Some(binary) = &self.arguments.envoy {
-            let start = |unused| self.start_envoy(binary, ENVOY, Between::Http2, unused);
+            let start = |told| self.start_envoy(binary, ENVOY, Between::Http2, told);
             report.memory.insert(ENVOY, self.memory_of(&start)?);
         }
         Ok(())
@@ -272,25 +291,30 @@ impl<'a> Setup<'a> {
 
     fn memory_of(
         &self,
-        start: &dyn Fn(usize) -> anyhow::Result<Candidate>,
+        start: &dyn Fn(Told) -> anyhow::Result<Candidate>,
     ) -> anyhow::Result<MemoryFigures> {
         let settle = || std::thread::sleep(Duration::from_secs(2));
         let mut figures = MemoryFigures::default();
+        let nothing = Told::default();
+        let unused = Told {
+            unused_services: UNUSED_SERVICES,
+            ..nothing
+        };
         {
-            let candidate = start(0)?;
+            let candidate = start(nothing)?;
             eprintln!("memory of {}", candidate.name);
             settle();
             figures.idle = measure::memory(&candidate)?;
             figures.at_256_connections = measure::memory_at_256(&candidate)?;
         }
         {
-            let candidate = start(UNUSED_SERVICES)?;
+            let candidate = start(unused)?;
             settle();
             figures.with_unused_services =
                 measure::memory(&candidate)?.map(|memory| (UNUSED_SERVICES, memory));
         }
         for opaque in [false, true] {
-            let candidate = start(0)?;
+            let candidate = start(nothing)?;
             settle();
             // An opaque connection takes two files of each proxy; some are for other things.
             let files = usize::try_from(self.open_files)?.saturating_sub(200);

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::candidates::Candidate;
+use crate::candidates::{Candidate, Origin};
+use crate::features::{self, Feature};
 use crate::load::{self, Edge, Kind, Load};
 use crate::process::{self, SyscallCount};
 
@@ -18,6 +19,8 @@ pub struct Case {
     pub opaque: bool,
     pub connections: usize,
     pub streams: usize,
+    /// The policy that the requests are under.
+    pub feature: Option<Feature>,
 }
 
 /// All cases, in the order in which they are measured.
@@ -88,7 +91,23 @@ pub const CASES: &[Case] = &[
         8,
         1,
     ),
+    policy("rules-1", "1 rule", Feature::Rules(1)),
+    policy("rules-10", "10 rules", Feature::Rules(10)),
+    policy("rules-100", "100 rules", Feature::Rules(100)),
+    policy("rules-1000", "1,000 rules", Feature::Rules(1000)),
+    policy("headers", "header filters", Feature::Headers),
+    policy("rewrite", "URL rewrite", Feature::Rewrite),
+    policy("retries", "retries armed", Feature::Retries),
+    policy("mirror", "mirror, all requests", Feature::Mirror),
 ];
+
+/// HTTP/1.1 over 32 connections.
+const fn policy(name: &'static str, about: &'static str, feature: Feature) -> Case {
+    Case {
+        feature: Some(feature),
+        ..case(name, about, Kind::Http1, false, 32, 1)
+    }
+}
 
 const fn case(
     name: &'static str,
@@ -105,19 +124,23 @@ const fn case(
         opaque,
         connections,
         streams,
+        feature: None,
     }
 }
 
 impl Case {
     fn load(&self, candidate: &Candidate, window: Duration) -> Option<Load> {
-        let target = match self.kind {
-            Kind::Http2 | Kind::Grpc => candidate.ways.http2,
-            _ if self.opaque => candidate.ways.tcp,
-            _ => candidate.ways.http1,
+        let ways = &candidate.ways;
+        let target = match (self.feature, self.kind) {
+            (Some(feature), _) => ways.features.get(&feature).copied(),
+            (None, Kind::Http2 | Kind::Grpc) => ways.http2,
+            (None, _) if self.opaque => ways.tcp,
+            (None, _) => ways.http1,
         }?;
         Some(Load {
             kind: self.kind,
             target,
+            path: self.feature.map_or("/", Feature::path),
             connections: self.connections,
             streams: self.streams,
             // Every connection is up by then, between the proxies too.
@@ -150,10 +173,15 @@ impl Figures {
 pub fn run(
     case: &Case,
     candidate: &Candidate,
+    origin: &Origin,
     window: Duration,
 ) -> anyhow::Result<Option<Figures>> {
     let Some(load) = case.load(candidate, window) else {
         return Ok(None);
+    };
+    let copies_before = match case.feature {
+        Some(Feature::Mirror) => Some(features::count(origin.mirrored)?),
+        _ => None,
     };
     let mut tries = 0;
     let (outcome, readings) = loop {
@@ -178,6 +206,12 @@ pub fn run(
         eprintln!("{what}; measured again");
     };
     let requests = outcome.latencies.count();
+    let mut outcome = outcome;
+    if let Some(before) = copies_before {
+        // Those of the warm-up too: what is missing is missing among those.
+        let copies = features::count(origin.mirrored)? - before;
+        outcome.missing(requests.saturating_sub(copies));
+    }
     if let Some(error) = &outcome.first_error {
         eprintln!(
             "{} over {}: {} errors; the first: {error}",

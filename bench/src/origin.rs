@@ -1,5 +1,5 @@
-//! The server at the far end: HTTP/1.1 on one port, HTTP/2 on another, each on a thread of its own.
-//! It runs as a process of its own (`weft-bench origin`) so that it can be pinned and is not
+//! The server at the far end: HTTP/1.1 on one port, HTTP/2 on another, copies of requests (HTTP/1.1)
+//! on a third, each on a thread of its own. It runs as a process of its own (`weft-bench origin`) so that it can be pinned and is not
 //! measured with the load generator.
 
 use std::collections::HashMap;
@@ -12,6 +12,7 @@ use http::{HeaderMap, HeaderValue, Response};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
+use crate::features::{COUNT, ECHO, FLAKY};
 use crate::load::http1::head_end;
 use crate::load::http2::GRPC_MESSAGE;
 
@@ -21,10 +22,13 @@ const LARGE: usize = 1 << 20;
 const EMPTY_MESSAGE: &[u8] = &[0; 5];
 
 /// Serves until its standard input ends, which it does when the parent is gone.
-pub fn run(http1: SocketAddr, http2: SocketAddr) -> anyhow::Result<()> {
-    let listener = std::net::TcpListener::bind(http1).with_context(|| format!("{http1}"))?;
-    let h2_listener = std::net::TcpListener::bind(http2).with_context(|| format!("{http2}"))?;
+pub fn run(http1: SocketAddr, http2: SocketAddr, mirrored: SocketAddr) -> anyhow::Result<()> {
+    let bind = |to: SocketAddr| std::net::TcpListener::bind(to).with_context(|| format!("{to}"));
+    let listener = bind(http1)?;
+    let h2_listener = bind(http2)?;
+    let mirror_listener = bind(mirrored)?;
     std::thread::spawn(move || fail(serve_http1(listener)));
+    std::thread::spawn(move || fail(serve_http1(mirror_listener)));
     std::thread::spawn(move || fail(serve_http2(h2_listener)));
     println!("ready");
     io::copy(&mut io::stdin(), &mut io::sink())?;
@@ -43,24 +47,67 @@ struct Client {
     /// Bytes of a request that has not arrived whole.
     partial: Vec<u8>,
     /// Which answer is being written, and how far.
-    answering: Option<(&'static [u8], usize)>,
+    answering: Option<(Bytes, usize)>,
     close: bool,
 }
 
-fn answer(body: &[u8]) -> &'static [u8] {
+/// What a port answers.
+struct Answers {
+    tiny: Bytes,
+    large: Bytes,
+    /// Requests but those that ask for this.
+    requests: u64,
+    /// Of those with [`FLAKY`].
+    flaky: u64,
+}
+
+fn answer(status: &str, body: &[u8]) -> Bytes {
     let mut bytes = format!(
-        "HTTP/1.1 200 OK\r\nServer: origin\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
+        "HTTP/1.1 {status}\r\nServer: origin\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n",
         body.len()
     )
     .into_bytes();
     bytes.extend_from_slice(body);
-    Box::leak(bytes.into_boxed_slice())
+    bytes.into()
+}
+
+impl Answers {
+    fn to(&mut self, head: &[u8]) -> Bytes {
+        if path_is(head, COUNT) {
+            return answer("200 OK", self.requests.to_string().as_bytes());
+        }
+        self.requests += 1;
+        if path_is(head, "/1m") {
+            return self.large.clone();
+        }
+        if has_field(head, ECHO) {
+            return answer("200 OK", head);
+        }
+        if has_field(head, FLAKY) {
+            self.flaky += 1;
+            if self.flaky % 2 == 1 {
+                return answer("503 Service Unavailable", b"not now");
+            }
+        }
+        self.tiny.clone()
+    }
+}
+
+fn path_is(head: &[u8], path: &str) -> bool {
+    let target = head.strip_prefix(b"GET ").unwrap_or_default();
+    target
+        .strip_prefix(path.as_bytes())
+        .is_some_and(|rest| rest.starts_with(b" "))
+}
+
+/// Fields of checks only begin like this, so that a request of the load is looked through once.
+fn has_field(head: &[u8], name: &str) -> bool {
+    contains_ignore_case(head, b"\r\nx-bench-") && contains_ignore_case(head, name.as_bytes())
 }
 
 fn serve_http1(listener: std::net::TcpListener) -> anyhow::Result<()> {
     listener.set_nonblocking(true)?;
     let mut listener = TcpListener::from_std(listener);
-    let tiny = answer(TINY.as_bytes());
     // Not compressible, not all the same: x_{n+1} = x_n * 69069 + 1.
     let mut state = 1u32;
     let large: Vec<u8> = std::iter::repeat_with(|| {
@@ -69,7 +116,12 @@ fn serve_http1(listener: std::net::TcpListener) -> anyhow::Result<()> {
     })
     .take(LARGE)
     .collect();
-    let large = answer(&large);
+    let mut answers = Answers {
+        tiny: answer("200 OK", TINY.as_bytes()),
+        large: answer("200 OK", &large),
+        requests: 0,
+        flaky: 0,
+    };
 
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(1024);
@@ -119,7 +171,7 @@ fn serve_http1(listener: std::net::TcpListener) -> anyhow::Result<()> {
                 continue;
             };
             // A client that went away is not the origin's failure.
-            let open = client.advance(&mut buffer, tiny, large).unwrap_or(false);
+            let open = client.advance(&mut buffer, &mut answers).unwrap_or(false);
             if !open {
                 clients.remove(&event.token());
             }
@@ -129,14 +181,9 @@ fn serve_http1(listener: std::net::TcpListener) -> anyhow::Result<()> {
 
 impl Client {
     /// Answers what it can; false when the connection has ended.
-    fn advance(
-        &mut self,
-        buffer: &mut [u8],
-        tiny: &'static [u8],
-        large: &'static [u8],
-    ) -> io::Result<bool> {
+    fn advance(&mut self, buffer: &mut [u8], answers: &mut Answers) -> io::Result<bool> {
         loop {
-            if let Some((bytes, mut done)) = self.answering {
+            if let Some((bytes, mut done)) = self.answering.take() {
                 while done < bytes.len() {
                     match self.stream.write(&bytes[done..]) {
                         Ok(n) => done += n,
@@ -147,7 +194,6 @@ impl Client {
                         Err(e) => return Err(e),
                     }
                 }
-                self.answering = None;
                 if self.close {
                     return Ok(false);
                 }
@@ -172,12 +218,7 @@ impl Client {
                 continue;
             }
             self.close = contains_ignore_case(head, b"\r\nconnection: close\r\n");
-            let bytes = if head.starts_with(b"GET /1m ") {
-                large
-            } else {
-                tiny
-            };
-            self.answering = Some((bytes, 0));
+            self.answering = Some((answers.to(head), 0));
             self.partial.clear();
         }
     }

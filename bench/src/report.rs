@@ -136,6 +136,12 @@ impl Report {
                 "x Envoy",
                 ratio("connect", &cpu),
             ),
+            at_most(
+                "1,000 rules, CPU beyond that of one",
+                2.0,
+                "µs",
+                self.more_than_one_rule("rules-1000", WEFT),
+            ),
             at_most("Memory, idle", 8.0, "MiB", idle.as_ref().map(most)),
             at_most(
                 "Memory, 256 connections",
@@ -239,8 +245,58 @@ impl Report {
                 )?;
             }
         }
+        self.write_policies(out)?;
         self.write_memory(out)?;
         self.write_targets(out)
+    }
+
+    /// What policies add to a request, on either side.
+    fn write_policies(&self, out: &mut String) -> std::fmt::Result {
+        let cases = || {
+            CASES
+                .iter()
+                .filter(|case| case.feature.is_some() && self.cases.contains_key(case.name))
+        };
+        if cases().next().is_none() {
+            return Ok(());
+        }
+        writeln!(
+            out,
+            "\n| Policy | weft, CPU µs/request | envoy, CPU µs/request | x Envoy | weft, more than one rule | envoy, more than one rule |\n|---|---|---|---|---|---|"
+        )?;
+        let number = |value: Option<f64>, digits: usize| {
+            value.map_or("–".to_owned(), |v| format!("{v:.digits$}"))
+        };
+        for case in cases() {
+            let cpu = |name| {
+                let rounds = self.cases.get(case.name)?.get(name)?;
+                median(rounds.iter().filter_map(Figures::cpu_sum_us).collect())
+            };
+            writeln!(
+                out,
+                "| {} | {} | {} | {} | {} | {} |",
+                case.about,
+                number(cpu(WEFT), 1),
+                number(cpu(ENVOY), 1),
+                number(self.ratio(case.name, WEFT, ENVOY, &Figures::cpu_sum_us), 2),
+                number(self.more_than_one_rule(case.name, WEFT), 1),
+                number(self.more_than_one_rule(case.name, ENVOY), 1),
+            )?;
+        }
+        Ok(())
+    }
+
+    /// CPU of a request beyond that of one under a single rule, microseconds: the median of the
+    /// rounds' differences.
+    fn more_than_one_rule(&self, case: &str, of: &str) -> Option<f64> {
+        let of_case = |case: &str| self.cases.get(case)?.get(of);
+        let (these, one) = (of_case(case)?, of_case("rules-1")?);
+        let differences = these
+            .iter()
+            .zip(one)
+            .filter_map(|(a, b)| Some(a.cpu_sum_us()? - b.cpu_sum_us()?))
+            .collect();
+        median(differences)
     }
 
     fn write_memory(&self, out: &mut String) -> std::fmt::Result {
@@ -381,6 +437,22 @@ mod tests {
         assert!(report.table().contains("**missed**"));
         let rate = report.targets.iter().find(|t| t.at_least).unwrap();
         assert_eq!(rate.met(), Some(false), "{rate:?}");
+    }
+
+    #[test]
+    fn what_a_policy_adds_is_the_median_of_the_rounds_differences() {
+        let mut report = report(&[30.0, 31.0, 32.0], &[60.0, 60.0, 60.0]);
+        let cases = std::mem::take(&mut report.cases);
+        for case in ["rules-1", "rules-1000"] {
+            report.cases.insert(case, cases["http1-c32"].clone());
+        }
+        // 1, 90 and 2 more than one rule: a round with noise does not decide.
+        let of = report.cases.get_mut("rules-1000").unwrap();
+        let rounds = [31.0, 121.0, 34.0].map(figures).to_vec();
+        of.insert(WEFT, rounds);
+        assert_eq!(report.more_than_one_rule("rules-1000", WEFT), Some(2.0));
+        assert_eq!(report.more_than_one_rule("rules-1000", ENVOY), Some(0.0));
+        assert!(report.table().contains("| 1,000 rules | 34.0 | 60.0 |"));
     }
 
     #[test]

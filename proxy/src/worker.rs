@@ -60,6 +60,8 @@ pub struct Worker {
     pub taps: Arc<Taps>,
     pub connect_options: transport::Options,
     pub drain: Drain,
+    /// Who serves HTTP/2 streams.
+    pub crew: http2::Crew,
     /// Copies of requests that are under way.
     pub mirrors: Cell<usize>,
     open: Cell<usize>,
@@ -143,6 +145,7 @@ impl Worker {
                 ..transport::Options::default()
             },
             drain: Drain::default(),
+            crew: http2::Crew::default(),
             mirrors: Cell::new(0),
             open: Cell::new(0),
             balancers: RefCell::default(),
@@ -303,6 +306,7 @@ impl Worker {
         loop {
             tokio::time::sleep(SWEEP).await;
             let now = Instant::now();
+            self.crew.sweep();
             let balancers: Vec<_> = self.balancers.borrow().values().cloned().collect();
             for balancer in balancers {
                 balancer.for_each(now, |endpoint| {

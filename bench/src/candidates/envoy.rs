@@ -2,13 +2,15 @@
 //! mutual TLS 1.3 with P-256 certificates between, no session resumption (so that a new connection
 //! is a full handshake, as ours is).
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Candidate, Origin, Ways, loopback};
+use super::{Candidate, Origin, Told, Ways, loopback};
+use crate::features::{ANSWERED, FEATURES, Feature, REMOVED, REWRITTEN, SET};
 use crate::process::{Cpus, Process, Side, free_port, wait_for};
 
 /// What is spoken between the two Envoys for HTTP/1.1 requests.
@@ -28,8 +30,7 @@ pub struct Setup {
     pub between: Between,
     /// Key exchange group, Envoy's name for it: X25519MLKEM768 or X25519.
     pub group: &'static str,
-    /// Services it is told about and never sends to; ten endpoints each.
-    pub unused_services: usize,
+    pub told: Told,
 }
 
 /// The certificates of a pair, in a folder.
@@ -141,7 +142,7 @@ pub fn start(
         cluster("tcp", inn.tcp, Some(tls_out(&["mesh-tcp"])), None),
     ];
     let mut hosts = vec![host("used", &["*"], "http")];
-    for i in 0..setup.unused_services {
+    for i in 0..setup.told.unused_services {
         let name = format!("svc-{i}.ns-{}.svc.cluster.local", i % 50);
         let mut unused = cluster(&name, 1, Some(tls_out(&["h2"])), Some(true));
         let endpoints: Vec<Value> = (1..=10)
@@ -154,23 +155,42 @@ pub fn start(
         clusters.push(unused);
         hosts.push(host(&name, &[&name], &name));
     }
-    let outbound = bootstrap(
-        out.admin,
-        vec![
-            listener("http", out.http1, http_manager("out", hosts), None),
-            listener(
-                "http2",
-                out.http2,
-                http_manager("out2", vec![host("used", &["*"], "http2")]),
-                None,
-            ),
-            listener("tcp", out.tcp, tcp_proxy("tcp"), None),
-        ],
-        clusters,
-    );
+    let mut listeners = vec![
+        listener("http", out.http1, http_manager("out", hosts), None),
+        listener(
+            "http2",
+            out.http2,
+            http_manager("out2", vec![host("used", &["*"], "http2")]),
+            None,
+        ),
+        listener("tcp", out.tcp, tcp_proxy("tcp"), None),
+    ];
+    let mut features = BTreeMap::new();
+    if setup.told.policies {
+        clusters.push(cluster(
+            "mirrored",
+            inn.mirrored,
+            Some(tls_out(&[http_alpn])),
+            Some(http2_between),
+        ));
+        for feature in FEATURES {
+            let port = free_port()?;
+            let name = feature.name();
+            let host = json!({"name": name, "domains": ["*"], "routes": routes(feature)});
+            listeners.push(listener(&name, port, http_manager(&name, vec![host]), None));
+            features.insert(feature, loopback(port));
+        }
+    }
+    let outbound = bootstrap(out.admin, listeners, clusters);
     let inbound = bootstrap(
         inn.admin,
         vec![
+            listener(
+                "mirrored",
+                inn.mirrored,
+                http_manager("in-mirrored", vec![host("used", &["*"], "mirrored")]),
+                Some(tls_in(&["h2", "http/1.1"])),
+            ),
             listener(
                 "http",
                 inn.http1,
@@ -194,6 +214,7 @@ pub fn start(
             cluster("http", origin.http1.port(), None, Some(false)),
             cluster("http2", origin.http2.port(), None, Some(true)),
             cluster("tcp", origin.http1.port(), None, None),
+            cluster("mirrored", origin.mirrored.port(), None, Some(false)),
         ],
     );
     let mut processes = Vec::new();
@@ -237,6 +258,7 @@ pub fn start(
             http1: Some(loopback(out.http1)),
             http2: Some(loopback(out.http2)),
             tcp: Some(loopback(out.tcp)),
+            features,
         },
         pids: Some((processes[1].pid(), processes[0].pid())),
         _processes: processes,
@@ -250,6 +272,7 @@ struct Ports {
     http1: u16,
     http2: u16,
     tcp: u16,
+    mirrored: u16,
 }
 
 impl Ports {
@@ -259,6 +282,7 @@ impl Ports {
             http1: free_port()?,
             http2: free_port()?,
             tcp: free_port()?,
+            mirrored: free_port()?,
         })
     }
 }
@@ -320,6 +344,50 @@ fn host(name: &str, domains: &[&str], cluster: &str) -> Value {
         "domains": domains,
         "routes": [{"match": {"prefix": "/"}, "route": {"cluster": cluster, "timeout": "0s"}}],
     })
+}
+
+/// The routes of a policy; all lead to the cluster `http`.
+fn routes(feature: Feature) -> Value {
+    let field = |(name, value): (&str, &str)| {
+        json!({
+            "header": {"key": name, "value": value},
+            "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+        })
+    };
+    let to_server = json!({"cluster": "http", "timeout": "0s"});
+    let mut all = json!({"match": {"prefix": "/"}, "route": to_server});
+    match feature {
+        Feature::Rules(count) => {
+            return (0..count)
+                .map(|i| {
+                    let prefix = format!("/r{i}");
+                    json!({"match": {"path_separated_prefix": prefix}, "route": to_server})
+                })
+                .collect();
+        }
+        Feature::Headers => {
+            all["request_headers_to_add"] = SET.map(field).to_vec().into();
+            all["request_headers_to_remove"] = json!([REMOVED]);
+            all["response_headers_to_add"] = json!([field(ANSWERED)]);
+        }
+        Feature::Rewrite => {
+            let (prefix, host) = REWRITTEN;
+            all["match"] = json!({"path_separated_prefix": "/from"});
+            all["route"]["prefix_rewrite"] = prefix.into();
+            all["route"]["host_rewrite_literal"] = host.into();
+        }
+        Feature::Retries => {
+            all["route"]["retry_policy"] = json!({
+                "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+                "retriable_status_codes": [503],
+                "num_retries": 2,
+            });
+        }
+        Feature::Mirror => {
+            all["route"]["request_mirror_policies"] = json!([{"cluster": "mirrored"}]);
+        }
+    }
+    json!([all])
 }
 
 fn http_manager(prefix: &str, hosts: Vec<Value>) -> Value {

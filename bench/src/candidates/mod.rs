@@ -3,10 +3,12 @@
 pub mod envoy;
 pub mod weft;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::features::Feature;
 use crate::load::{self, Kind, Load};
 use crate::process::{Cpus, Process, Side, free_port, wait_for};
 
@@ -17,6 +19,17 @@ pub struct Ways {
     pub http2: Option<SocketAddr>,
     /// Opaque: bytes are copied.
     pub tcp: Option<SocketAddr>,
+    /// HTTP/1.1 under a policy; nothing unless they are measured.
+    pub features: BTreeMap<Feature, SocketAddr>,
+}
+
+/// What a pair is told besides what every pair is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Told {
+    /// Services that nothing is sent to; ten endpoints each.
+    pub unused_services: usize,
+    /// The policies of [`Feature`].
+    pub policies: bool,
 }
 
 /// Something to measure.
@@ -55,6 +68,7 @@ fn answers(target: SocketAddr, kind: Kind) -> anyhow::Result<()> {
     let load = Load {
         kind,
         target,
+        path: "/",
         connections: 1,
         streams: 1,
         warmup: Duration::ZERO,
@@ -73,18 +87,23 @@ pub struct Origin {
     _process: Process,
     pub http1: SocketAddr,
     pub http2: SocketAddr,
+    /// Where copies of requests go.
+    pub mirrored: SocketAddr,
 }
 
 impl Origin {
     pub fn start(cpus: &Cpus, folder: &Path) -> anyhow::Result<Self> {
         let http1 = loopback(free_port()?);
         let http2 = loopback(free_port()?);
+        let mirrored = loopback(free_port()?);
         let log = folder.join("origin.log");
         cpus.enter(Side::Server)?;
         let process = Process::start(
             "origin",
             &std::env::current_exe()?,
-            ["origin".to_owned(), http1.to_string(), http2.to_string()],
+            ["origin".to_owned()]
+                .into_iter()
+                .chain([http1, http2, mirrored].map(|port| port.to_string())),
             &log,
         )?;
         cpus.enter(Side::Client)?;
@@ -92,6 +111,7 @@ impl Origin {
             _process: process,
             http1,
             http2,
+            mirrored,
         };
         origin.direct().wait_ready()?;
         Ok(origin)
@@ -105,6 +125,7 @@ impl Origin {
                 http1: Some(self.http1),
                 http2: Some(self.http2),
                 tcp: None,
+                features: BTreeMap::new(),
             },
             pids: None,
             _processes: Vec::new(),

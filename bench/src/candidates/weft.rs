@@ -12,8 +12,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Candidate, Origin, Ways, loopback};
+use super::{Candidate, Origin, Told, Ways, loopback};
 use crate::process::{Cpus, Process, Side, free_port, wait_for};
+
+mod policies;
 
 /// Addresses that the one inbound proxy is reached at; loopback answers to all of 127/8.
 const ENDPOINTS: u8 = 10;
@@ -24,8 +26,7 @@ pub struct Setup {
     pub name: &'static str,
     pub proxy: PathBuf,
     pub control_plane: PathBuf,
-    /// Services in the control plane's folder that nothing is sent to; ten endpoints each.
-    pub unused_services: usize,
+    pub told: Told,
 }
 
 impl Setup {
@@ -71,7 +72,7 @@ impl Setup {
             name: "weft",
             proxy: find("weft-proxy")?,
             control_plane: find("weft-control-plane")?,
-            unused_services: 0,
+            told: Told::default(),
         })
     }
 }
@@ -118,12 +119,24 @@ pub fn start(
             })
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    fs::write(manifests.join("bench.yaml"), used(&carried, origin)?)?;
-    if setup.unused_services > 0 {
+    let mirrored = free_port()?;
+    fs::write(
+        manifests.join("bench.yaml"),
+        used(&carried, mirrored, origin)?,
+    )?;
+    if setup.told.unused_services > 0 {
         fs::write(
             manifests.join("unused.yaml"),
-            unused(setup.unused_services)?,
+            unused(setup.told.unused_services)?,
         )?;
+    }
+    let features = match setup.told.policies {
+        true => policies::carried()?,
+        false => Vec::new(),
+    };
+    if setup.told.policies {
+        let yaml = policies::manifests(&features, carried[0].inbound, mirrored)?;
+        fs::write(manifests.join("policies.yaml"), yaml)?;
     }
 
     let control = free_port()?;
@@ -165,10 +178,23 @@ pub fn start(
             String::from_utf8_lossy(&output.stderr)
         );
         fs::write(&token, output.stdout)?;
-        let forwards = carried.iter().map(|c| match side {
-            Side::Client => format!("--forward=outbound:{}={}", c.outbound, c.vip),
-            Side::Server => format!("--forward=inbound:{}={}", c.inbound, c.origin),
-        });
+        let mut forwards: Vec<_> = carried
+            .iter()
+            .map(|c| match side {
+                Side::Client => format!("--forward=outbound:{}={}", c.outbound, c.vip),
+                Side::Server => format!("--forward=inbound:{}={}", c.inbound, c.origin),
+            })
+            .collect();
+        match side {
+            Side::Client => {
+                let policies = features.iter();
+                forwards
+                    .extend(policies.map(|c| format!("--forward=outbound:{}={}", c.port, c.vip)));
+            }
+            Side::Server => {
+                forwards.push(format!("--forward=inbound:{mirrored}={}", origin.mirrored))
+            }
+        }
         let log = folder.join(format!("{workload}.log"));
         let admin = loopback(free_port()?);
         let arguments = [
@@ -214,6 +240,9 @@ pub fn start(
             http1: way("http"),
             http2: way("http2"),
             tcp: way("tcp"),
+            features: (features.iter())
+                .map(|c| (c.feature, loopback(c.port)))
+                .collect(),
         },
         pids,
         _processes: processes,
@@ -238,7 +267,7 @@ fn ready(admin: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// The manifests of what is measured.
-fn used(carried: &[Carried], origin: &Origin) -> anyhow::Result<String> {
+fn used(carried: &[Carried], mirrored: u16, origin: &Origin) -> anyhow::Result<String> {
     let mut yaml = String::new();
     for c in carried {
         writeln!(
@@ -292,6 +321,7 @@ spec:
         for c in carried {
             writeln!(yaml, "  - {{name: {}, port: {}}}", c.name, c.inbound)?;
         }
+        writeln!(yaml, "  - {{name: mirrored, port: {mirrored}}}")?;
     }
     write!(
         yaml,

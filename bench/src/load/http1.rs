@@ -23,7 +23,7 @@ pub fn run(load: &Load, edge: &mut dyn FnMut(Edge)) -> anyhow::Result<Outcome> {
     let path = if load.kind == Kind::Http1Large {
         "/1m"
     } else {
-        "/"
+        load.path
     };
     let request = request(path, close).into_bytes();
     let mut outcome = Outcome::default();

@@ -30,6 +30,8 @@ pub enum Kind {
 pub struct Load {
     pub kind: Kind,
     pub target: SocketAddr,
+    /// HTTP/1.1 with tiny answers: what is asked for.
+    pub path: &'static str,
     pub connections: usize,
     /// HTTP/2: streams open at once on each connection.
     pub streams: usize,
@@ -51,6 +53,14 @@ pub struct Outcome {
 impl Outcome {
     pub fn requests_per_second(&self) -> f64 {
         self.latencies.count() as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+
+    /// Copies of requests that did not arrive.
+    pub fn missing(&mut self, copies: u64) {
+        if copies > 0 {
+            self.fail(format_args!("{copies} copies are missing"));
+            self.errors += copies - 1;
+        }
     }
 
     fn fail(&mut self, error: impl std::fmt::Display) {

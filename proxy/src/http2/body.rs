@@ -10,6 +10,11 @@ use http::{HeaderMap, HeaderValue};
 use crate::http::mirror::Tees;
 use crate::http::pushback::Again;
 
+/// The first bytes of a body up to this many go with its head, whether the peer's window is known
+/// yet or not: a window is assigned to a stream when its head is written, so waiting for it would
+/// write a short body by a second system call. `h2` holds back what the window does not take.
+const WITH_HEAD: usize = 16 * 1024;
+
 /// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
 
@@ -27,6 +32,8 @@ pub(super) struct Pump {
     again: usize,
     /// How much may be kept, how much is; `None`: nothing is kept (any more).
     room: Option<usize>,
+    /// Nothing has been sent in this try.
+    first: bool,
     /// END_STREAM has been given to the sink.
     done: bool,
     /// Where it goes beside its way.
@@ -67,6 +74,7 @@ impl Pump {
             kept: Vec::new(),
             again: 0,
             room: keep,
+            first: true,
             done,
             tees: None,
             bytes: 0,
@@ -110,6 +118,7 @@ impl Pump {
         }
         self.chunk = Bytes::new();
         self.again = 0;
+        self.first = true;
         self.done = self.is_empty();
     }
 
@@ -140,7 +149,8 @@ impl Pump {
                 continue;
             }
             let last = beside.sent == self.kept.len() && matches!(self.source, Source::Ended);
-            ready!(poll_part(cx, sink, &mut beside.chunk, last))?;
+            ready!(poll_part(cx, sink, &mut beside.chunk, !beside.begun, last))?;
+            beside.begun = true;
             beside.done = last && beside.chunk.is_empty();
         }
     }
@@ -150,6 +160,7 @@ impl Pump {
         self.chunk = beside.chunk;
         self.again = beside.sent;
         self.fresh = false;
+        self.first = !beside.begun;
         self.done = beside.done;
     }
 
@@ -269,7 +280,8 @@ impl Pump {
         sink: &mut SendStream<Bytes>,
     ) -> Poll<Result<(), Stop>> {
         let last = self.again == self.kept.len() && matches!(self.source, Source::Ended);
-        let n = ready!(poll_part(cx, sink, &mut self.chunk, last))?;
+        let n = ready!(poll_part(cx, sink, &mut self.chunk, self.first, last))?;
+        self.first = false;
         if self.fresh {
             self.release(n);
         }
@@ -291,25 +303,34 @@ pub(super) struct Beside {
     /// Of the chunks, begun ones included; and what is left of the last of these.
     sent: usize,
     chunk: Bytes,
+    /// Something has been given to the sink.
+    begun: bool,
     done: bool,
 }
 
-/// Sends as much of a chunk as the sink's window takes, with END_STREAM behind the `last`.
+/// Sends as much of a chunk as the sink's window takes, a short `first` one whole; END_STREAM goes
+/// behind the `last`.
 fn poll_part(
     cx: &mut Context<'_>,
     sink: &mut SendStream<Bytes>,
     chunk: &mut Bytes,
+    first: bool,
     last: bool,
 ) -> Poll<Result<usize, Stop>> {
-    sink.reserve_capacity(chunk.len());
-    let window = match sink.capacity() {
-        0 => match ready!(sink.poll_capacity(cx)) {
-            Some(Ok(window)) => window,
-            Some(Err(_)) | None => return Poll::Ready(Err(Stop::Sink)),
-        },
-        window => window,
+    let n = match chunk.len() {
+        short @ ..=WITH_HEAD if first => short,
+        wanted => {
+            sink.reserve_capacity(wanted);
+            let window = match sink.capacity() {
+                0 => match ready!(sink.poll_capacity(cx)) {
+                    Some(Ok(window)) => window,
+                    Some(Err(_)) | None => return Poll::Ready(Err(Stop::Sink)),
+                },
+                window => window,
+            };
+            window.min(wanted)
+        }
     };
-    let n = window.min(chunk.len());
     let part = chunk.split_to(n);
     let end = last && chunk.is_empty();
     sink.send_data(part, end).map_err(|_| Stop::Sink)?;

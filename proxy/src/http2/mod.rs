@@ -4,6 +4,7 @@
 //! a stream is in `stream`: route, backend and permit, then tries, each on a connection of the
 //! endpoint's [`Pool`], until a response has passed.
 //!
+//! - [`crew`]: the tasks in which streams are served
 //! - [`pool`]: connections to one endpoint, each shared by many streams
 //! - `stream`: one request from its HEADERS to the end of its response
 //! - `drive`: moving its bytes until something has to be decided
@@ -34,6 +35,8 @@ use bytes::Bytes;
 use h2::Reason;
 use tokio::time::timeout;
 
+use crew::Job;
+
 use crate::http::flow::Flow;
 use crate::http1::conn::LazyTimer;
 use crate::transport::{HANDSHAKE_TIMEOUT, Stream};
@@ -41,6 +44,7 @@ use crate::worker::Worker;
 
 mod answer;
 mod body;
+pub mod crew;
 mod deadline;
 mod drive;
 mod failure;
@@ -52,6 +56,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use crew::Crew;
 pub use pool::Pool;
 
 /// Bytes a peer may send on one stream before we have passed them on: 256 KiB in a millisecond of
@@ -136,8 +141,12 @@ pub async fn serve(worker: Rc<Worker>, stream: Stream, flow: Rc<Flow>) {
         .await;
         match accepted {
             Some(Ok((request, respond))) => {
-                let (worker, flow) = (worker.clone(), flow.clone());
-                tokio::task::spawn_local(stream::serve(worker, flow, request, respond));
+                worker.crew.serve(Job {
+                    worker: worker.clone(),
+                    flow: flow.clone(),
+                    request,
+                    respond,
+                });
             }
             Some(Err(error)) => {
                 tracing::debug!(client = %flow.peer, "HTTP/2 connection: {error}");

@@ -76,8 +76,12 @@ pub(super) async fn serve(
         head::edit(&mut parts, plan, call.prefix);
     }
     if let Some(traceparent) = propagate
-        && let Ok(value) = HeaderValue::from_bytes(&traceparent.to_bytes())
+        && let Ok(mut value) = HeaderValue::from_bytes(&traceparent.to_bytes())
     {
+        // No other request has this one: it stays out of HPACK's tables (RFC 7541 section 6.2.3),
+        // where each would push out a field that comes again, and the next would be compared to
+        // all that stand there.
+        value.set_sensitive(true);
         parts.headers.insert("traceparent", value);
     }
     let mut exchange = Exchange {

@@ -12,6 +12,7 @@ mod faults;
 mod health;
 mod http1;
 mod http2;
+mod places;
 mod policy;
 mod rates;
 mod resilience;
@@ -123,6 +124,9 @@ const TRIALS: &[(&str, fn())] = &trials![
     health::a_grpc_server_that_is_not_serving_gets_no_calls,
     health::an_application_that_takes_no_connection_is_unwell,
     health::requests_stay_in_the_clients_zone_while_it_is_well,
+    places::a_local_service_is_for_clients_on_the_same_node,
+    places::a_local_service_without_an_endpoint_here_refuses_connections,
+    places::what_is_near_is_preferred,
     sessions::a_header_keeps_a_session_too,
     sessions::a_slow_endpoint_keeps_its_sessions_and_gets_no_new_ones,
     sessions::a_backends_policy_keeps_sessions_without_a_route,

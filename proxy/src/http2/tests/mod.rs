@@ -23,6 +23,7 @@ use crate::worker::Worker;
 
 mod calls;
 mod connections;
+mod crew;
 mod failures;
 mod frames;
 mod settings;

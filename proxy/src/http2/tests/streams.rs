@@ -177,6 +177,62 @@ async fn flow_control_is_end_to_end() {
     .await;
 }
 
+/// The beginning of a body goes with its head, whatever the server's window says; what the window
+/// does not take waits for it.
+#[tokio::test]
+async fn a_short_body_waits_for_a_window_that_is_shut() {
+    local(async {
+        let (listener, address) = crate::transport::testing::listen().await;
+        let asked = Rc::new(tokio::sync::Notify::new());
+        let (heard, shut) = (asked.clone(), Rc::new(Cell::new(true)));
+        let opened = shut.clone();
+        spawn_local(async move {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut builder = h2::server::Builder::new();
+            let handshake = builder.initial_window_size(0).handshake::<_, Bytes>(tcp);
+            let mut connection = handshake.await.unwrap();
+            // Whoever is answered knows of the window.
+            let (_, respond) = connection.accept().await.unwrap().unwrap();
+            ok(respond, "known");
+            let (request, respond) = connection.accept().await.unwrap().unwrap();
+            spawn_local(async move {
+                let mut body = request.into_body();
+                let first = body.data().await.unwrap().unwrap();
+                assert!(!shut.get(), "{first:?} came before the window was open");
+                assert_eq!(first, "hello");
+                let (rest, trailers) = read(&mut body).await.unwrap();
+                assert_eq!(rest, "");
+                assert_eq!(trailers.unwrap()["checksum"], "5");
+                ok(respond, "read");
+            });
+            loop {
+                tokio::select! {
+                    _ = connection.accept() => return,
+                    () = heard.notified() => {
+                        opened.set(false);
+                        connection.set_initial_window_size(1024).unwrap();
+                    }
+                }
+            }
+        });
+        let mut client = client(to(address)).await;
+        ask(&mut client, get("/")).await.unwrap();
+        let (response, mut sink) = client.send_request(post("/"), false).unwrap();
+        sink.send_data("hello".into(), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("checksum", "5".parse().unwrap());
+        sink.send_trailers(trailers).unwrap();
+        // As many turns as everything that can move takes.
+        for _ in 0..1000 {
+            tokio::task::yield_now().await;
+        }
+        asked.notify_one();
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(read(&mut body).await.unwrap().0, "read");
+    })
+    .await;
+}
+
 /// The same for a request: the client is held back, and can go on.
 #[tokio::test]
 async fn a_server_that_does_not_read_holds_the_client_back() {
