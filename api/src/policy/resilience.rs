@@ -98,7 +98,8 @@ pub struct RequestHeaders {
     pub max_count: Option<u32>,
 }
 
-/// A second try beside the first, for requests without a body that may be repeated.
+/// A second try beside the first, for requests that may be repeated and have been sent as a whole by
+/// then, their body within `retries.maxBodyBytes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Hedging {

@@ -373,12 +373,19 @@ impl Call {
         })
     }
 
-    /// When another endpoint is asked too, if this first one has not answered by then. Who stays with
-    /// an endpoint has no other.
+    /// When another endpoint is asked too, if this first one has not answered by then. Whose session
+    /// is with an endpoint has no other: what it knows of the session, others do not. One that begins
+    /// is with whoever answers.
     pub fn hedge_after(&self, method: &[u8]) -> Option<Duration> {
         let after = self.route.policy.hedge_after?;
         let policy = self.route.policy.retry.as_deref()?;
-        let first = self.tries == 1 && self.session.is_none();
+        // Silence for that long ends the try before.
+        let idle = self.route.policy.stream_idle_timeout;
+        if idle.is_some_and(|idle| idle <= after) {
+            return None;
+        }
+        let bound = self.sticky().and_then(Sticky::endpoint).is_some();
+        let first = self.tries == 1 && !bound;
         (first && retry::is_repeatable(policy, method)).then_some(after)
     }
 

@@ -1,8 +1,9 @@
 //! A second try beside the first (hedging): when no answer has begun after a while, another endpoint
 //! is asked too, and the one that answers first goes on as if it had been the only one.
 //!
-//! Only for requests without a body: the head is written to both as it is, and neither needs the
-//! client until there is an answer.
+//! Only for requests that are here as a whole, head and body, within what is kept for another try:
+//! the bytes are written to both as they are, and neither needs the client until there is an answer.
+//! Who is still sending when the second try would begin gets none.
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -25,7 +26,7 @@ use crate::worker::Pools;
 pub(super) struct Raced {
     /// To the head of its response; counted from when it was sent.
     pub(super) deadline: Option<Instant>,
-    /// Bytes of the head that have been sent.
+    /// Bytes of the request that have been sent.
     pub(super) sent: usize,
 }
 
@@ -36,7 +37,7 @@ pub(super) struct Lane {
     pub(super) picked: Picked<Pools>,
     /// Its connection has carried a request before.
     pub(super) reused: bool,
-    /// Bytes of the head that have been written, and whether all of them are on their way.
+    /// Bytes of the request that have been written, and whether all of them are on their way.
     pub(super) sent: usize,
     pub(super) flushed: bool,
 }
@@ -71,10 +72,11 @@ impl Lane {
         }
     }
 
-    /// Sends the head.
-    fn poll_send(&mut self, cx: &mut Context<'_>, head: &[u8]) -> Poll<io::Result<()>> {
-        while self.sent < head.len() {
-            self.sent += ready!(self.server.poll_write(cx, &head[self.sent..]))?;
+    /// Sends what there is of the request.
+    fn poll_send(&mut self, cx: &mut Context<'_>, request: &[u8]) -> Poll<io::Result<()>> {
+        while self.sent < request.len() {
+            self.flushed = false;
+            self.sent += ready!(self.server.poll_write(cx, &request[self.sent..]))?;
         }
         if !self.flushed {
             ready!(self.server.poll_flush(cx))?;
@@ -83,15 +85,16 @@ impl Lane {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends the head, then waits for the answer.
-    fn poll_all(&mut self, cx: &mut Context<'_>, head: &[u8]) -> Poll<Heard> {
-        match ready!(self.poll_send(cx, head)) {
-            Ok(()) => self.poll(cx),
+    /// Sends what there is of the request; ready when an answer has begun, or will not. A server may
+    /// answer before it has read everything.
+    fn poll_all(&mut self, cx: &mut Context<'_>, request: &[u8]) -> Poll<Heard> {
+        match self.poll_send(cx, request) {
             // What the server said before it closed may stand in the kernel's buffer.
-            Err(_) => match self.poll(cx) {
+            Poll::Ready(Err(_)) => match self.poll(cx) {
                 Poll::Pending => Poll::Ready(Heard::Failure),
                 heard => heard,
             },
+            Poll::Ready(Ok(())) | Poll::Pending => self.poll(cx),
         }
     }
 
@@ -112,13 +115,63 @@ fn poll_gone(client: &mut Conn, cx: &mut Context<'_>) -> Poll<Gone> {
     Poll::Pending
 }
 
+/// How much of the request is here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Here {
+    Whole,
+    /// More is to come than is kept, or it makes no sense: whoever drives the only try sees to it.
+    No,
+    Gone,
+}
+
 impl Exchange<'_> {
-    /// When another endpoint is asked too; `None`: not for this request.
-    pub(super) fn hedge_after(&self, call: &Call) -> Option<Duration> {
+    /// When another endpoint is asked too; `None`: not for this request. `replay` is how much of it
+    /// is kept.
+    pub(super) fn hedge_after(&self, call: &Call, replay: Option<usize>) -> Option<Duration> {
         let delay = call.hedge_after(&self.method)?;
-        let bare = self.body.is_done() && self.ready == 0 && self.ending.bytes_in == 0;
         let usual = !self.framing.upgrade && !self.framing.odd && &*self.method != b"CONNECT";
-        (bare && usual).then_some(delay)
+        (usual && replay.is_some()).then_some(delay)
+    }
+
+    /// Reads the request's body behind its head, as far as it is here; ready when that is decided.
+    fn poll_request(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Conn,
+        out: &mut Vec<u8>,
+        limit: usize,
+    ) -> Poll<Here> {
+        loop {
+            if self.ready > 0 {
+                if out.len() + self.ready > limit {
+                    return Poll::Ready(Here::No);
+                }
+                let bytes = client.buf.split_to(self.ready);
+                if let Some(tees) = &self.tees {
+                    tees.push(&bytes);
+                }
+                out.extend_from_slice(&bytes);
+                self.ending.bytes_in += bytes.len() as u64;
+                self.ready = 0;
+            }
+            if self.body.is_done() {
+                return Poll::Ready(Here::Whole);
+            }
+            if client.buf.is_empty() {
+                if client.eof {
+                    return Poll::Ready(Here::No);
+                }
+                if ready!(client.poll_fill(cx, self.body.expected())).is_err() {
+                    return Poll::Ready(Here::Gone);
+                }
+                continue;
+            }
+            let mut body = self.body;
+            match body.advance(&client.buf) {
+                Ok(n) => (self.body, self.ready) = (body, n),
+                Err(_) => return Poll::Ready(Here::No),
+            }
+        }
     }
 
     /// Sends the request on `first`, and beside it to another endpoint if no answer has begun after
@@ -130,18 +183,28 @@ impl Exchange<'_> {
         first: &mut Lane,
         scratch: &mut Scratch,
         delay: Duration,
+        limit: usize,
     ) -> Result<(), Gone> {
         let Scratch { out, timer, .. } = scratch;
         let now = Instant::now();
-        // Nothing moves while the answer is waited for.
-        let quiet = call.route.policy.stream_idle_timeout.map(|idle| now + idle);
-        let deadline = call.try_deadline(now).into_iter().chain(quiet).min();
+        let deadline = call.try_deadline(now);
         let until = deadline.map_or(now + delay, |deadline| deadline.min(now + delay));
+        let mut whole = None;
         let waited = poll_fn(|cx| {
+            if whole.is_none() {
+                match self.poll_request(cx, client, out, limit) {
+                    Poll::Ready(Here::Whole) => whole = Some(Instant::now()),
+                    Poll::Ready(Here::No) => return Poll::Ready(Ok(true)),
+                    Poll::Ready(Here::Gone) => return Poll::Ready(Err(Gone)),
+                    Poll::Pending => {}
+                }
+            }
             if first.poll_all(cx, out).is_ready() {
                 return Poll::Ready(Ok(true));
             }
-            if let Poll::Ready(gone) = poll_gone(client, cx) {
+            if whole.is_some()
+                && let Poll::Ready(gone) = poll_gone(client, cx)
+            {
                 return Poll::Ready(Err(gone));
             }
             timer.poll(cx, Some(until)).map(|()| Ok(false))
@@ -151,9 +214,14 @@ impl Exchange<'_> {
             deadline,
             sent: first.sent,
         });
-        if answered || deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let Some(whole) = whole.filter(|_| !answered && !late) else {
             return Ok(());
-        }
+        };
+        // Nothing moves from then on until there is an answer.
+        let quiet = call.route.policy.stream_idle_timeout;
+        let quiet = quiet.map(|idle| whole + idle);
+        let end = deadline.into_iter().chain(quiet).min();
         let now = Instant::now();
         let address = first.picked.endpoint.info.address;
         let Some(mut picked) = call.hedge(self.worker, address, now) else {
@@ -169,7 +237,7 @@ impl Exchange<'_> {
                 if let Poll::Ready(gone) = poll_gone(client, cx) {
                     return Poll::Ready(Err(gone));
                 }
-                if let Poll::Ready(()) = timer.poll(cx, deadline) {
+                if let Poll::Ready(()) = timer.poll(cx, end) {
                     return Poll::Ready(Ok(None));
                 }
                 leasing.as_mut().poll(cx).map(|leased| Ok(Some(leased)))
@@ -214,7 +282,7 @@ impl Exchange<'_> {
                 (Poll::Ready(Heard::Failure), Poll::Ready(Heard::Failure)) => {
                     Poll::Ready(Ok(false))
                 }
-                _ => timer.poll(cx, deadline).map(|()| Ok(false)),
+                _ => timer.poll(cx, end).map(|()| Ok(false)),
             }
         })
         .await;
@@ -231,8 +299,9 @@ impl Exchange<'_> {
                 observation.endpoint(self.worker, self.flow, &first.picked.endpoint.info);
             }
         }
+        let over = end.filter(|end| Instant::now() >= *end);
         self.raced = Some(Raced {
-            deadline,
+            deadline: over.or(deadline),
             sent: first.sent,
         });
         let failed = matches!(

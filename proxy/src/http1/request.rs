@@ -338,9 +338,9 @@ impl Exchange<'_> {
             if !reused {
                 picked.sent(Instant::now());
             }
-            let (permit, reused) = match self.hedge_after(call) {
+            let (permit, reused) = match self.hedge_after(call, replay).zip(replay) {
                 None => (permit, reused),
-                Some(delay) => {
+                Some((delay, limit)) => {
                     let mut lane = Lane {
                         server,
                         permit,
@@ -349,7 +349,7 @@ impl Exchange<'_> {
                         sent: 0,
                         flushed: false,
                     };
-                    let race = self.race(call, client, &mut lane, scratch, delay);
+                    let race = self.race(call, client, &mut lane, scratch, delay, limit);
                     let gone = Box::pin(race).await.is_err();
                     (server, picked) = (lane.server, lane.picked);
                     if gone {

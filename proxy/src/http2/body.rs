@@ -122,6 +122,48 @@ impl Pump {
         self.done = self.is_empty();
     }
 
+    /// Sends what is kept, which must be everything ([`Self::is_done`]), to another sink; ready when
+    /// END_STREAM has been given to it.
+    pub(super) fn poll_beside(
+        &self,
+        beside: &mut Beside,
+        cx: &mut Context<'_>,
+        sink: &mut SendStream<Bytes>,
+    ) -> Poll<Result<(), Stop>> {
+        loop {
+            if beside.done {
+                return Poll::Ready(Ok(()));
+            }
+            if beside.chunk.is_empty() {
+                if let Some(chunk) = self.kept.get(beside.sent) {
+                    beside.chunk = chunk.clone();
+                    beside.sent += 1;
+                    continue;
+                }
+                match &self.source {
+                    Source::Trailers(trailers) => sink.send_trailers(trailers.clone()),
+                    _ => sink.send_data(Bytes::new(), true),
+                }
+                .map_err(|_| Stop::Sink)?;
+                beside.done = true;
+                continue;
+            }
+            let last = beside.sent == self.kept.len() && matches!(self.source, Source::Ended);
+            ready!(poll_part(cx, sink, &mut beside.chunk, !beside.begun, last))?;
+            beside.begun = true;
+            beside.done = last && beside.chunk.is_empty();
+        }
+    }
+
+    /// Goes on where another sink has got to, which takes the place of the first.
+    pub(super) fn go_on(&mut self, beside: Beside) {
+        self.chunk = beside.chunk;
+        self.again = beside.sent;
+        self.fresh = false;
+        self.first = !beside.begun;
+        self.done = beside.done;
+    }
+
     /// Trailers that have come already, right behind the head: nothing else of the body will
     /// come. What else has come is kept for [`Pump::poll`].
     pub(super) fn early_trailers(&mut self, cx: &mut Context<'_>) -> Option<&HeaderMap> {
@@ -237,31 +279,14 @@ impl Pump {
         cx: &mut Context<'_>,
         sink: &mut SendStream<Bytes>,
     ) -> Poll<Result<(), Stop>> {
-        let n = match self.chunk.len() {
-            short @ ..=WITH_HEAD if self.first => short,
-            wanted => {
-                sink.reserve_capacity(wanted);
-                let window = match sink.capacity() {
-                    0 => match ready!(sink.poll_capacity(cx)) {
-                        Some(Ok(window)) => window,
-                        Some(Err(_)) | None => return Poll::Ready(Err(Stop::Sink)),
-                    },
-                    window => window,
-                };
-                window.min(wanted)
-            }
-        };
+        let last = self.again == self.kept.len() && matches!(self.source, Source::Ended);
+        let n = ready!(poll_part(cx, sink, &mut self.chunk, self.first, last))?;
         self.first = false;
-        let part = self.chunk.split_to(n);
-        let end = self.chunk.is_empty()
-            && self.again == self.kept.len()
-            && matches!(self.source, Source::Ended);
-        sink.send_data(part, end).map_err(|_| Stop::Sink)?;
         if self.fresh {
             self.release(n);
         }
         self.progress += 1;
-        self.done = end;
+        self.done = last && self.chunk.is_empty();
         Poll::Ready(Ok(()))
     }
 
@@ -270,6 +295,46 @@ impl Pump {
         let released = self.recv.flow_control().release_capacity(n);
         debug_assert!(released.is_ok());
     }
+}
+
+/// How far what a [`Pump`] has kept has been sent to another sink.
+#[derive(Debug, Default)]
+pub(super) struct Beside {
+    /// Of the chunks, begun ones included; and what is left of the last of these.
+    sent: usize,
+    chunk: Bytes,
+    /// Something has been given to the sink.
+    begun: bool,
+    done: bool,
+}
+
+/// Sends as much of a chunk as the sink's window takes, a short `first` one whole; END_STREAM goes
+/// behind the `last`.
+fn poll_part(
+    cx: &mut Context<'_>,
+    sink: &mut SendStream<Bytes>,
+    chunk: &mut Bytes,
+    first: bool,
+    last: bool,
+) -> Poll<Result<usize, Stop>> {
+    let n = match chunk.len() {
+        short @ ..=WITH_HEAD if first => short,
+        wanted => {
+            sink.reserve_capacity(wanted);
+            let window = match sink.capacity() {
+                0 => match ready!(sink.poll_capacity(cx)) {
+                    Some(Ok(window)) => window,
+                    Some(Err(_)) | None => return Poll::Ready(Err(Stop::Sink)),
+                },
+                window => window,
+            };
+            window.min(wanted)
+        }
+    };
+    let part = chunk.split_to(n);
+    let end = last && chunk.is_empty();
+    sink.send_data(part, end).map_err(|_| Stop::Sink)?;
+    Poll::Ready(Ok(n))
 }
 
 /// How a gRPC call ended.

@@ -1,6 +1,6 @@
 //! A second try beside the first (hedging): when no answer has begun after a while, another endpoint
 //! is asked too, and the one that answers first goes on as if it had been the only one. Only for
-//! requests without a body.
+//! requests that have been sent as a whole by then, and are kept as for another try.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use h2::Reason;
 use h2::client::ResponseFuture;
 
+use super::body::Beside;
 use super::drive::{Event, Try};
 use super::failure;
 use super::head;
@@ -45,16 +46,19 @@ impl Exchange<'_> {
         delay: Duration,
         deadline: Option<Instant>,
     ) -> Option<Event> {
-        let now = Instant::now();
-        let hedge_at = now + delay;
-        // Nothing moves while the answer is waited for.
-        let quiet = call.route.policy.stream_idle_timeout.map(|idle| now + idle);
-        let deadline = deadline.into_iter().chain(quiet).min();
+        let hedge_at = Instant::now() + delay;
         let until = deadline.map_or(hedge_at, |deadline| deadline.min(hedge_at));
         match self.until_head(one, response, Some(until), None).await {
             Event::Timeout if deadline.is_none_or(|deadline| Instant::now() < deadline) => {}
             event => return Some(event),
         }
+        if !self.upload.is_done() || !self.upload.is_replayable() {
+            return None;
+        }
+        // Nothing moves from now on until there is an answer.
+        let quiet = call.route.policy.stream_idle_timeout;
+        let quiet = quiet.map(|idle| hedge_at - delay + idle);
+        let deadline = deadline.into_iter().chain(quiet).min();
         let first = picked.endpoint.info.address;
         let mut other = call.hedge(self.worker, first, Instant::now())?;
         let lease = match self
@@ -70,13 +74,14 @@ impl Exchange<'_> {
             let now = Instant::now();
             deadline.pass_on(request.headers_mut(), now).ok()?;
         }
-        let (mut response2, sink) = lease.send(request, true).ok()?;
+        let (mut response2, sink) = lease.send(request, self.upload.is_empty()).ok()?;
+        let mut beside = Beside::default();
         let mut two = Try {
             lease,
             sink,
             broken: false,
         };
-        let mut first_failed = false;
+        let (mut first_failed, mut sending) = (false, !self.upload.is_empty());
         let (event, second) = poll_fn(|cx| {
             if let Poll::Ready(reset) = self.respond.poll_reset(cx) {
                 let event = Event::Client(failure::client_reason(reset));
@@ -86,6 +91,11 @@ impl Exchange<'_> {
                 true => Poll::Pending,
                 false => poll_answer(cx, response),
             };
+            if sending {
+                // What a server does not take any more, its answer explains.
+                let sent = self.upload.poll_beside(&mut beside, cx, &mut two.sink);
+                sending = sent.is_pending();
+            }
             let others = poll_answer(cx, &mut response2);
             match (answers, others) {
                 // A failure is an answer only when there can be no other.
@@ -114,6 +124,9 @@ impl Exchange<'_> {
             std::mem::swap(picked, &mut other);
             std::mem::swap(one, &mut two);
             *response = response2;
+            if !self.upload.is_empty() {
+                self.upload.go_on(beside);
+            }
             let info = &picked.endpoint.info;
             self.observation.endpoint(self.worker, self.flow, info);
         }

@@ -370,7 +370,7 @@ impl Exchange<'_> {
         let mut passed = false;
         let method = self.head.method.as_str().as_bytes();
         let mut raced = match call.hedge_after(method) {
-            Some(delay) if self.upload.is_empty() && self.head.method != Method::CONNECT => {
+            Some(delay) if self.head.method != Method::CONNECT => {
                 let race = self.race(call, picked, &mut one, &mut response, delay, deadline);
                 Box::pin(race).await
             }

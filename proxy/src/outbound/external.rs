@@ -43,8 +43,12 @@ use crate::{http1, http2, tcp};
 const DNS_WAIT: Duration = Duration::from_secs(5);
 /// How long it waits to know whether its address is that of one of the hosts.
 const MATCH_WAIT: Duration = Duration::from_secs(1);
-/// How long a client may be silent before it is refused.
+/// How long a client may be silent before it is refused, where a name that it says could be that of
+/// one of the hosts.
 const REFUSAL_WAIT: Duration = Duration::from_secs(5);
+/// The same where nothing that it says could: only for HTTP to be refused in HTTP. Those who wait for
+/// the server to speak first shall not wait long; a busy machine sends a request within this.
+const HOPELESS_WAIT: Duration = Duration::from_millis(500);
 /// Service label of what is refused.
 const REFUSED: &str = "refused";
 
@@ -270,7 +274,10 @@ async fn beyond(
     }
     // What is spoken decides how it is said.
     let open = || async { Err(Refusal::NotKnown) };
-    let timings = patience(false);
+    let timings = Timings {
+        silence: HOPELESS_WAIT,
+        ..Timings::default()
+    };
     let read = Box::pin(detect::detect(&mut client, BytesMut::new(), &timings, open));
     let read: Read = read.await;
     let name = match &read {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use weft_tests::mesh::{Mesh, Workload};
 use weft_tests::traffic::{Traffic, all_well};
-use weft_tests::wire::{Server, ok, serve_http, status};
+use weft_tests::wire::{Server, header, ok, serve_http, status};
 use weft_tests::{PATIENCE, eventually};
 
 /// A client (0) and `servers` servers (1..), each answering with its number.
@@ -239,6 +239,49 @@ pub fn another_endpoint_is_asked_when_one_takes_long() {
         .sidecar(0)
         .metric("weft_retry_budget_exhausted_total", &[]);
     assert!(spent >= 1.0);
+}
+
+pub fn a_body_is_sent_to_another_endpoint_too() {
+    let (mesh, vip) = start(
+        2,
+        Some(
+            "  loadBalancer: {algorithm: RoundRobin}
+  retries: {methods: [POST], maxBodyBytes: 20000, hedging: {delay: 200ms}, budget: {percent: 100}}",
+        ),
+    );
+    // More than comes with the head.
+    let body = "x".repeat(18_000);
+    let echo = |i: usize, slow: bool| {
+        Server::start(mesh.host(i), 8080, move |mut wire| {
+            loop {
+                wire.stream().set_read_timeout(None).unwrap();
+                let Ok(1..) = wire.stream().peek(&mut [0]) else {
+                    return;
+                };
+                let head = wire.read_head();
+                let length = header(&head, "content-length").unwrap().parse().unwrap();
+                let sent = wire.read_exactly(length).len();
+                if slow {
+                    // Until the proxy has given it up.
+                    let _ = wire.stream().peek(&mut [0]);
+                    return;
+                }
+                wire.send(ok(&sent.to_string()));
+            }
+        })
+    };
+    let _servers = [echo(1, true), echo(2, false)];
+    let mut client = mesh.sidecar(0).connect(vip);
+    for _ in 0..4 {
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+        let (head, answer) = client.read_answer();
+        assert_eq!((status(&head), &*answer), (200, &b"18000"[..]), "{head}");
+    }
+    // Every other request began at the one that does not answer.
+    assert!(mesh.sidecar(0).metric("weft_hedges_total", &[]) >= 2.0);
 }
 
 pub fn a_polite_restart_of_the_servers_proxy_loses_no_request() {

@@ -2,6 +2,9 @@
 //! that endpoint is gone.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use weft_tests::mesh::{Mesh, Workload};
 use weft_tests::wire::{Server, header, ok, serve_http, status};
@@ -184,4 +187,61 @@ pub fn a_header_keeps_a_session_too() {
         let (now, head) = shop.get("/b/c", &format!("x-session: {token}\r\n"));
         assert_eq!((now, header(&head, "x-session")), (server.clone(), None));
     }
+}
+
+/// Hedging asks another endpoint for a session that begins, and never for one that has an endpoint.
+pub fn a_slow_endpoint_keeps_its_sessions_and_gets_no_new_ones() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    for name in &SERVERS[..2] {
+        mesh.workload(Workload::new(name).port(8080, Some("http")));
+    }
+    let vip = mesh.service("server", 8080, Some("http"));
+    mesh.manifest("route", &route(RULES));
+    mesh.traffic_policy(
+        "server",
+        "  loadBalancer: {algorithm: RoundRobin}
+  retries: {hedging: {delay: 200ms}, budget: {percent: 100}}",
+    );
+    mesh.start();
+    let slow = Arc::new(AtomicBool::new(false));
+    let _servers: Vec<Server> = (1..=2)
+        .map(|i| {
+            let slow = slow.clone();
+            Server::start(mesh.host(i), 8080, move |wire| {
+                let slow = slow.clone();
+                serve_http(wire, move |_| {
+                    if i == 1 && slow.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_secs(2));
+                    }
+                    ok(SERVERS[i - 1])
+                });
+            })
+        })
+        .collect();
+    let shop = Shop {
+        mesh,
+        vip,
+        _servers: Vec::new(),
+    };
+    let mut began = None;
+    eventually("a session with the first", PATIENCE, || {
+        let (server, cookie) = shop.begin("/a");
+        began = (server == SERVERS[0]).then_some(cookie);
+        began.is_some()
+    });
+    slow.store(true, Ordering::SeqCst);
+    let hedges = || shop.mesh.sidecar(0).metric("weft_hedges_total", &[]);
+    let before = hedges();
+    for _ in 0..2 {
+        assert_eq!(shop.get("/a", began.as_deref().unwrap()).0, SERVERS[0]);
+    }
+    assert_eq!(hedges(), before);
+    // Whoever answers a first request has the session.
+    for _ in 0..4 {
+        let (server, cookie) = shop.begin("/a");
+        assert_eq!(server, SERVERS[1]);
+        assert_eq!(shop.get("/a", &cookie).0, server);
+    }
+    assert!(hedges() > before);
 }

@@ -72,8 +72,8 @@ engine_test!(
                 }
                 assert!(answered < 4, "{request}");
             }
-            // Long enough for another to be asked, if one were.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            // Longer than the delay.
+            tokio::time::sleep(Duration::from_millis(120)).await;
             assert_eq!(fast.heard.borrow().concat(), request.repeat(answered));
             slow.go.notify_one();
             hear(&mut client, OK).await;
@@ -108,4 +108,85 @@ engine_test!(a_client_that_goes_takes_both_tries_with_it, async {
     drop(client);
     gone(&one).await;
     gone(&two).await;
+});
+
+/// Hedging of what the policy names.
+fn hedging_posts() -> RoutePolicy {
+    let policy = hedging(10);
+    let retry = RetryPolicy {
+        methods: vec!["POST".into()],
+        ..(**policy.retry.as_ref().unwrap()).clone()
+    };
+    RoutePolicy {
+        retry: Some(Arc::new(retry)),
+        hedge_after: Some(Duration::from_millis(100)),
+        ..policy
+    }
+}
+
+engine_test!(a_body_that_is_kept_is_sent_to_both, async {
+    const LENGTH: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n";
+    const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n";
+    // With its head, behind it, and in pieces.
+    for (parts, end) in [
+        (vec![format!("{LENGTH}hello")], "hello"),
+        (vec![LENGTH.to_owned(), "hello".to_owned()], "hello"),
+        (
+            vec![
+                format!("{CHUNKED}2\r\nhe\r\n"),
+                "3;x=y\r\nllo\r\n0\r\n".to_owned(),
+                "T: 1\r\n\r\n".to_owned(),
+            ],
+            "T: 1\r\n\r\n",
+        ),
+    ] {
+        let slow = server(vec![vec![Until(end), Gone]; 2]).await;
+        let answers = [Until(end), Say(OK)].repeat(6);
+        let fast = server(vec![answers; 2]).await;
+        let mut client = client_of(&[&slow, &fast], hedging_posts()).await;
+        // Whichever is asked first.
+        for _ in 0..6 {
+            for part in &parts {
+                say(&mut client, part).await;
+                rounds().await;
+            }
+            hear(&mut client, OK).await;
+        }
+        gone(&slow).await;
+        let whole = parts.concat();
+        assert_eq!(slow.heard.borrow()[0], format!("{whole}<gone>"));
+        assert_eq!(fast.heard.borrow().concat(), whole.repeat(6));
+    }
+});
+
+engine_test!(what_is_not_kept_or_not_here_is_sent_once, async {
+    const BEGIN: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n";
+    const EXPECT: &str =
+        "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
+    const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+    // Both wait for longer than the delay, and nobody else is asked meanwhile.
+    let wait = Duration::from_millis(300);
+    let long = format!("{}END", "x".repeat(1997));
+    for (begin, answer, rest) in [(BEGIN, "", &*long), (EXPECT, CONTINUE, "hello")] {
+        let end = if answer.is_empty() { "END" } else { "hello" };
+        let script = match answer {
+            "" => vec![Until(end), Go, Say(OK)],
+            answer => vec![Until(END), Say(answer), Until(end), Go, Say(OK)],
+        };
+        let one = server(vec![script.clone()]).await;
+        let two = server(vec![script]).await;
+        let mut client = client_of(&[&one, &two], hedging_posts()).await;
+        say(&mut client, begin).await;
+        hear(&mut client, answer).await;
+        rounds().await;
+        say(&mut client, rest).await;
+        tokio::time::sleep(wait).await;
+        let heard = [&one, &two].map(|server| server.heard.borrow().concat());
+        let mut sorted = heard.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, [String::new(), format!("{begin}{rest}")]);
+        let asked = if heard[0].is_empty() { &two } else { &one };
+        asked.go.notify_one();
+        hear(&mut client, OK).await;
+    }
 });

@@ -201,3 +201,90 @@ async fn there_is_no_try_after_the_deadline() {
     })
     .await;
 }
+
+/// Another endpoint is asked too after a while, for calls.
+fn hedging() -> RoutePolicy {
+    RoutePolicy {
+        hedge_after: Some(Duration::from_millis(50)),
+        ..retrying()
+    }
+}
+
+#[tokio::test]
+async fn a_calls_message_is_sent_to_both_endpoints() {
+    local(async {
+        let message = Bytes::from(vec![b'm'; 700]);
+        let heard: Rc<RefCell<Vec<(&str, Bytes, bool)>>> = Rc::default();
+        let endpoint = async |name: &'static str, answers: bool| {
+            let heard = heard.clone();
+            let handle = move |request: Asked, mut respond: Answer| {
+                let heard = heard.clone();
+                async move {
+                    let (bytes, trailers) = read(&mut request.into_body()).await.unwrap();
+                    heard.borrow_mut().push((name, bytes, trailers.is_some()));
+                    if answers {
+                        return ok(respond, "fast");
+                    }
+                    poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+                }
+            };
+            server(handle).await.0
+        };
+        let (slow, fast) = (endpoint("slow", false).await, endpoint("fast", true).await);
+        let mut client = client(with_policy(&[slow, fast], hedging())).await;
+        // An endpoint without a measurement comes before one with: the slow one is asked.
+        let calls = 6;
+        for n in 0..calls {
+            let with_trailers = n % 2 == 1;
+            let (response, mut sink) = client.send_request(grpc("/s/m"), false).unwrap();
+            sink.send_data(message.slice(..300), false).unwrap();
+            sink.send_data(message.slice(300..), !with_trailers)
+                .unwrap();
+            if with_trailers {
+                let mut trailers = HeaderMap::new();
+                trailers.insert("x-end", "1".parse().unwrap());
+                sink.send_trailers(trailers).unwrap();
+            }
+            let mut body = response.await.unwrap().into_body();
+            assert_eq!(read(&mut body).await.unwrap().0, "fast");
+        }
+        let heard = heard.borrow();
+        assert!(heard.iter().any(|(name, ..)| *name == "slow"));
+        assert!(
+            heard.iter().all(|(_, bytes, _)| *bytes == message),
+            "{heard:?}"
+        );
+        let fast = heard.iter().filter(|(name, ..)| *name == "fast");
+        assert_eq!(fast.clone().count(), calls);
+        assert_eq!(fast.filter(|(_, _, trailers)| *trailers).count(), calls / 2);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_that_goes_on_is_not_sent_twice() {
+    local(async {
+        let asked = Rc::new(Cell::new(0));
+        let count = asked.clone();
+        let handle = move |request: Asked, respond: Answer| {
+            count.set(count.get() + 1);
+            async move {
+                let (bytes, _) = read(&mut request.into_body()).await.unwrap();
+                assert_eq!(bytes, "onetwo");
+                ok(respond, "once");
+            }
+        };
+        let (first, _) = server(handle.clone()).await;
+        let (second, _) = server(handle).await;
+        let mut client = client(with_policy(&[first, second], hedging())).await;
+        let (response, mut sink) = client.send_request(grpc("/s/m"), false).unwrap();
+        sink.send_data("one".into(), false).unwrap();
+        // Longer than the delay.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        sink.send_data("two".into(), true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        assert_eq!(read(&mut body).await.unwrap().0, "once");
+        assert_eq!(asked.get(), 1);
+    })
+    .await;
+}
