@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
+use http::header::{HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue};
 
 use crate::http::call::grpc_retry_after;
@@ -15,6 +16,10 @@ use crate::http::mirror::Tees;
 /// yet or not: a window is assigned to a stream when its head is written, so waiting for it would
 /// write a short body by a second system call. `h2` holds back what the window does not take.
 const WITH_HEAD: usize = 16 * 1024;
+
+// As names, so that no call parses them.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
@@ -284,14 +289,14 @@ pub(super) struct CallStatus {
 impl CallStatus {
     /// As the trailers, or a head that is all there is, say it.
     pub(super) fn of(fields: &HeaderMap) -> Option<Self> {
-        let field = |name: &str| fields.get(name).map(HeaderValue::as_bytes);
-        let code = std::str::from_utf8(field("grpc-status")?).ok()?;
+        let field = |name: &HeaderName| fields.get(name).map(HeaderValue::as_bytes);
+        let code = std::str::from_utf8(field(&GRPC_STATUS)?).ok()?;
         let code = code.trim().parse().ok()?;
         Some(Self {
             code,
             retry_after: match code {
                 0 => None,
-                _ => grpc_retry_after(field("grpc-retry-pushback-ms"), field("retry-after")),
+                _ => grpc_retry_after(field(&GRPC_PUSHBACK), field(&RETRY_AFTER)),
             },
         })
     }

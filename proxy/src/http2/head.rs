@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use h2::ext::Protocol;
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::{CONTENT_TYPE, HOST, HeaderName};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Uri, Version};
@@ -12,6 +12,10 @@ use crate::http::filter::fields;
 use crate::http::{HeadSize, RequestView};
 use crate::tables::Plan;
 use crate::telemetry::trace::context::ContextHeaders;
+
+// As names, so that no request parses them.
+pub(super) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// A request's head as routing and policy see it.
 pub(super) struct View<'h>(pub(super) &'h Parts);
@@ -81,7 +85,7 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 /// How long a call's client waits for it: its `grpc-timeout`, up to eight digits and a unit
 /// ("gRPC over HTTP2").
 pub(super) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let value = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
     let digits = value.len().checked_sub(1)?;
     let (number, unit) = value.split_at_checked(digits)?;
     if number.len() > 8 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
