@@ -19,6 +19,7 @@ everything=(
     --set tracing.otlp.endpoint=http://jaeger.tracing:4317 --set networkPolicy.enabled=true
     --set prometheus.monitors.enabled=true --set crds.keep=true --set injection.failurePolicy=Ignore
     --set certificates.caSecret=mine --set controlPlane.priorityClassName=system-cluster-critical
+    --set 'capture.excludeInboundCidrs={10.0.5.0/24,fd05::/16}'
     --set 'capture.excludeOutboundPorts={3306,9000-9100}'
     --set 'capture.excludeOutboundCidrs={169.254.169.254/32}'
     --set 'injection.excludedNamespaces={cert-manager}'

@@ -1,4 +1,4 @@
-//! `weft check`: what is wrong with a folder of manifests, without a running control plane.
+//! `weft check`: what is wrong with manifests, in a folder or not, without a running control plane.
 
 use std::fmt;
 use std::path::Path;
@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::compile::{Problem, problems};
 use crate::finding::{Finding, Severity};
-use crate::model::{Dirty, World};
+use crate::model::{Change, Dirty, World};
 use crate::sources::Locate;
-use crate::sources::folder::{Folder, FolderError};
+use crate::sources::folder::{Folder, FolderError, Text};
 
 /// Everything found in a folder.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,20 +57,26 @@ impl fmt::Display for Report {
 /// The folder cannot be read at all.
 pub fn check_folder(path: &Path) -> Result<Report, FolderError> {
     let mut folder = Folder::open(path)?;
-    let (changes, mut findings) = folder.load();
+    let (changes, findings) = folder.load();
+    Ok(report(changes, findings, &folder.locator()))
+}
+
+/// The same of manifests that are in no file, under this name in what is said of them.
+pub fn check_text(name: &Path, text: &str) -> Report {
+    let (text, changes, findings) = Text::read(name, text);
+    report(changes, findings, &text)
+}
+
+fn report(changes: Vec<Change>, mut findings: Vec<Finding>, locator: &dyn Locate) -> Report {
     let objects = changes.len();
     let mut world = World::default();
     for change in changes {
         world.apply(change, &mut Dirty::default());
     }
-    let locator = folder.locator();
-    findings.extend(
-        problems(&world)
-            .into_iter()
-            .map(|problem| located(problem, &locator)),
-    );
+    let problems = problems(&world).into_iter();
+    findings.extend(problems.map(|problem| located(problem, locator)));
     findings.sort();
-    Ok(Report { objects, findings })
+    Report { objects, findings }
 }
 
 /// Says where a problem is.

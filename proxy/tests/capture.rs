@@ -159,6 +159,17 @@ fn addr(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+/// A connection from one of this namespace's addresses.
+fn dial_from(source: SocketAddr, target: SocketAddr) -> TcpStream {
+    let domain = socket2::Domain::for_address(target);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&source.into()).unwrap();
+    socket
+        .connect_timeout(&target.into(), PATIENCE)
+        .unwrap_or_else(|error| panic!("{source} to {target}: {error}"));
+    socket.into()
+}
+
 fn dial(target: SocketAddr, mark: Option<u32>) -> TcpStream {
     let domain = socket2::Domain::for_address(target);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
@@ -216,6 +227,11 @@ fn config() -> Config {
             "fd99::/16".parse().unwrap(),
         ],
         exclude_inbound_ports: vec!["2222-2223".parse().unwrap()],
+        // One prefix that ends inside a byte.
+        exclude_inbound_cidrs: vec![
+            "10.98.0.0/15".parse().unwrap(),
+            "fd99::/16".parse().unwrap(),
+        ],
         ..Config::default()
     }
 }
@@ -259,6 +275,11 @@ fn captured_outbound(far: &OwnedFd) {
             &original_destination(&accepted).unwrap_err()
         ));
     }
+    // DNS passes over TCP too, whoever asks: the proxy's own resolvers have no mark for it.
+    let names = within(far, || listen("[::]:53"));
+    for target in ["10.77.0.2:53", "[fd77::2]:53"] {
+        reaches(&names, target);
+    }
     // UDP passes.
     let there = within(far, || UdpSocket::bind("10.77.0.2:53").unwrap());
     there.set_read_timeout(Some(PATIENCE)).unwrap();
@@ -278,7 +299,7 @@ fn captured_inbound(far: &OwnedFd) {
     };
     // The application's port becomes ours, whether it listens or not; a dual-stack listener learns
     // the plain IPv4 address.
-    let _application = listen("[::]:8080");
+    let application = listen("[::]:8080");
     for target in [
         "10.77.0.1:8080",
         "[fd77::1]:8080",
@@ -301,6 +322,18 @@ fn captured_inbound(far: &OwnedFd) {
         from_afar(&admin, &format!("{address}:15020"));
         from_afar(&shell, &format!("{address}:2223"));
     }
+    // Whoever comes from an excluded network reaches the application itself, on any port; the
+    // same host by its other address does not.
+    for (source, target) in [
+        ("10.99.0.2:0", "10.77.0.1:8080"),
+        ("[fd99::2]:0", "[fd77::1]:8080"),
+    ] {
+        let client = within(far, || dial_from(addr(source), addr(target)));
+        let accepted = converse(&application, client);
+        let came_from = accepted.peer_addr().unwrap().ip().to_canonical();
+        assert_eq!(came_from, addr(source).ip());
+    }
+    from_afar(&inbound, "10.77.0.1:8080");
 }
 
 /// With the rules gone, connections arrive where they were going.
@@ -483,5 +516,104 @@ fn the_proxys_user_and_group_are_left_alone() {
             );
             reaches(&there, "[fd77::2]:80");
         }
+    });
+}
+
+/// A question's answer, as a DNS server that says over UDP only that it has more to say than fits.
+/// It has 192.0.2.9 for a name in IPv4, and nothing in IPv6.
+fn answer(question: &[u8], truncated: bool) -> Vec<u8> {
+    // RFC 1035 section 4.1: header of 12 bytes, then the name, its type and its class.
+    let name = 12 + question[12..].iter().position(|byte| *byte == 0).unwrap() + 1;
+    let is_v4 = question[name..name + 2] == [0, 1];
+    let has = u8::from(is_v4 && !truncated);
+    let mut said = question[..2].to_vec();
+    said.extend([0x80 | 0x01 | if truncated { 0x02 } else { 0 }, 0x80]);
+    said.extend([0, 1, 0, has, 0, 0, 0, 0]);
+    said.extend(&question[12..name + 4]);
+    if has == 1 {
+        said.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 9]);
+    }
+    said
+}
+
+/// Over UDP its answers are cut off, so that it is asked again over TCP; counts those questions.
+fn dns_server(far: &OwnedFd, address: &str) -> std::sync::Arc<std::sync::atomic::AtomicUsize> {
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (datagrams, connections) =
+        within(far, || (UdpSocket::bind(address).unwrap(), listen(address)));
+    std::thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((length, from)) = datagrams.recv_from(&mut buffer) {
+            let _ = datagrams.send_to(&answer(&buffer[..length], true), from);
+        }
+    });
+    let count = asked.clone();
+    std::thread::spawn(move || {
+        for connection in connections.incoming() {
+            let Ok(mut connection) = connection else {
+                return;
+            };
+            let count = count.clone();
+            // RFC 1035 section 4.2.2: each message after its length.
+            std::thread::spawn(move || {
+                let mut length = [0; 2];
+                while connection.read_exact(&mut length).is_ok() {
+                    let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
+                    connection.read_exact(&mut question).unwrap();
+                    count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    let answer = answer(&question, false);
+                    let length = u16::try_from(answer.len()).unwrap().to_be_bytes();
+                    let whole = [&length[..], &answer].concat();
+                    if connection.write_all(&whole).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    asked
+}
+
+/// A proxy that shares its user with the application asks for names: what capture would take for
+/// the application's are its questions over TCP, on a port that is not DNS's own. Those have its mark.
+#[test]
+fn the_proxys_own_questions_for_names_pass() {
+    in_namespaces("the_proxys_own_questions_for_names_pass", || {
+        use weft_proxy::dns::{Lookup as _, SystemDns};
+        let far = two_hosts();
+        let config = Config {
+            proxy_uid: None,
+            proxy_gid: None,
+            proxy_mark: Some(MARK),
+            ..Config::default()
+        };
+        capture::apply(&config, Backend::Nftables).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let ask = |server: &str, mark: Option<u32>| {
+            let dns = SystemDns::new(vec![addr(server)], mark);
+            runtime.block_on(dns.lookup("api.example.org"))
+        };
+        let (usual, other) = (
+            dns_server(&far, "10.77.0.2:53"),
+            dns_server(&far, "10.77.0.2:5353"),
+        );
+        let asked = |count: &std::sync::atomic::AtomicUsize| {
+            count.load(std::sync::atomic::Ordering::SeqCst)
+        };
+        for mark in [None, Some(MARK)] {
+            let found = ask("10.77.0.2:53", mark).unwrap();
+            assert_eq!(found.addresses, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+        }
+        assert!(asked(&usual) >= 2, "over TCP");
+        let found = ask("10.77.0.2:5353", Some(MARK)).unwrap();
+        assert_eq!(found.addresses, ["192.0.2.9".parse::<IpAddr>().unwrap()]);
+        // Without the mark it is anybody's connection: captured, and there is no proxy here.
+        let marked = asked(&other);
+        assert!(marked >= 1, "over TCP");
+        let _ = ask("10.77.0.2:5353", None);
+        assert_eq!(asked(&other), marked);
     });
 }

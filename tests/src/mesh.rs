@@ -285,6 +285,20 @@ spec: {{mtls: {{mode: {mode}}}}}
         self.sidecars.len() - 1
     }
 
+    /// Writes the manifest of a workload anew, with these lines of its `spec` in place of its own
+    /// [`Workload::extra`].
+    pub fn change_workload(&self, i: usize, extra: &str) {
+        let sidecar = self.sidecar(i);
+        let changed = Workload {
+            extra: extra.to_owned(),
+            ..sidecar.workload.clone()
+        };
+        self.manifest(
+            &format!("workload-{}", changed.name),
+            &changed.manifest(&sidecar.host),
+        );
+    }
+
     /// A Service of the workloads whose label `app` is its name; its virtual address, in IPv4.
     pub fn service(&mut self, name: &str, target: u16, protocol: Option<&str>) -> SocketAddr {
         self.services += 1;

@@ -49,6 +49,10 @@ capture:
     - {{ . | toString | quote }}
   {{- else }} []
   {{- end }}
+  excludeInboundCidrs: {{- range .Values.capture.excludeInboundCidrs }}
+    - {{ . | quote }}
+  {{- else }} []
+  {{- end }}
   excludeOutboundPorts: {{- range .Values.capture.excludeOutboundPorts }}
     - {{ . | toString | quote }}
   {{- else }} []

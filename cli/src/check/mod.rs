@@ -7,13 +7,14 @@ mod items;
 mod webhook;
 
 use std::fmt::Write;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
-use weft_control_plane::check::{Report, check_folder};
+use weft_control_plane::check::{Report, check_folder, check_text};
 use weft_control_plane::finding::{Finding, Severity};
 
 use crate::Bad;
@@ -34,11 +35,13 @@ Examples:
   weft check -n shop --output json | jq '.checks[] | select(.level != \"ok\")'
   weft check examples/demo               what is wrong with these manifests? (without a cluster)
   weft check --output json policies/ | jq '.findings[].message'
+  helm template shop | weft check -      the same of manifests on standard input
+  kubectl get svc,endpointslices,trafficpolicies -o yaml | weft check -
 
 For a folder it says what a control plane with it would say, with file and line. The exit code is 1
 when there is an error; warnings alone are 0.")]
 pub struct Check {
-    /// Folder of manifests; without it the cluster is checked
+    /// Folder of manifests, or - for standard input; without it the cluster is checked
     path: Option<PathBuf>,
     /// Before installing
     #[arg(long, conflicts_with = "path")]
@@ -106,9 +109,16 @@ fn life(what: &str, left: i64, warn: i64, help: &str, items: &mut Items) {
     }
 }
 
+/// What is wrong with manifests.
 fn folder(path: &Path, output: Format) -> anyhow::Result<ExitCode> {
-    let report =
-        check_folder(path).with_context(|| format!("{} cannot be checked", path.display()))?;
+    let report = if path == Path::new("-") {
+        let mut text = String::new();
+        let read = std::io::stdin().lock().read_to_string(&mut text);
+        read.context("standard input cannot be read")?;
+        check_text(Path::new("<stdin>"), &text)
+    } else {
+        check_folder(path).with_context(|| format!("{} cannot be checked", path.display()))?
+    };
     match output {
         Format::Json => print_json(&Document {
             errors: report.count(Severity::Error),

@@ -34,6 +34,9 @@ pub struct Backend {
     pub namespace: String,
     pub service: String,
     pub port: u16,
+    /// Only endpoints on the caller's own node are used.
+    #[serde(default, rename = "nodeLocal")]
+    pub node_local: bool,
     #[serde(default)]
     pub endpoints: Option<Vec<Endpoint>>,
 }
@@ -58,6 +61,9 @@ pub struct Endpoint {
 pub struct Inbound {
     /// "PERMISSIVE", "STRICT", "DISABLE".
     pub mtls: String,
+    /// The node it runs on; empty when not known.
+    #[serde(default)]
+    pub node: String,
     #[serde(default)]
     pub policies: Option<Vec<String>>,
 }
@@ -67,6 +73,8 @@ pub struct Inbound {
 pub struct Caller {
     /// "namespace/name".
     pub workload: String,
+    /// The node it runs on.
+    pub node: String,
     /// `None`: no proxy stands beside it.
     pub proxy: Option<CallersProxy>,
     /// The annotation that keeps this destination away from the proxy, as it is written.
@@ -120,7 +128,10 @@ pub fn verdicts(caller: &Caller, destination: &Destination) -> Vec<Verdict> {
             if found.iter().any(known) {
                 continue;
             }
-            let (way, why) = way(caller, endpoint);
+            let (way, why) = match elsewhere(caller, backend, endpoint) {
+                Some(why) => (Way::Unused, why),
+                None => way(caller, endpoint),
+            };
             let policies = endpoint.inbound.as_ref().and_then(|i| i.policies.clone());
             found.push(Verdict {
                 address: endpoint.address.clone(),
@@ -133,6 +144,27 @@ pub fn verdicts(caller: &Caller, destination: &Destination) -> Vec<Verdict> {
         }
     }
     found
+}
+
+/// Why an endpoint of a Service for clients on the same node is none for this caller.
+fn elsewhere(caller: &Caller, backend: &Backend, endpoint: &Endpoint) -> Option<String> {
+    if !backend.node_local {
+        return None;
+    }
+    let node = endpoint.inbound.as_ref().map(|inbound| &inbound.node);
+    match node.filter(|node| !node.is_empty()) {
+        Some(node) if *node == caller.node => None,
+        Some(node) => Some(format!(
+            "it is on node {node}, the caller on {}, and the Service is for clients on the same \
+             node (internalTrafficPolicy: Local)",
+            caller.node
+        )),
+        None => Some(
+            "nobody knows on which node it is, and the Service is for clients on the same node \
+             (internalTrafficPolicy: Local)"
+                .to_owned(),
+        ),
+    }
 }
 
 fn way(caller: &Caller, endpoint: &Endpoint) -> (Way, String) {
@@ -343,6 +375,7 @@ mod tests {
     fn meshed() -> Caller {
         Caller {
             workload: "shop/front-1".to_owned(),
+            node: "node-1".to_owned(),
             proxy: Some(CallersProxy {
                 identity: Some("spiffe://cluster.local/ns/shop/sa/front".to_owned()),
                 states: None,
@@ -433,6 +466,27 @@ mod tests {
             let verdicts = verdicts(caller, &destination);
             assert_eq!((verdicts[0].way, verdicts[0].why.as_str()), (way, why));
         }
+    }
+
+    #[test]
+    fn a_service_for_the_same_node() {
+        let told = |node: &str| {
+            let mut one = endpoint(CART, "Ready", "STRICT");
+            one["inbound"]["node"] = node.into();
+            let mut destination = destination(vec![one].into());
+            destination.routes[0].backends[0].node_local = true;
+            let verdicts = verdicts(&meshed(), &destination);
+            let (works, sentence) = summary(&meshed(), &destination, &verdicts);
+            (works, sentence, verdicts[0].why.clone())
+        };
+        assert!(told("node-1").0);
+        let (works, sentence, why) = told("node-2");
+        assert!(!works && sentence.contains("none of its 1 endpoint may be used"));
+        assert!(
+            why.contains("on node node-2, the caller on node-1"),
+            "{why}"
+        );
+        assert!(told("").2.contains("nobody knows"));
     }
 
     #[test]

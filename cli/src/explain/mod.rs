@@ -287,8 +287,10 @@ async fn caller(
             })
         }
     };
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
     Ok(Caller {
         workload: format!("{namespace}/{name}"),
+        node: node.unwrap_or_default(),
         proxy,
         excluded,
     })

@@ -29,7 +29,16 @@ struct Arrival {
     known: bool,
     #[serde(default)]
     generation: Option<i64>,
+    #[serde(default)]
+    unreadable: Option<NotHonoured>,
     tables: Vec<Carried>,
+}
+
+/// Why the object as it is now is not in force.
+#[derive(Debug, Clone, Deserialize)]
+struct NotHonoured {
+    generation: i64,
+    why: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +68,7 @@ enum Progress {
     Arrived { tables: usize, proxies: usize },
     /// A sentence about who it waits for.
     Waiting { why: String },
-    /// A proxy refused a table that comes from it.
+    /// The control plane refused it, or a proxy a table that comes from it.
     Refused { by: String, why: String },
 }
 
@@ -113,6 +122,12 @@ fn resource(kind: &str) -> Option<ApiResource> {
             "ExternalService",
             "externalservices",
         ),
+        "xbackendtrafficpolicy" | "xbackendtrafficpolicies" | "xbtrafficpolicy" => (
+            "gateway.networking.x-k8s.io",
+            "v1alpha1",
+            "XBackendTrafficPolicy",
+            "xbackendtrafficpolicies",
+        ),
         "service" | "services" | "svc" => ("", "v1", "Service", "services"),
         "endpointslice" | "endpointslices" => {
             ("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices")
@@ -135,7 +150,8 @@ pub(super) async fn run(
     let Some(resource) = kind.and_then(resource) else {
         bail!(
             "'{object}' cannot be waited for: write httproute/NAME, trafficpolicy/NAME, \
-             peerauthentication/NAME, telemetry/NAME or service/NAME"
+             peerauthentication/NAME, telemetry/NAME, externalservice/NAME, egresspolicy/NAME or \
+             service/NAME"
         );
     };
     let began = Instant::now();
@@ -157,7 +173,7 @@ pub(super) async fn run(
         {
             arrivals.push(answer?);
         }
-        let known = arrivals.iter().any(|arrival| arrival.known);
+        let known = (arrivals.iter()).any(|arrival| arrival.known || arrival.unreadable.is_some());
         if wanted == Wanted::Gone && !known && !known_once {
             bail!("there is no {object} in namespace {namespace}");
         }
@@ -214,6 +230,18 @@ fn judge(wanted: Wanted, arrivals: &[Arrival]) -> Progress {
     let waiting = |why: String| Progress::Waiting { why };
     let total = arrivals.len();
     let of = |n: usize, what: &str| format!("{n} of {total} control plane replicas {what}");
+    if let Wanted::There(generation) = wanted
+        && let Some(unreadable) = arrivals.iter().find_map(|arrival| {
+            let unreadable = arrival.unreadable.as_ref()?;
+            let newer = generation.is_none_or(|wanted| unreadable.generation >= wanted);
+            newer.then_some(unreadable)
+        })
+    {
+        return Progress::Refused {
+            by: "the control plane".to_owned(),
+            why: unreadable.why.clone(),
+        };
+    }
     let behind = arrivals.iter().filter(|arrival| match wanted {
         Wanted::Gone => arrival.known,
         Wanted::There(generation) => {
@@ -299,6 +327,7 @@ mod tests {
             object: "TrafficPolicy shop/cart".to_owned(),
             known,
             generation,
+            unreadable: None,
             tables: tables
                 .iter()
                 .map(|(workload, acknowledged)| Carried {
@@ -366,6 +395,26 @@ mod tests {
             told(third, &[refused]),
             "TrafficPolicy shop/cart (generation 3) was refused by shop/b: Destination 10.96.0.1:80: a weight is missing\n"
         );
+    }
+
+    #[test]
+    fn what_cannot_be_honoured_is_not_waited_for() {
+        let mut refused = arrival(true, Some(2), &[("shop/a", true)]);
+        refused.unreadable = Some(NotHonoured {
+            generation: 3,
+            why: "spec.mode: 'X' is no mode".to_owned(),
+        });
+        let told = |generation| {
+            let wanted = Wanted::There(Some(generation));
+            let progress = judge(wanted, std::slice::from_ref(&refused));
+            say("EgressPolicy shop/a", wanted, &progress, AGAIN)
+        };
+        assert_eq!(
+            told(3),
+            "EgressPolicy shop/a (generation 3) was refused by the control plane: spec.mode: 'X' is no mode\n"
+        );
+        // Corrected meanwhile: the control plane does not know it yet.
+        assert!(told(4).contains("has not arrived"), "{}", told(4));
     }
 
     #[test]

@@ -18,6 +18,7 @@ const MAX_DRAIN_SECONDS: u64 = 24 * 3600;
 const MAX_WEIGHT: u32 = 10_000;
 
 pub const EXCLUDE_INBOUND_PORTS: &str = "weft.dev/exclude-inbound-ports";
+pub const EXCLUDE_INBOUND_CIDRS: &str = "weft.dev/exclude-inbound-cidrs";
 pub const EXCLUDE_OUTBOUND_PORTS: &str = "weft.dev/exclude-outbound-ports";
 pub const EXCLUDE_OUTBOUND_CIDRS: &str = "weft.dev/exclude-outbound-cidrs";
 pub const INCLUDE_INBOUND_PORTS: &str = "weft.dev/include-inbound-ports";
@@ -31,12 +32,13 @@ pub const LOG_LEVEL: &str = "weft.dev/log-level";
 pub const DRAIN_SECONDS: &str = "weft.dev/drain-seconds";
 
 /// All that there are.
-pub const KNOWN: [&str; 16] = [
+pub const KNOWN: [&str; 17] = [
     INJECT,
     STATUS,
     PROTOCOL_ANNOTATION,
     WEIGHT_ANNOTATION,
     EXCLUDE_INBOUND_PORTS,
+    EXCLUDE_INBOUND_CIDRS,
     EXCLUDE_OUTBOUND_PORTS,
     EXCLUDE_OUTBOUND_CIDRS,
     INCLUDE_INBOUND_PORTS,
@@ -65,8 +67,9 @@ pub struct Annotations {
 }
 
 /// The flag of each capture annotation, and what its items are.
-const CAPTURE: [(&str, &str, Item); 6] = [
+const CAPTURE: [(&str, &str, Item); 7] = [
     ("exclude-inbound-ports", EXCLUDE_INBOUND_PORTS, Item::Ports),
+    ("exclude-inbound-cidrs", EXCLUDE_INBOUND_CIDRS, Item::Cidr),
     (
         "exclude-outbound-ports",
         EXCLUDE_OUTBOUND_PORTS,
@@ -218,6 +221,11 @@ pub(super) fn check_settings(settings: &Settings) -> Result<(), Refused> {
             "excludeInboundPorts",
             &capture.exclude_inbound_ports,
             Item::Ports,
+        ),
+        (
+            "excludeInboundCidrs",
+            &capture.exclude_inbound_cidrs,
+            Item::Cidr,
         ),
         (
             "excludeOutboundPorts",

@@ -72,6 +72,8 @@ impl Default for Resources {
 pub struct Capture {
     /// Ports and ranges, "3306" or "9000-9100".
     pub exclude_inbound_ports: Vec<String>,
+    /// Networks, "10.0.5.0/24".
+    pub exclude_inbound_cidrs: Vec<String>,
     pub exclude_outbound_ports: Vec<String>,
     pub exclude_outbound_cidrs: Vec<String>,
 }

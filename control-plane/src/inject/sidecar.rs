@@ -70,6 +70,7 @@ fn init(settings: &Settings, annotations: &Annotations) -> Value {
     let mut flags: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (flag, items) in [
         ("exclude-inbound-ports", &capture.exclude_inbound_ports),
+        ("exclude-inbound-cidrs", &capture.exclude_inbound_cidrs),
         ("exclude-outbound-ports", &capture.exclude_outbound_ports),
         ("exclude-outbound-cidrs", &capture.exclude_outbound_cidrs),
     ] {

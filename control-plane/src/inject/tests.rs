@@ -217,6 +217,11 @@ fn slips_are_refused() {
     for (key, value, allowed) in [
         (annotations::EXCLUDE_INBOUND_PORTS, "http", "3306,9000-9100"),
         (annotations::EXCLUDE_INBOUND_PORTS, "0", "3306,9000-9100"),
+        (
+            annotations::EXCLUDE_INBOUND_CIDRS,
+            "10.0.0.0/33",
+            "fd00::/8",
+        ),
         (annotations::EXCLUDE_OUTBOUND_PORTS, "80,", "3306,9000-9100"),
         (
             annotations::EXCLUDE_OUTBOUND_PORTS,
@@ -283,6 +288,7 @@ fn annotations_reach_the_containers() {
     let mut pod = plain();
     pod["metadata"]["annotations"] = json!({
         "weft.dev/exclude-inbound-ports": "9090, 9100-9200",
+        "weft.dev/exclude-inbound-cidrs": "10.0.5.0/24, fd05::/16",
         "weft.dev/exclude-outbound-ports": "3306",
         "weft.dev/exclude-outbound-cidrs": "169.254.169.254/32,fd00::/8",
         "weft.dev/proxy-cpu-request": "250m",
@@ -297,6 +303,7 @@ proxy:
   image: p
 capture:
   excludeOutboundPorts: ['9999']
+  excludeInboundCidrs: [192.0.2.7]
 tracing:
   otlpEndpoint: http://jaeger.tracing:4317
 ",
@@ -309,6 +316,7 @@ tracing:
         pod["spec"]["initContainers"][0]["args"],
         json!([
             "init",
+            "--exclude-inbound-cidrs=192.0.2.7,10.0.5.0/24,fd05::/16",
             "--exclude-inbound-ports=9090,9100-9200",
             "--exclude-outbound-cidrs=169.254.169.254/32,fd00::/8",
             "--exclude-outbound-ports=9999,3306",

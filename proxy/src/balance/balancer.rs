@@ -189,6 +189,21 @@ impl<P: Default> Balancer<P> {
         (!tried.contains(&address)).then(|| self.picked(&view, slot, false, now))
     }
 
+    /// Whether somebody that may be chosen is not among `tried`, and has not asked to be left alone.
+    pub fn has_others<'a>(
+        &self,
+        tried: impl Iterator<Item = &'a SocketAddr> + Clone,
+        now: Instant,
+    ) -> bool {
+        let policy = &self.local.backend.policy;
+        let mut view = self.view.borrow_mut();
+        view.refresh(&self.local.backend.endpoints.current.load(), policy, now);
+        let now = clock::millis(now);
+        let slots = view.candidates.iter().map(|i| &view.slots[*i as usize]);
+        let mut willing = slots.filter(|slot| slot.info.health.avoid_until() <= now);
+        willing.any(|slot| tried.clone().all(|tried| *tried != slot.info.address))
+    }
+
     fn picked(&self, view: &View<P>, slot: u32, probe: bool, now: Instant) -> Picked<P> {
         let endpoint = view.slots[slot as usize].endpoint.clone();
         endpoint.in_flight.set(endpoint.in_flight.get() + 1);

@@ -64,6 +64,10 @@ pub struct Args {
     /// Inbound ports to leave alone.
     #[arg(long, value_delimiter = ',', value_name = "PORTS")]
     pub exclude_inbound_ports: Vec<PortRange>,
+    /// Networks from which inbound connections are left alone, such as 10.0.5.0/24: they reach the
+    /// application as they are, also where mutual TLS is required.
+    #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
+    pub exclude_inbound_cidrs: Vec<Cidr>,
     /// Capture only these inbound ports.
     #[arg(long, value_delimiter = ',', value_name = "PORTS")]
     pub include_inbound_ports: Vec<PortRange>,
@@ -101,6 +105,7 @@ impl Args {
             include_outbound_ports: self.include_outbound_ports.clone(),
             include_outbound_cidrs: self.include_outbound_cidrs.clone(),
             exclude_inbound_ports: self.exclude_inbound_ports.clone(),
+            exclude_inbound_cidrs: self.exclude_inbound_cidrs.clone(),
             include_inbound_ports: self.include_inbound_ports.clone(),
             ipv4_only: self.ipv4_only,
         }

@@ -39,6 +39,8 @@ pub struct Config {
     pub include_outbound_cidrs: Vec<Cidr>,
     /// Inbound connections to these ports are left alone.
     pub exclude_inbound_ports: Vec<PortRange>,
+    /// Inbound connections from these networks are left alone.
+    pub exclude_inbound_cidrs: Vec<Cidr>,
     /// When not empty, only these ports are captured inbound.
     pub include_inbound_ports: Vec<PortRange>,
     /// Leave IPv6 alone even where the kernel has it.
@@ -59,6 +61,7 @@ impl Default for Config {
             include_outbound_ports: Vec::new(),
             include_outbound_cidrs: Vec::new(),
             exclude_inbound_ports: Vec::new(),
+            exclude_inbound_cidrs: Vec::new(),
             include_inbound_ports: Vec::new(),
             ipv4_only: false,
         }

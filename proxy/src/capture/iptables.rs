@@ -262,6 +262,7 @@ fn words(rule: &Rule) -> Vec<String> {
             Match::LeavesByLoopback => add("-o lo"),
             Match::CameByLoopback => add("-i lo"),
             Match::Tcp => add("-p tcp"),
+            Match::Source(cidr) => add(&format!("-s {cidr}")),
             Match::Destination(cidr) => add(&format!("-d {cidr}")),
             Match::DestinationPort(ports) => {
                 add(&format!("--dport {}:{}", ports.first(), ports.last()));

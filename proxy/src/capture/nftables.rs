@@ -7,6 +7,7 @@
 
 use nix::errno::Errno;
 
+use super::config::Cidr;
 use super::error::Error;
 use super::netlink::{
     ACK, APPEND, Answer, CREATE, DUMP, Encoder, REQUEST, Socket, attributes, find,
@@ -414,34 +415,15 @@ fn condition(list: &mut Encoder, one: Match, family: Family) {
         Match::LeavesByLoopback => meta(OUT_INTERFACE, &LOOPBACK_INDEX.to_ne_bytes()),
         Match::CameByLoopback => meta(IN_INTERFACE, &LOOPBACK_INDEX.to_ne_bytes()),
         Match::Tcp => meta(PROTOCOL, &[6]),
-        Match::Destination(cidr) => {
-            // Where the destination address stands in the IP header.
-            let offset = match family {
-                Family::V4 => 16,
-                Family::V6 => 24,
-            };
-            // As nft does: the bytes that the prefix covers, masked only when it ends inside one.
-            let length = u32::from(cidr.prefix()).div_ceil(8);
-            let whole = usize::from(cidr.prefix() / 8);
-            if length == 0 {
-                return; // Every address.
-            }
-            payload(list, 1, offset, length);
-            if whole < length as usize {
-                expression(list, "bitwise", |data| {
-                    data.number(1, REGISTER); // NFTA_BITWISE_SREG
-                    data.number(2, REGISTER); // NFTA_BITWISE_DREG
-                    data.number(3, length); // NFTA_BITWISE_LEN
-                    data.nested(4, |inner| {
-                        inner.bytes(attr::DATA_VALUE, &cidr.mask()[..length as usize]);
-                    });
-                    data.nested(5, |inner| {
-                        inner.bytes(attr::DATA_VALUE, &vec![0; length as usize]);
-                    });
-                });
-            }
-            compare(list, EQUAL, &cidr.octets()[..length as usize]);
-        }
+        // Where the addresses stand in the IP header.
+        Match::Source(cidr) => match family {
+            Family::V4 => network(list, 12, cidr),
+            Family::V6 => network(list, 8, cidr),
+        },
+        Match::Destination(cidr) => match family {
+            Family::V4 => network(list, 16, cidr),
+            Family::V6 => network(list, 24, cidr),
+        },
         Match::DestinationPort(ports) => {
             payload(list, 2, 2, 2);
             if ports.first() == ports.last() {
@@ -460,6 +442,31 @@ fn condition(list: &mut Encoder, one: Match, family: Family) {
             compare(list, EQUAL, &LOCAL_ADDRESS.to_ne_bytes());
         }
     }
+}
+
+/// The address at this place in the IP header is of a network. As nft does: the bytes that the
+/// prefix covers, masked only when it ends inside one.
+fn network(list: &mut Encoder, offset: u32, cidr: Cidr) {
+    let length = u32::from(cidr.prefix()).div_ceil(8);
+    let whole = usize::from(cidr.prefix() / 8);
+    if length == 0 {
+        return; // Every address.
+    }
+    payload(list, 1, offset, length);
+    if whole < length as usize {
+        expression(list, "bitwise", |data| {
+            data.number(1, REGISTER); // NFTA_BITWISE_SREG
+            data.number(2, REGISTER); // NFTA_BITWISE_DREG
+            data.number(3, length); // NFTA_BITWISE_LEN
+            data.nested(4, |inner| {
+                inner.bytes(attr::DATA_VALUE, &cidr.mask()[..length as usize]);
+            });
+            data.nested(5, |inner| {
+                inner.bytes(attr::DATA_VALUE, &vec![0; length as usize]);
+            });
+        });
+    }
+    compare(list, EQUAL, &cidr.octets()[..length as usize]);
 }
 
 // Operators of the "cmp" expression (enum nft_cmp_ops).

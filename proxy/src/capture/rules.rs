@@ -122,6 +122,8 @@ pub enum Match {
     CameByLoopback,
     /// It is TCP.
     Tcp,
+    /// It comes from this network.
+    Source(Cidr),
     /// It is for this network.
     Destination(Cidr),
     /// It is for one of these TCP ports; always after [`Match::Tcp`].
@@ -153,7 +155,7 @@ pub fn tables(config: &Config, families: &[Family]) -> Vec<Table> {
                 },
                 Chain {
                     hook: Hook::Prerouting,
-                    rules: inbound(config),
+                    rules: inbound(config, family),
                 },
             ],
         })
@@ -240,7 +242,7 @@ fn outbound(config: &Config, family: Family) -> Vec<Rule> {
     rules
 }
 
-fn inbound(config: &Config) -> Vec<Rule> {
+fn inbound(config: &Config, family: Family) -> Vec<Rule> {
     let mut rules = vec![leave_alone(
         vec![Match::CameByLoopback],
         "stays on this machine",
@@ -255,6 +257,16 @@ fn inbound(config: &Config) -> Vec<Rule> {
         rules.push(leave_alone(
             vec![Match::Tcp, Match::DestinationPort(ports)],
             "excluded inbound port",
+        ));
+    }
+    for &cidr in config
+        .exclude_inbound_cidrs
+        .iter()
+        .filter(|&&cidr| family.has(cidr))
+    {
+        rules.push(leave_alone(
+            vec![Match::Source(cidr)],
+            "excluded inbound network",
         ));
     }
     for ports in any_or_each(&config.include_inbound_ports) {
@@ -320,6 +332,7 @@ fn nft_rule(rule: &Rule, family: Family) -> String {
             Match::CameByLoopback => "iif \"lo\"".to_owned(),
             Match::Tcp if has_port => continue,
             Match::Tcp => "meta l4proto tcp".to_owned(),
+            Match::Source(cidr) => format!("{} saddr {cidr}", family.nft_name()),
             Match::Destination(cidr) => format!("{} daddr {cidr}", family.nft_name()),
             Match::DestinationPort(ports) => format!("tcp dport {ports}"),
             Match::DestinationIsLocal => "fib daddr type local".to_owned(),

@@ -15,6 +15,7 @@ fn config() -> Config {
         include_outbound_cidrs: vec!["10.0.0.0/8".parse().unwrap()],
         include_outbound_ports: vec!["80".parse().unwrap(), "443".parse().unwrap()],
         exclude_inbound_ports: vec!["22".parse().unwrap()],
+        exclude_inbound_cidrs: vec!["10.6.0.0/15".parse().unwrap(), "fd06::/16".parse().unwrap()],
         ..Config::default()
     }
 }
@@ -44,6 +45,7 @@ table ip weft {
 		tcp dport 15006 return comment "the proxy's own port"
 		tcp dport 15020 return comment "the proxy's own port"
 		tcp dport 22 return comment "excluded inbound port"
+		ip saddr 10.6.0.0/15 return comment "excluded inbound network"
 		fib daddr type local meta l4proto tcp redirect to :15006 comment "to the inbound listener"
 	}
 }
@@ -52,6 +54,8 @@ table ip weft {
     // No included network is IPv6's, so IPv6 has exclusions and nothing to redirect.
     let v6 = nft_text(&tables(&config(), &[Family::V6]));
     assert!(v6.contains("ip6 daddr fd05::/16 return"), "{v6}");
+    assert!(v6.contains("ip6 saddr fd06::/16 return"), "{v6}");
+    assert!(!v6.contains("10.6.0.0"), "{v6}");
     assert!(!v6.contains(":15001"), "{v6}");
     assert!(v6.contains("redirect to :15006"), "{v6}");
 }
@@ -60,6 +64,7 @@ table ip weft {
 fn iptables_text_of_one_family() {
     let config = Config {
         exclude_inbound_ports: vec!["22-23".parse().unwrap()],
+        exclude_inbound_cidrs: vec!["10.6.0.0/15".parse().unwrap(), "fd06::/16".parse().unwrap()],
         ..Config::default()
     };
     let expected = "\
@@ -78,6 +83,7 @@ fn iptables_text_of_one_family() {
 -A WEFT_INBOUND -p tcp --dport 15006:15006 -j RETURN
 -A WEFT_INBOUND -p tcp --dport 15020:15020 -j RETURN
 -A WEFT_INBOUND -p tcp --dport 22:23 -j RETURN
+-A WEFT_INBOUND -s 10.6.0.0/15 -j RETURN
 -A WEFT_INBOUND -m addrtype --dst-type LOCAL -p tcp -j REDIRECT --to-ports 15006
 -I PREROUTING -p tcp -j WEFT_INBOUND
 COMMIT
@@ -173,7 +179,8 @@ fn arguments_make_a_configuration() {
     assert_eq!(parse("").unwrap(), Config::default());
     let line = "--proxy-mark 0x539 --exclude-outbound-ports 3306,9000-9100 \
                 --exclude-outbound-cidrs 10.5.0.0/17,fd05::/16 --include-outbound-cidrs 10.0.0.0/8 \
-                --include-outbound-ports 80,443 --exclude-inbound-ports 22";
+                --include-outbound-ports 80,443 --exclude-inbound-ports 22 \
+                --exclude-inbound-cidrs 10.6.0.0/15,fd06::/16";
     assert_eq!(parse(line).unwrap(), config());
     for wrong in [
         "--proxy-mark 0",
@@ -181,6 +188,7 @@ fn arguments_make_a_configuration() {
         "--outbound-port 0",
         "--exclude-outbound-ports 0",
         "--exclude-outbound-cidrs 10.0.0.0/40",
+        "--exclude-inbound-cidrs fd00::/129",
         "--remove --check",
         "--check --dry-run",
     ] {

@@ -5,7 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout_at;
+
 use super::filter::{Answer, Fields};
+use super::pushback::Again;
 use super::retry::{self, Failure};
 use super::session::{self, Sticky};
 use super::{ErrorCode, ProxyError, RequestView, route};
@@ -24,6 +27,8 @@ pub struct Call {
     pub started: Instant,
     /// The request timeout, if there is one.
     pub deadline: Option<Instant>,
+    /// From then on nothing is tried any more, if that is not the deadline.
+    pub last_try: Option<Instant>,
     /// What is changed on the way there and back.
     pub plan: Option<Arc<Plan>>,
     /// Bytes of the path that the route's prefix matched.
@@ -143,6 +148,7 @@ impl Call {
             route: route.clone(),
             started: now,
             deadline,
+            last_try: None,
             plan: share.plan.clone(),
             prefix,
             cors,
@@ -168,7 +174,21 @@ impl Call {
     /// Takes a permit of the current backend; of the fallback backend if its limit is reached.
     async fn take_permit(&mut self, worker: &Worker) -> Result<(), Refusal> {
         loop {
-            match self.balancer.request_permit().await {
+            let waiting = self.balancer.request_permit();
+            let permit = match self.deadline {
+                None => waiting.await,
+                Some(deadline) => match timeout_at(deadline.into(), waiting).await {
+                    Ok(permit) => permit,
+                    Err(_) => {
+                        let text = format!(
+                            "{}: the timeout ran out while the request waited for room (maxPendingRequests)",
+                            self.place()
+                        );
+                        return Err(ProxyError::new(ErrorCode::ResponseTimeout, text).into());
+                    }
+                },
+            };
+            match permit {
                 Ok(permit) => {
                     self.permit = Some(permit);
                     return Ok(());
@@ -282,7 +302,7 @@ impl Call {
     }
 
     /// A try has failed: the pause before the next one, or `None` when there is none.
-    /// `replayable` says that all that was sent is still there.
+    /// `replayable` says that all that was sent is still there, `again` what the server says of it.
     #[allow(clippy::too_many_arguments)]
     pub fn failed(
         &mut self,
@@ -292,18 +312,23 @@ impl Call {
         grpc: bool,
         failure: Failure,
         replayable: bool,
-        retry_after: Option<Duration>,
+        again: Option<Again>,
         now: Instant,
     ) -> Option<Duration> {
         let policy = self.route.policy.retry.as_deref();
         if !replayable || !retry::wanted(policy, method, grpc, failure, self.tries) {
             return None;
         }
-        let pause = retry::backoff(policy, failure, self.tries, retry_after, worker.random());
-        if self
-            .deadline
-            .is_some_and(|deadline| now + pause >= deadline)
-        {
+        let least = match again {
+            Some(Again::Never) => return None,
+            // Others are asked meanwhile.
+            Some(Again::After(_)) if self.has_others(address, now) => None,
+            Some(Again::After(after)) => Some(after),
+            None => None,
+        };
+        let pause = retry::backoff(policy, failure, self.tries, least, worker.random())?;
+        let last = self.last_try.or(self.deadline);
+        if last.is_some_and(|last| now + pause >= last) {
             return None;
         }
         // What was never processed cost the endpoint nothing: it does not draw on the budget.
@@ -327,6 +352,13 @@ impl Call {
             &[failure.name(), &backend.service, &backend.namespace],
         );
         Some(pause)
+    }
+
+    /// Whether the next try can go to an endpoint that has not been tried, is well and does not want
+    /// to be left alone.
+    fn has_others(&self, address: SocketAddr, now: Instant) -> bool {
+        let tried = self.tried.iter().chain([&address]);
+        self.balancer.has_others(tried, now)
     }
 
     /// The answer in place of a failed one that was not tried again because the backend's own
@@ -461,74 +493,5 @@ pub fn outcome_of_grpc(code: u32) -> Outcome {
         14 => Outcome::GatewayError,
         2 | 13 | 15 => Outcome::ServerError,
         _ => Outcome::Success,
-    }
-}
-
-/// How long a server asks to be left alone: a response that says so, and when it can be asked again.
-pub fn pushback(status: u16, retry_after: Option<Duration>) -> Option<Duration> {
-    retry_after.filter(|after| matches!(status, 429 | 503) && !after.is_zero())
-}
-
-/// The same of a gRPC call (RESOURCE_EXHAUSTED, UNAVAILABLE).
-pub fn grpc_pushback(code: u32, retry_after: Option<Duration>) -> Option<Duration> {
-    retry_after.filter(|after| matches!(code, 8 | 14) && !after.is_zero())
-}
-
-/// When a gRPC call may be made again: `grpc-retry-pushback-ms` (gRFC A6; a negative one asks for
-/// no other try, and says nothing of a time), else a `Retry-After`.
-pub fn grpc_retry_after(pushback: Option<&[u8]>, after: Option<&[u8]>) -> Option<Duration> {
-    let Some(pushback) = pushback else {
-        return retry_after(after);
-    };
-    let millis: u64 = std::str::from_utf8(pushback).ok()?.trim().parse().ok()?;
-    Some(Duration::from_millis(millis.min(3_600_000)))
-}
-
-/// A `Retry-After` in seconds (RFC 9110 section 10.2.3); dates are left to the client.
-pub fn retry_after(value: Option<&[u8]>) -> Option<Duration> {
-    let seconds: u64 = std::str::from_utf8(value?).ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds.min(3600)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_says_when_to_come_back_is_left_alone_until_then() {
-        let seconds = |n| Some(Duration::from_secs(n));
-        for (status, after, expected) in [
-            (429, Some("7"), seconds(7)),
-            (503, Some(" 7 "), seconds(7)),
-            (503, Some("100000"), seconds(3600)),
-            (503, Some("0"), None),
-            (503, Some("Fri, 31 Dec 1999 23:59:59 GMT"), None),
-            (503, None, None),
-            (500, Some("7"), None),
-        ] {
-            let after = retry_after(after.map(str::as_bytes));
-            assert_eq!(pushback(status, after), expected, "{status} {after:?}");
-        }
-        for (code, push, after, expected) in [
-            (8, Some("1500"), None, Some(Duration::from_millis(1500))),
-            (
-                14,
-                Some("1500"),
-                Some("9"),
-                Some(Duration::from_millis(1500)),
-            ),
-            (8, None, Some("9"), seconds(9)),
-            (8, Some("-1"), Some("9"), None),
-            (8, Some("0"), None, None),
-            (8, None, None, None),
-            (4, Some("1500"), None, None),
-        ] {
-            let again = grpc_retry_after(push.map(str::as_bytes), after.map(str::as_bytes));
-            assert_eq!(
-                grpc_pushback(code, again),
-                expected,
-                "{code} {push:?} {after:?}"
-            );
-        }
     }
 }

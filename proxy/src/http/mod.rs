@@ -12,6 +12,7 @@ pub mod filter;
 pub mod flow;
 pub mod mirror;
 pub mod observe;
+pub mod pushback;
 pub mod retry;
 pub mod route;
 pub mod session;

@@ -98,19 +98,20 @@ pub fn is_repeatable(policy: &RetryPolicy, method: &[u8]) -> bool {
 }
 
 /// Pause before the next try: exponential from the base, half of it random, at most the maximum.
-/// A `Retry-After` of the server is respected up to the maximum.
+/// `least` is what a server asks for that would be asked again; `None`: that is longer than the
+/// policy waits.
 pub fn backoff(
     policy: Option<&RetryPolicy>,
     failure: Failure,
     tries: u32,
-    retry_after: Option<Duration>,
+    least: Option<Duration>,
     random: f64,
-) -> Duration {
+) -> Option<Duration> {
     let Some(policy) = policy else {
-        return Duration::ZERO;
+        return Some(Duration::ZERO);
     };
     if matches!(failure, Failure::Connect | Failure::NeverProcessed) && tries == 1 {
-        return Duration::ZERO;
+        return Some(Duration::ZERO);
     }
     let exponent = tries.saturating_sub(1).min(16);
     let full = policy
@@ -118,9 +119,10 @@ pub fn backoff(
         .saturating_mul(1 << exponent)
         .min(policy.backoff_max);
     let jittered = full.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0));
-    match retry_after {
-        Some(after) => jittered.max(after).min(policy.backoff_max.max(full)),
-        None => jittered,
+    match least {
+        Some(least) if least > policy.backoff_max => None,
+        Some(least) => Some(jittered.max(least)),
+        None => Some(jittered),
     }
 }
 
@@ -184,12 +186,15 @@ mod tests {
     #[test]
     fn backoff_grows_and_is_capped() {
         let p = policy();
+        let millis = |n| Some(Duration::from_millis(n));
         let at = |tries, random| backoff(Some(&p), Failure::Status(503), tries, None, random);
-        assert_eq!(at(1, 1.0), Duration::from_millis(25));
-        assert_eq!(at(2, 0.0), Duration::from_millis(25));
-        assert_eq!(at(9, 1.0), Duration::from_millis(250));
-        let after = Some(Duration::from_secs(9));
-        let capped = backoff(Some(&p), Failure::Status(503), 1, after, 1.0);
-        assert_eq!(capped, Duration::from_millis(250));
+        assert_eq!(at(1, 1.0), millis(25));
+        assert_eq!(at(2, 0.0), millis(25));
+        assert_eq!(at(9, 1.0), millis(250));
+        // Never earlier than the server wants, nor later than the policy waits.
+        let asked = |least| backoff(Some(&p), Failure::Status(503), 1, millis(least), 1.0);
+        assert_eq!(asked(10), millis(25));
+        assert_eq!(asked(200), millis(200));
+        assert_eq!(asked(251), None);
     }
 }

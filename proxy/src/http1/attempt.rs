@@ -18,6 +18,7 @@ use super::serve::Scratch;
 use crate::balance::{Outcome, Picked};
 use crate::http::call::{self, Call};
 use crate::http::filter::fields;
+use crate::http::pushback::Again;
 use crate::http::retry::Failure;
 use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect;
@@ -440,10 +441,10 @@ impl Exchange<'_> {
         }
         let now = Instant::now();
         let after = match status {
-            400.. => call::retry_after(response.value(&duplex.server.buf, "retry-after")),
+            400.. => Again::of_http(response.value(&duplex.server.buf, "retry-after")),
             _ => None,
         };
-        match call::pushback(status, after) {
+        match after.and_then(|after| after.spares(status)) {
             Some(pushback) => picked.pushed_back(pushback, now),
             None => picked.observe(call::outcome_of_status(status), now),
         }

@@ -28,6 +28,7 @@ use crate::http::filter::fields;
 use crate::http::flow::Flow;
 use crate::http::mirror::Tees;
 use crate::http::observe::{Ending, Observation};
+use crate::http::pushback::Again;
 use crate::http::retry::{DEFAULT_REPLAY_BYTES, Failure};
 use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect::{self, connect};
@@ -464,7 +465,7 @@ impl Exchange<'_> {
         picked: &Picked<Pools>,
         failure: Failure,
         replayable: bool,
-        retry_after: Option<Duration>,
+        said: Option<Again>,
     ) -> Verdict {
         let again = call.failed(
             self.worker,
@@ -473,7 +474,7 @@ impl Exchange<'_> {
             false,
             failure,
             replayable,
-            retry_after,
+            said,
             Instant::now(),
         );
         match again {

@@ -2,15 +2,14 @@
 
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::header::{HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue};
 
-use crate::http::call::grpc_retry_after;
 use crate::http::mirror::Tees;
+use crate::http::pushback::Again;
 
 /// The first bytes of a body up to this many go with its head, whether the peer's window is known
 /// yet or not: a window is assigned to a stream when its head is written, so waiting for it would
@@ -20,6 +19,7 @@ const WITH_HEAD: usize = 16 * 1024;
 // As names, so that no call parses them.
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+static GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
@@ -282,8 +282,8 @@ impl Pump {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CallStatus {
     pub code: u32,
-    /// When it may be made again.
-    pub retry_after: Option<Duration>,
+    /// What the server says of another try.
+    pub again: Option<Again>,
 }
 
 impl CallStatus {
@@ -294,9 +294,13 @@ impl CallStatus {
         let code = code.trim().parse().ok()?;
         Some(Self {
             code,
-            retry_after: match code {
+            again: match code {
                 0 => None,
-                _ => grpc_retry_after(field(&GRPC_PUSHBACK), field(&RETRY_AFTER)),
+                _ => Again::of_grpc(
+                    field(&GRPC_PUSHBACK),
+                    field(&GRPC_DETAILS),
+                    field(&RETRY_AFTER),
+                ),
             },
         })
     }

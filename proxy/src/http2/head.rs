@@ -1,7 +1,5 @@
 //! A request's head: as routing sees it, and as it is sent.
 
-use std::time::Duration;
-
 use h2::ext::Protocol;
 use http::header::{CONTENT_TYPE, HOST, HeaderName};
 use http::request::Parts;
@@ -13,9 +11,8 @@ use crate::http::{HeadSize, RequestView};
 use crate::tables::Plan;
 use crate::telemetry::trace::context::ContextHeaders;
 
-// As names, so that no request parses them.
+/// As a name, so that no request parses it.
 pub(super) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// A request's head as routing and policy see it.
 pub(super) struct View<'h>(pub(super) &'h Parts);
@@ -82,27 +79,6 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// How long a call's client waits for it: its `grpc-timeout`, up to eight digits and a unit
-/// ("gRPC over HTTP2").
-pub(super) fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
-    let digits = value.len().checked_sub(1)?;
-    let (number, unit) = value.split_at_checked(digits)?;
-    if number.len() > 8 || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let number: u64 = number.parse().ok()?;
-    match unit {
-        "H" => Some(Duration::from_secs(number * 3600)),
-        "M" => Some(Duration::from_secs(number * 60)),
-        "S" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_millis(number)),
-        "u" => Some(Duration::from_micros(number)),
-        "n" => Some(Duration::from_nanos(number)),
-        _ => None,
-    }
-}
-
 /// The headers that may carry a trace context.
 pub(super) fn context_headers(headers: &HeaderMap) -> ContextHeaders<'_> {
     let mut context = ContextHeaders::default();
@@ -162,29 +138,6 @@ pub(super) fn for_one_try(head: &Parts) -> Request<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn timeouts_of_calls() {
-        for (value, timeout) in [
-            ("1S", Some(Duration::from_secs(1))),
-            ("99999999H", Some(Duration::from_secs(99_999_999 * 3600))),
-            ("2M", Some(Duration::from_secs(120))),
-            ("250m", Some(Duration::from_millis(250))),
-            ("7u", Some(Duration::from_micros(7))),
-            ("0n", Some(Duration::ZERO)),
-            ("123456789S", None),
-            ("1.5S", None),
-            ("+1S", None),
-            ("S", None),
-            ("1s", None),
-            ("1", None),
-            ("", None),
-        ] {
-            let mut headers = HeaderMap::new();
-            headers.insert("grpc-timeout", value.parse().unwrap());
-            assert_eq!(grpc_timeout(&headers), timeout, "{value:?}");
-        }
-    }
 
     /// The same request as HTTP/1.1 writes it has the same size.
     #[test]

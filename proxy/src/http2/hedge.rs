@@ -65,7 +65,11 @@ impl Exchange<'_> {
             Err(event) => return Some(event),
         };
         let mut lease = lease;
-        let request = head::for_one_try(&self.head);
+        let mut request = head::for_one_try(&self.head);
+        if let Some(deadline) = self.deadline {
+            let now = Instant::now();
+            deadline.pass_on(request.headers_mut(), now).ok()?;
+        }
         let (mut response2, sink) = lease.send(request, true).ok()?;
         let mut two = Try {
             lease,

@@ -10,6 +10,7 @@
 //! - `drive`: moving its bytes until something has to be decided
 //! - `head`: its head, as routing sees it and as it is sent
 //! - `body`: DATA and trailers of one direction, and the replay buffer
+//! - `deadline`: until when a gRPC call is to be answered
 //! - `failure`: what an error of a stream says
 //! - `answer`: responses of the proxy's own, as HTTP or as gRPC
 //!
@@ -44,6 +45,7 @@ use crate::worker::Worker;
 mod answer;
 mod body;
 pub mod crew;
+mod deadline;
 mod drive;
 mod failure;
 mod head;

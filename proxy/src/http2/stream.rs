@@ -19,6 +19,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode};
 
 use super::answer::{self, Asked};
 use super::body::{CallStatus, Pump};
+use super::deadline::Deadline;
 use super::drive::{Event, Interrupted, Passed, Try, patiently};
 use super::failure::{self, Fault};
 use super::head;
@@ -29,6 +30,7 @@ use crate::http::call::{self, Call, Refusal};
 use crate::http::filter::fields;
 use crate::http::flow::Flow;
 use crate::http::observe::{Ending, Observation};
+use crate::http::pushback::Again;
 use crate::http::retry::{DEFAULT_REPLAY_BYTES, Failure, is_idempotent};
 use crate::http::{ErrorCode, ProxyError};
 use crate::http1::conn::LazyTimer;
@@ -36,10 +38,6 @@ use crate::outbound::connect;
 use crate::tables::Fallback;
 use crate::telemetry::{Direction, FlowProtocol};
 use crate::worker::{Pools, Worker};
-
-/// How long after a call's own deadline (`grpc-timeout`) the proxy ends it. The server and the
-/// client know of the deadline, too: what the server says about it passes, if it says something.
-const DEADLINE_GRACE: Duration = Duration::from_millis(500);
 
 /// Serves one stream of a client's connection to its end.
 pub(super) async fn serve(
@@ -52,10 +50,10 @@ pub(super) async fn serve(
     let (mut parts, body) = request.into_parts();
     let grpc = head::is_grpc(&parts.headers);
     // The proxy beside the client keeps its deadline; that beside the server need not, too.
-    let limit = (grpc && flow.direction == Direction::Outbound)
-        .then(|| head::grpc_timeout(&parts.headers))
-        .flatten()
-        .and_then(|timeout| started.checked_add(timeout)?.checked_add(DEADLINE_GRACE));
+    let timed = grpc && flow.direction == Direction::Outbound;
+    let asked_for = timed.then(|| Deadline::of_client(&parts.headers, started));
+    let asked_for = asked_for.flatten();
+    let limit = asked_for.and_then(Deadline::end);
     let protocol = if grpc {
         FlowProtocol::Grpc
     } else {
@@ -71,7 +69,7 @@ pub(super) async fn serve(
         flow.admit(&worker, &view, started)?;
         Call::begin(&worker, &destination, &view, flow.peer, started).await
     };
-    let begun = patiently(&mut respond, &mut timer, None, begin).await;
+    let begun = patiently(&mut respond, &mut timer, limit, begin).await;
     if let Ok(Ok(call)) = &begun
         && let Some(plan) = &call.plan
     {
@@ -99,6 +97,7 @@ pub(super) async fn serve(
         timer,
         ending: Ending::default(),
         observation,
+        deadline: None,
     };
     let mut call = match begun {
         Ok(Ok(call)) => call,
@@ -106,10 +105,17 @@ pub(super) async fn serve(
             exchange.refused(&refusal);
             return exchange.conclude(None);
         }
-        Err(_) => return exchange.conclude(None),
+        Err(Interrupted::Deadline) => {
+            let text = "the call's own deadline ran out before it could be sent";
+            exchange.fail(&ProxyError::new(ErrorCode::ResponseTimeout, text));
+            return exchange.conclude(None);
+        }
+        Err(Interrupted::Client) => return exchange.conclude(None),
     };
-    if let Some(limit) = limit {
-        call.deadline = Some(call.deadline.map_or(limit, |deadline| deadline.min(limit)));
+    if timed {
+        exchange.deadline = Deadline::earlier(asked_for, call.deadline);
+        call.last_try = exchange.deadline.map(Deadline::at);
+        call.deadline = call.deadline.into_iter().chain(limit).min();
     }
     if let Some(plan) = &call.plan
         && exchange.head.method != Method::CONNECT
@@ -134,6 +140,8 @@ pub(super) struct Exchange<'w> {
     pub(super) timer: LazyTimer,
     ending: Ending<'static>,
     pub(super) observation: Observation,
+    /// Of a gRPC call, beside its client.
+    pub(super) deadline: Option<Deadline>,
 }
 
 /// How a try ended.
@@ -150,7 +158,10 @@ enum Tried {
 
 /// What a call's status says of its endpoint.
 fn observe_call(picked: &mut Picked<Pools>, status: CallStatus, now: Instant) {
-    match call::grpc_pushback(status.code, status.retry_after) {
+    let spared = status
+        .again
+        .and_then(|again| again.spares_calls(status.code));
+    match spared {
         Some(pushback) => picked.pushed_back(pushback, now),
         None => picked.observe(call::outcome_of_grpc(status.code), now),
     }
@@ -288,7 +299,7 @@ impl Exchange<'_> {
         picked: &Picked<Pools>,
         failure: Failure,
         replayable: bool,
-        retry_after: Option<Duration>,
+        said: Option<Again>,
     ) -> Option<Duration> {
         call.failed(
             self.worker,
@@ -297,7 +308,7 @@ impl Exchange<'_> {
             self.asked.grpc,
             failure,
             replayable,
-            retry_after,
+            said,
             Instant::now(),
         )
     }
@@ -330,7 +341,12 @@ impl Exchange<'_> {
             return Tried::Answer(ProxyError::new(ErrorCode::BadResponse, text));
         }
         let began = Instant::now();
-        let request = head::for_one_try(&self.head);
+        let mut request = head::for_one_try(&self.head);
+        if let Some(deadline) = self.deadline
+            && deadline.pass_on(request.headers_mut(), began).is_err()
+        {
+            return Tried::Answer(self.timed_out(call, picked));
+        }
         let (mut response, sink) = match lease.send(request, self.upload.is_empty()) {
             Ok(sent) => sent,
             // It was not sent: the connection has said goodbye since it was chosen.
@@ -522,14 +538,14 @@ impl Exchange<'_> {
         };
         let field = head.headers.get(RETRY_AFTER).map(HeaderValue::as_bytes);
         let after = match code {
-            Some(code) => code.retry_after,
-            None => call::retry_after(field),
+            Some(code) => code.again,
+            None => Again::of_http(field),
         };
         match (grpc, code) {
             (true, Some(code)) => observe_call(picked, code, now),
             // How the call went is said by its trailers.
             (true, None) => picked.answered(now),
-            (false, _) => match call::pushback(status, after) {
+            (false, _) => match after.and_then(|after| after.spares(status)) {
                 Some(pushback) => picked.pushed_back(pushback, now),
                 None => picked.observe(call::outcome_of_status(status), now),
             },

@@ -5,9 +5,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Request, Response};
 use weft_tests::mesh::{Mesh, Workload};
 use weft_tests::wire::{Server, ok, serve_http};
 use weft_tests::{PATIENCE, eventually};
+
+use crate::http2::{Call, connect, local, serve_on};
 
 /// A client and two servers that are asked for "/live" ten times a second.
 fn start(spec: &str) -> (Mesh, SocketAddr) {
@@ -144,5 +148,123 @@ pub fn requests_stay_in_the_clients_zone_while_it_is_well() {
     well.store(true, Ordering::SeqCst);
     eventually("they come back", PATIENCE, || {
         answering(&mesh, vip) == only("1")
+    });
+}
+
+/// A message of a gRPC stream: not compressed, its length, a field.
+fn message(field: &[u8]) -> Bytes {
+    let mut message = BytesMut::new();
+    message.put_u8(0);
+    message.put_u32(field.len() as u32);
+    message.put_slice(field);
+    message.freeze()
+}
+
+/// A server that tells who it is, and speaks `grpc.health.v1.Health` for "shop.v1.Cart" alone.
+async fn serve_health(call: Call, name: &'static str, well: Arc<AtomicBool>) {
+    let (request, mut respond) = call;
+    let checked = request.uri().path() == "/grpc.health.v1.Health/Check";
+    let mut asked = BytesMut::new();
+    let mut body = request.into_body();
+    while let Some(data) = body.data().await {
+        asked.extend_from_slice(&data.unwrap());
+    }
+    let response = Response::builder()
+        .header("content-type", "application/grpc")
+        .header("x-server", name)
+        .body(())
+        .unwrap();
+    let mut sink = respond.send_response(response, false).unwrap();
+    let mut status = "0";
+    if checked && asked[..] == message(b"\x0a\x0cshop.v1.Cart") {
+        // ServingStatus: SERVING or NOT_SERVING.
+        let serving = match well.load(Ordering::SeqCst) {
+            true => 1,
+            false => 2,
+        };
+        sink.send_data(message(&[8, serving]), false).unwrap();
+    } else if checked {
+        status = "5";
+    }
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", status.parse().unwrap());
+    let _ = sink.send_trailers(trailers);
+}
+
+pub fn a_grpc_server_that_is_not_serving_gets_no_calls() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    for i in 1..=2 {
+        mesh.workload(Workload::new(&format!("server-{i}")).port(9090, Some("grpc")));
+    }
+    let vip = mesh.service("server", 9090, Some("grpc"));
+    mesh.traffic_policy(
+        "server",
+        "  loadBalancer: {algorithm: RoundRobin}
+  circuitBreaker: {outlierDetection: {consecutiveGatewayErrors: 0}}
+  healthCheck:
+    interval: 100ms
+    unhealthyThreshold: 2
+    healthyThreshold: 1
+    probe: {grpc: {service: shop.v1.Cart}}",
+    );
+    mesh.start();
+    local(async {
+        let well = Arc::new(AtomicBool::new(true));
+        for (host, name) in [(1, "1"), (2, "2")] {
+            let of_this = match host {
+                1 => Arc::new(AtomicBool::new(true)),
+                _ => well.clone(),
+            };
+            serve_on(mesh.host(host), move |call| {
+                serve_health(call, name, of_this.clone())
+            });
+        }
+        let client = connect(&mesh, vip).await;
+        let answering = async || {
+            let mut names = BTreeSet::new();
+            for _ in 0..20 {
+                let request = Request::post("http://server.shop/shop.v1.Cart/Get")
+                    .header("content-type", "application/grpc")
+                    .body(());
+                let mut client = client.clone().ready().await.unwrap();
+                let (response, _) = client.send_request(request.unwrap(), true).unwrap();
+                let response = response.await.unwrap();
+                assert_eq!(response.status(), 200);
+                let name = &response.headers()["x-server"];
+                names.insert(name.to_str().unwrap().to_owned());
+            }
+            names
+        };
+        // Each turn ends, or `local` says that it takes too long.
+        let until = async |expected: &[&str]| {
+            while answering().await.iter().ne(expected) {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        until(&["1", "2"]).await;
+        well.store(false, Ordering::SeqCst);
+        until(&["1"]).await;
+        well.store(true, Ordering::SeqCst);
+        until(&["1", "2"]).await;
+        // Of a service that the servers do not know, they say nothing good.
+        mesh.traffic_policy(
+            "server",
+            "  loadBalancer: {algorithm: RoundRobin}
+  healthCheck:
+    interval: 100ms
+    unhealthyThreshold: 1
+    probe: {grpc: {service: shop.v1.Other}}",
+        );
+        loop {
+            answering().await;
+            let (_, config) = mesh.sidecar(0).get_inside("/config").unwrap();
+            if config.matches("unhealthy").count() >= 2 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        // When nobody is well, all are asked.
+        assert_eq!(answering().await.len(), 2);
     });
 }

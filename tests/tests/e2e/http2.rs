@@ -315,3 +315,91 @@ pub fn a_slow_reader_holds_the_sender_back() {
         assert!(sent.get() >= 4 * MOST);
     });
 }
+
+/// What is left of a call's time, as its server is told.
+fn time_left<B>(request: &Request<B>) -> Duration {
+    let value = request.headers()["grpc-timeout"].to_str().unwrap();
+    let (number, unit) = value.split_at(value.len() - 1);
+    let number: u64 = number.parse().unwrap();
+    match unit {
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        other => panic!("{other}"),
+    }
+}
+
+pub fn deadlines_of_calls_are_kept_and_passed_on() {
+    let (mesh, vip) = prepared(|mesh| {
+        mesh.traffic_policy(
+            "server",
+            "  timeouts: {request: 2s}\n  retries: {attempts: 3, grpcCodes: [UNAVAILABLE]}",
+        );
+    });
+    local(async {
+        let (tell, mut told) = mpsc::unbounded_channel();
+        serve(&mesh, move |(request, mut respond)| {
+            let tell = tell.clone();
+            async move {
+                let left = time_left(&request);
+                tell.send(left).unwrap();
+                if request.uri().path() == "/silent/m" {
+                    return std::future::pending().await;
+                }
+                // A failure, late enough for the next try to have less time.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let response = Response::builder().header("grpc-status", "14");
+                let response = response.body(()).unwrap();
+                let _ = respond.send_response(response, true);
+            }
+        });
+        let client = connect(&mesh, vip).await;
+        let ask = async |path: &str, timeout: Option<&str>| {
+            let mut request = Request::post(format!("http://server.shop{path}"))
+                .header("content-type", "application/grpc");
+            if let Some(timeout) = timeout {
+                request = request.header("grpc-timeout", timeout);
+            }
+            let mut client = client.clone().ready().await.unwrap();
+            let began = std::time::Instant::now();
+            let request = request.body(()).unwrap();
+            let (response, _) = client.send_request(request, true).unwrap();
+            let response = response.await.unwrap();
+            let code = response.headers()["grpc-status"].to_str().unwrap();
+            (code.to_owned(), began.elapsed())
+        };
+        // The client's own, and the route's where that is earlier.
+        for (timeout, at_least, at_most) in [
+            (Some("300m"), 300, 300),
+            (Some("9S"), 2_000, 2_000),
+            (None, 2_000, 2_000),
+        ] {
+            let (code, took) = ask("/silent/m", timeout).await;
+            assert_eq!(code, "4", "{timeout:?}");
+            assert!(took >= Duration::from_millis(at_least), "{took:?}");
+            // In time, and not when the test's patience ends.
+            assert!(took < PATIENCE / 2, "{took:?}");
+            let left = told.recv().await.unwrap();
+            assert!(left <= Duration::from_millis(at_most), "{left:?}");
+        }
+        // Tries share the time.
+        let (code, _) = ask("/failing/m", Some("9S")).await;
+        assert_eq!(code, "14");
+        let mut before = Duration::from_secs(2);
+        let mut tries = 0;
+        while let Ok(left) = told.try_recv() {
+            assert!(left <= before, "{left:?} after {before:?}");
+            before = left.saturating_sub(Duration::from_millis(20));
+            tries += 1;
+        }
+        assert!(tries >= 2, "{tries}");
+        // And none begins when it is over: with their pauses, four take longer than that.
+        let (code, _) = ask("/failing/m", Some("120m")).await;
+        assert!(["4", "14"].contains(&&*code), "{code}");
+        let mut tries = 0;
+        while told.try_recv().is_ok() {
+            tries += 1;
+        }
+        assert!(tries < 4, "{tries}");
+    });
+}

@@ -12,6 +12,7 @@ mod faults;
 mod health;
 mod http1;
 mod http2;
+mod places;
 mod policy;
 mod rates;
 mod resilience;
@@ -56,6 +57,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     http1::large_heads_pass,
     http2::requests_with_prior_knowledge,
     http2::grpc_trailers_and_streams_both_ways,
+    http2::deadlines_of_calls_are_kept_and_passed_on,
     http2::a_session_is_kept,
     http2::a_reset_stream_is_reset_at_the_far_end,
     http2::a_slow_reader_holds_the_sender_back,
@@ -118,8 +120,12 @@ const TRIALS: &[(&str, fn())] = &trials![
     routes::cross_origin_requests,
     sessions::a_client_stays_with_its_endpoint_through_restarts_and_a_rollout,
     health::an_endpoint_that_says_it_is_unwell_gets_no_requests,
+    health::a_grpc_server_that_is_not_serving_gets_no_calls,
     health::an_application_that_takes_no_connection_is_unwell,
     health::requests_stay_in_the_clients_zone_while_it_is_well,
+    places::a_local_service_is_for_clients_on_the_same_node,
+    places::a_local_service_without_an_endpoint_here_refuses_connections,
+    places::what_is_near_is_preferred,
     sessions::a_header_keeps_a_session_too,
     sessions::a_backends_policy_keeps_sessions_without_a_route,
     routes::a_backends_own_redirect_and_cors_hold_for_its_share,

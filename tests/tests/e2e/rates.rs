@@ -209,30 +209,38 @@ pub fn who_asks_for_a_pause_gets_it_and_is_not_ejected() {
 }
 
 pub fn grpc_calls_are_steered_away_by_trailers() {
+    // google.rpc.Status: code 8, and RetryInfo with a retry_delay of 60 s.
+    const RETRY_INFO: &str =
+        "CAgaMAoodHlwZS5nb29nbGVhcGlzLmNvbS9nb29nbGUucnBjLlJldHJ5SW5mbxIECgIIPA";
     let mut mesh = Mesh::new();
     mesh.workload(Workload::new("client"));
-    for i in 1..=2 {
+    for i in 1..=3 {
         mesh.workload(Workload::new(&format!("server-{i}")).port(9090, None));
     }
     let vip = mesh.service("server", 9090, Some("grpc"));
     mesh.traffic_policy("server", "  loadBalancer: {algorithm: RoundRobin}");
     mesh.start();
     local(async {
-        // As a server says it that had begun to answer.
-        serve_on(mesh.host(1), |(_, mut respond)| async move {
-            let mut body = respond.send_response(Response::new(()), false).unwrap();
-            let mut trailers = http::HeaderMap::new();
-            trailers.insert("grpc-status", "8".parse().unwrap());
-            trailers.insert("grpc-retry-pushback-ms", "60000".parse().unwrap());
-            body.send_trailers(trailers).unwrap();
-        });
-        serve_on(mesh.host(2), |(_, mut respond)| async move {
+        // As servers say it that had begun to answer.
+        for (host, name, value) in [
+            (1, "grpc-retry-pushback-ms", "60000"),
+            (2, "grpc-status-details-bin", RETRY_INFO),
+        ] {
+            serve_on(mesh.host(host), move |(_, mut respond)| async move {
+                let mut body = respond.send_response(Response::new(()), false).unwrap();
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", "8".parse().unwrap());
+                trailers.insert(name, value.parse().unwrap());
+                body.send_trailers(trailers).unwrap();
+            });
+        }
+        serve_on(mesh.host(3), |(_, mut respond)| async move {
             let response = Response::builder().header("grpc-status", "0");
             let response = response.body(()).unwrap();
             respond.send_response(response, true).unwrap();
         });
         let client = connect(&mesh, vip).await;
-        let mut exhausted = 0;
+        let mut exhausted = Vec::new();
         for _ in 0..20 {
             let request = Request::builder()
                 .method("POST")
@@ -242,13 +250,17 @@ pub fn grpc_calls_are_steered_away_by_trailers() {
                 .unwrap();
             let (response, _) = client.clone().send_request(request, true).unwrap();
             let mut body = response.await.unwrap().into_body();
-            let trailers = body.trailers().await.unwrap();
-            let said = trailers
-                .as_ref()
-                .and_then(|t| t.get("grpc-retry-pushback-ms"));
-            exhausted += u32::from(said.is_some());
+            let trailers = body.trailers().await.unwrap().unwrap_or_default();
+            for said in ["grpc-retry-pushback-ms", "grpc-status-details-bin"] {
+                exhausted.extend(trailers.contains_key(said).then_some(said));
+            }
         }
-        assert_eq!(exhausted, 1);
+        exhausted.sort_unstable();
+        // Each has been asked once.
+        assert_eq!(
+            exhausted,
+            ["grpc-retry-pushback-ms", "grpc-status-details-bin"]
+        );
     });
 }
 

@@ -11,6 +11,7 @@ use weft_api::proto::{
     value_match,
 };
 
+use crate::compile::EVERYWHERE;
 use crate::model::{Kind, ObjectRef};
 use crate::serve::discovery::Hub;
 
@@ -160,7 +161,14 @@ fn retry(retry: &RetryPolicy) -> Value {
 }
 
 fn backend(hub: &Hub, backend: &Backend) -> Value {
-    let compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints), "");
+    let mut compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints), "");
+    // Of one that is for clients on the same node, those on every node, with the nodes.
+    let node_local =
+        matches!(&compiled.resource.body, Some(Body::Endpoints(found)) if found.node_local);
+    if node_local {
+        let everywhere = format!("{EVERYWHERE}{}", backend.endpoints);
+        compiled = hub.look_up(&key(ResourceKind::Endpoints, &everywhere), "");
+    }
     let endpoints = match &compiled.resource.body {
         Some(Body::Endpoints(endpoints)) => {
             let shown = endpoints
@@ -177,6 +185,7 @@ fn backend(hub: &Hub, backend: &Backend) -> Value {
         "service": backend.service,
         "port": backend.port,
         "policy": backend.policy.as_ref().map(backend_policy),
+        "nodeLocal": node_local,
         "endpoints": endpoints,
     })
 }
@@ -263,6 +272,7 @@ fn inbound(hub: &Hub, nth: usize, endpoint: &Endpoint) -> Value {
             MtlsMode::Disable => "DISABLE",
         },
         "serviceAccount": workload.service_account,
+        "node": workload.node,
         "policies": policies,
     })
 }

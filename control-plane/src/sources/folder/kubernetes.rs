@@ -64,6 +64,7 @@ enum TrafficPolicy {
 
 /// "PreferClose" is the old name of "PreferSameZone" (KEP-3015).
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[expect(clippy::enum_variant_names)] // As Kubernetes calls them.
 enum TrafficDistribution {
     PreferClose,
     PreferSameZone,
@@ -177,10 +178,9 @@ impl Service {
 #[derive(Deserialize)]
 pub(super) struct EndpointSlice {
     metadata: ObjectMeta,
-    #[serde(default)]
-    endpoints: Vec<Endpoint>,
-    #[serde(default)]
-    ports: Vec<Port>,
+    /// The apiserver says null when there are none; so below.
+    endpoints: Option<Vec<Endpoint>>,
+    ports: Option<Vec<Port>>,
 }
 
 #[derive(Deserialize)]
@@ -216,6 +216,7 @@ impl EndpointSlice {
             ports: self
                 .ports
                 .into_iter()
+                .flatten()
                 .filter(|port| port.protocol == "TCP")
                 .filter_map(|port| {
                     Some(SlicePort {
@@ -227,6 +228,7 @@ impl EndpointSlice {
             endpoints: self
                 .endpoints
                 .into_iter()
+                .flatten()
                 .map(|endpoint| SliceEndpoint {
                     health: endpoint.conditions.health(),
                     addresses: endpoint.addresses,

@@ -34,14 +34,10 @@ pub fn parse(file: &Path, text: &str) -> Result<(Vec<Parsed>, Vec<Finding>), Vec
         let mut context = Context {
             file,
             document,
+            item: None,
             findings: &mut findings,
         };
-        if let Some(object) = context.read() {
-            parsed.push(Parsed {
-                object,
-                line: document.line,
-            });
-        }
+        context.read_all(&mut parsed, MAX_DEPTH);
     }
     if findings
         .iter()
@@ -61,16 +57,21 @@ struct TypeMeta {
     kind: String,
 }
 
+/// Deepest list in a list.
+const MAX_DEPTH: u32 = 8;
+
 struct Context<'a> {
     file: &'a Path,
     document: yaml::Document<'a>,
+    /// Which item of a list it is, from 0.
+    item: Option<usize>,
     findings: &'a mut Vec<Finding>,
 }
 
 const KINDS: &str = "Workload, TrafficPolicy, PeerAuthentication, Telemetry, ExternalService and EgressPolicy of \
      policy.weft.dev/v1alpha1, Service of v1, EndpointSlice of discovery.k8s.io/v1, and HTTPRoute, \
      GRPCRoute, TLSRoute and TCPRoute of gateway.networking.k8s.io, and XBackendTrafficPolicy of \
-     gateway.networking.x-k8s.io/v1alpha1";
+     gateway.networking.x-k8s.io/v1alpha1, and List of v1 with items of these";
 
 impl Context<'_> {
     fn report(
@@ -91,6 +92,74 @@ impl Context<'_> {
         });
     }
 
+    /// Reads a document, or each item of a list (as `kubectl get -o yaml` prints it).
+    fn read_all(&mut self, parsed: &mut Vec<Parsed>, depth: u32) {
+        let types = self.document.read::<TypeMeta>();
+        if !types.is_ok_and(|types| types.api_version == "v1" && types.kind == "List") {
+            let line = self.document.line;
+            parsed.extend(self.read().map(|object| Parsed { object, line }));
+            return;
+        }
+        if depth == 0 {
+            self.report(
+                Severity::Error,
+                None,
+                None,
+                format!("lists in lists in lists: deeper than {MAX_DEPTH}"),
+                "put the items into one list, or into documents",
+            );
+            return;
+        }
+        let items = match self.document.items() {
+            Ok(items) => items,
+            Err(error) => {
+                self.report(
+                    Severity::Error,
+                    error.line,
+                    None,
+                    error.message,
+                    "write the objects below items",
+                );
+                return;
+            }
+        };
+        for (index, item) in items.iter().enumerate() {
+            let mut context = Context {
+                file: self.file,
+                document: item.document(),
+                item: Some(index),
+                findings: &mut *self.findings,
+            };
+            context.read_all(parsed, depth - 1);
+        }
+    }
+
+    /// What of a document that cannot be used can be said of which object it is; only for items of
+    /// a list, where the line alone is no help.
+    fn name(&self) -> Option<String> {
+        #[derive(Deserialize)]
+        struct Named {
+            kind: String,
+            metadata: Option<Meta>,
+        }
+        #[derive(Deserialize)]
+        struct Meta {
+            name: String,
+            namespace: Option<String>,
+        }
+        let index = self.item?;
+        let Ok(Named { kind, metadata }) = self.document.read() else {
+            return Some(format!("items[{index}]"));
+        };
+        Some(match metadata {
+            None => format!("items[{index}], {kind}"),
+            Some(Meta { name, namespace }) => {
+                let namespace = namespace.as_deref().unwrap_or("default");
+                format!("items[{index}], {kind} {namespace}/{name}")
+            }
+        })
+    }
+
     /// Reads a document as `T`; reports why it is none.
     fn typed<T: DeserializeOwned>(&mut self) -> Option<T> {
         match self.document.read() {
@@ -99,7 +168,7 @@ impl Context<'_> {
                 self.report(
                     Severity::Error,
                     error.line,
-                    None,
+                    self.name(),
                     error.message,
                     "correct it; docs/reference/policies.md has every field with an example",
                 );
@@ -158,11 +227,15 @@ impl Context<'_> {
                 .typed::<gateway::TcpRoute>()?
                 .into_stream_model(RouteKind::Tcp),
             ("", _) | (_, "") => {
+                let what = match self.item {
+                    None => "the document".to_owned(),
+                    Some(index) => format!("items[{index}]"),
+                };
                 self.report(
                     Severity::Error,
                     None,
                     None,
-                    "the document has no apiVersion or no kind".to_owned(),
+                    format!("{what} has no apiVersion or no kind"),
                     &format!("write both; known are {KINDS}"),
                 );
                 return None;
@@ -194,7 +267,7 @@ impl Context<'_> {
                 self.report(
                     severity,
                     None,
-                    None,
+                    self.name(),
                     format!("'{kind}' of '{version}' is not known and not used"),
                     &format!("known are {KINDS}"),
                 );

@@ -75,14 +75,43 @@ impl Locate for Locator {
             let (file, line) = files.place(object)?;
             (file.to_owned(), line)
         };
-        let document = std::fs::read_to_string(&file).ok().and_then(|text| {
-            yaml::documents(&text)
-                .into_iter()
-                .find(|document| document.line == line)
-                .and_then(|document| document.line_of(path))
-        });
+        let text = std::fs::read_to_string(&file).ok();
+        let document = text.and_then(|text| line_of(&text, line, path));
         Some((file, document.or(Some(line))))
     }
+}
+
+/// Everything in one text, read once, as if it were a folder's only file of this name.
+pub struct Text<'a> {
+    text: &'a str,
+    files: Files,
+}
+
+impl<'a> Text<'a> {
+    /// Reads it: every object and everything that is wrong.
+    pub fn read(name: &Path, text: &'a str) -> (Self, Vec<Change>, Vec<Finding>) {
+        let mut files = Files::default();
+        let changes = files.set(name, manifest::parse(name, text));
+        let findings = files.findings();
+        (Self { text, files }, changes, findings)
+    }
+}
+
+impl Locate for Text<'_> {
+    fn locate(&self, object: &ObjectRef, path: &[String]) -> Option<(PathBuf, Option<u32>)> {
+        let (file, line) = self.files.place(object)?;
+        let field = line_of(self.text, line, path);
+        Some((file.to_owned(), field.or(Some(line))))
+    }
+}
+
+/// The line of a field of the document, or of the item of a list, that begins at a line.
+fn line_of(text: &str, line: u32, path: &[String]) -> Option<u32> {
+    // The last that does not begin later: it, or the list in which it is.
+    let documents = yaml::documents(text).into_iter().rev();
+    let mut before = documents.filter(|document| document.line <= line);
+    let item = before.next()?.beginning_at(line)?;
+    item.document().line_of(path)
 }
 
 fn lock(files: &Mutex<Files>) -> MutexGuard<'_, Files> {

@@ -308,6 +308,220 @@ proptest::proptest! {
         let _ = manifest::parse(Path::new("x.yaml"), &text);
         for document in yaml::documents(&text) {
             let _ = document.line_of(&["spec".to_owned(), "0".to_owned()]);
+            let _ = document.items();
+        }
+        for list in [format!("items:\n- {text}\n- x"), format!("items: [{text}]")] {
+            for document in yaml::documents(&list) {
+                let _ = document.items();
+            }
         }
     }
+}
+
+/// As `kubectl get -o yaml` prints it.
+const LIST: &str = "\
+apiVersion: v1
+items:
+- apiVersion: v1
+  kind: Service
+  metadata:
+    annotations:
+      note: |
+        - apiVersion: v1
+          kind: Service
+    creationTimestamp: \"2026-01-01T00:00:00Z\"
+    name: a
+    namespace: shop
+  spec:
+    clusterIP: 10.96.0.1
+    internalTrafficPolicy: Cluster
+    ports:
+    - name: http
+      port: 80
+      protocol: TCP
+      targetPort: 8080
+    sessionAffinity: None
+    type: ClusterIP
+  status:
+    loadBalancer: {}
+# What nobody has indented.
+- addressType: IPv4
+  apiVersion: discovery.k8s.io/v1
+  endpoints: null
+  kind: EndpointSlice
+  metadata:
+    labels: {kubernetes.io/service-name: a}
+    name: a-1
+    namespace: shop
+  ports: null
+- apiVersion: policy.weft.dev/v1alpha1
+  kind: TrafficPolicy
+  metadata:
+    managedFields:
+    - apiVersion: policy.weft.dev/v1alpha1
+      manager: kubectl
+    name: a
+    namespace: shop
+  spec:
+    targetRefs:
+    - kind: Service
+      name: a
+    timeouts:
+      request: 5s
+kind: List
+metadata:
+  resourceVersion: \"\"
+";
+
+fn references(parsed: &[manifest::Parsed]) -> Vec<(String, u32)> {
+    let parsed = parsed.iter();
+    parsed
+        .map(|parsed| (parsed.object.reference().to_string(), parsed.line))
+        .collect()
+}
+
+#[test]
+fn the_items_of_a_list_are_objects() {
+    let expected = [
+        ("Service shop/a", 3),
+        ("EndpointSlice shop/a-1", 26),
+        ("TrafficPolicy shop/a", 35),
+    ]
+    .map(|(name, line)| (name.to_owned(), line));
+    let file = Path::new("list.yaml");
+    let (parsed, findings) = manifest::parse(file, LIST).unwrap();
+    assert_eq!(findings, []);
+    assert_eq!(references(&parsed), expected);
+
+    // The same in a list in a list, behind another document.
+    let indented: String = LIST.lines().map(|line| format!("    {line}\n")).collect();
+    let nested = format!(
+        "{}---\nkind: List\napiVersion: v1\nitems:\n  -\n{indented}",
+        service("b", "10.96.0.2")
+    );
+    let (parsed, findings) = manifest::parse(file, &nested).unwrap();
+    assert_eq!(findings, []);
+    let names: Vec<String> = references(&parsed)
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(names[0], "Service default/b");
+    assert_eq!(names[1..], expected.clone().map(|(name, _)| name));
+    assert_eq!(parsed[1].line, expected[0].1 + 9);
+
+    // As JSON, in one line and in many; in YAML's own flow style.
+    let json = r#"{"kind": "List", "apiVersion": "v1", "items": [
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "labels": {"q": "}]'\"{"}}, "spec": {"ports": [{"port": 80}]}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "b"}, "spec": {"ports": []}}], "metadata": {}}"#;
+    let (parsed, findings) = manifest::parse(file, json).unwrap();
+    assert_eq!(findings, []);
+    let both = [("Service default/a", 2), ("Service default/b", 3)];
+    assert_eq!(
+        references(&parsed),
+        both.map(|(name, line)| (name.to_owned(), line))
+    );
+    let line = json.replace('\n', " ");
+    let (parsed, _) = manifest::parse(file, &line).unwrap();
+    assert_eq!(
+        references(&parsed),
+        both.map(|(name, _)| (name.to_owned(), 1))
+    );
+    let flow = "{apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Service, metadata: {name: it's-b, labels: {a: 'it''s }'}}, spec: {}}, ]}";
+    let error = manifest::parse(file, flow).unwrap_err();
+    assert_eq!(error.len(), 1, "{error:?}");
+    assert_eq!(error[0].object.as_deref(), Some("Service default/it's-b"));
+
+    for empty in ["items: []", "items: null", "items:", ""] {
+        let text = format!("apiVersion: v1\nkind: List\n{empty}\n");
+        assert_eq!(
+            manifest::parse(file, &text).unwrap(),
+            (vec![], vec![]),
+            "{empty}"
+        );
+    }
+}
+
+#[test]
+fn findings_name_the_item_of_a_list() {
+    let file = Path::new("list.yaml");
+    let found = |text: &str| -> Vec<(Option<u32>, String)> {
+        let findings = match manifest::parse(file, text) {
+            Ok((_, findings)) | Err(findings) => findings,
+        };
+        let findings = findings.into_iter();
+        findings
+            .map(|found| {
+                (
+                    found.line,
+                    format!("{}: {}", found.object.unwrap_or_default(), found.message),
+                )
+            })
+            .collect()
+    };
+    // A field that cannot be read, in the third item.
+    let bad = found(&LIST.replace("request: 5s", "request: soon"));
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert_eq!(bad[0].0, Some(48));
+    assert!(
+        bad[0].1.starts_with("items[2], TrafficPolicy shop/a: "),
+        "{bad:?}"
+    );
+    // One that can be read and means nothing.
+    let bad = found(&LIST.replace("port: 80\n", "port: 0\n"));
+    assert_eq!(bad.len(), 1, "{bad:?}");
+    assert_eq!(bad[0].0, Some(18), "{bad:?}");
+    assert!(bad[0].1.starts_with("Service shop/a: "), "{bad:?}");
+    // An item that is no object, and one of a kind that is nobody's.
+    let odd = "apiVersion: v1\nkind: List\nitems:\n- 7\n- metadata: {name: x}\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: d}}\n";
+    let bad = found(odd);
+    let lines: Vec<Option<u32>> = bad.iter().map(|(line, _)| *line).collect();
+    assert_eq!(lines, [Some(4), Some(5), Some(6)], "{bad:?}");
+    assert!(bad[0].1.starts_with("items[0]: "), "{bad:?}");
+    assert!(bad[1].1.contains("items[1] has no apiVersion"), "{bad:?}");
+    assert!(
+        bad[2].1.starts_with("items[2], Deployment default/d: "),
+        "{bad:?}"
+    );
+    let items = found("apiVersion: v1\nkind: List\nitems: 7\n");
+    assert_eq!(items[0].0, Some(3), "{items:?}");
+    let mut deep = "{apiVersion: v1, kind: List, items: []}".to_owned();
+    for _ in 0..9 {
+        deep = format!("{{apiVersion: v1, kind: List, items: [{deep}]}}");
+    }
+    assert!(
+        found(&deep)[0].1.contains("deeper than"),
+        "{:?}",
+        found(&deep)
+    );
+}
+
+#[test]
+fn what_is_wrong_between_objects_names_the_line_in_a_list() {
+    let lost = LIST.replace(
+        "    - kind: Service\n      name: a\n",
+        "    - kind: Service\n      name: z\n",
+    );
+    let report = crate::check::check_text(Path::new("<stdin>"), &lost);
+    assert_eq!(report.objects, 3);
+    let found: Vec<(Option<u32>, Option<&str>)> = report
+        .findings
+        .iter()
+        .map(|found| (found.line, found.object.as_deref()))
+        .collect();
+    // The port that no slice has, and the Service that is not there.
+    let expected = [
+        (Some(16), Some("Service shop/a")),
+        (Some(46), Some("TrafficPolicy shop/a")),
+    ];
+    assert_eq!(found, expected, "{report}");
+
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("a.yaml"),
+        service("b", "10.96.0.9") + "---\n" + &lost,
+    )
+    .unwrap();
+    let report = crate::check::check_folder(dir.path()).unwrap();
+    let lines: Vec<Option<u32>> = report.findings.iter().map(|found| found.line).collect();
+    assert_eq!(lines, [Some(4), Some(16 + 5), Some(46 + 5)], "{report}");
 }

@@ -1,9 +1,9 @@
-//! YAML documents (JSON is YAML too), and the line a field stands on.
+//! YAML documents (JSON is YAML too), the items of a list in one, and the line a field stands on.
 
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::{DuplicateKeyPolicy, Spanned, UserMessageFormatter};
 
 /// One document of a file.
@@ -12,6 +12,22 @@ pub(super) struct Document<'a> {
     text: &'a str,
     /// Line in the file of the first line of `text`, from 1.
     pub(super) line: u32,
+}
+
+/// An item of a document's `items`, as a document of its own.
+#[derive(Debug)]
+pub(super) struct Item {
+    text: String,
+    line: u32,
+}
+
+impl Item {
+    pub(super) fn document(&self) -> Document<'_> {
+        Document {
+            text: &self.text,
+            line: self.line,
+        }
+    }
 }
 
 /// Why a document cannot be read.
@@ -79,6 +95,42 @@ impl Document<'_> {
         })
     }
 
+    /// The `items` of a list. Each is cut out of the text, so that it is read as any document is,
+    /// with its lines; what it refers to by an alias must stand in it.
+    pub(super) fn items(&self) -> Result<Vec<Item>, Unreadable> {
+        #[derive(Deserialize)]
+        struct List {
+            #[serde(default)]
+            items: Option<Vec<Spanned<IgnoredAny>>>,
+        }
+        let list: List = self.read()?;
+        let items = list.items.unwrap_or_default().into_iter();
+        Ok(items
+            .filter_map(|item| {
+                let line = u32::try_from(item.referenced.line()).ok()?;
+                let start = usize::try_from(item.referenced.span().byte_offset()?).ok()?;
+                Some(Item {
+                    text: cut(self.text, start),
+                    line: line + self.line - 1,
+                })
+            })
+            .collect())
+    }
+
+    /// The document that begins at a line of the file: itself, or an item in it.
+    pub(super) fn beginning_at(&self, line: u32) -> Option<Item> {
+        if self.line == line {
+            return Some(Item {
+                text: self.text.to_owned(),
+                line,
+            });
+        }
+        let items = self.items().ok()?;
+        // The last that does not begin later: it, or something in it.
+        let item = items.iter().rev().find(|item| item.line <= line)?;
+        item.document().beginning_at(line)
+    }
+
     /// Line in the file of a field, or of the nearest one above it.
     pub(super) fn line_of(&self, path: &[String]) -> Option<u32> {
         let root: Node = self.read().ok()?;
@@ -93,6 +145,61 @@ impl Document<'_> {
         }
         line.or(Some(self.line))
     }
+}
+
+/// A value that begins at a byte of the text, alone. What is before it in its line becomes spaces:
+/// the lines of a block have to begin in the same column.
+fn cut(text: &str, start: usize) -> String {
+    let rest = text.get(start..).unwrap_or_default();
+    if rest.starts_with(['{', '[']) {
+        return rest[..flow(rest)].to_owned();
+    }
+    let before = text[..start].rfind('\n').map_or(start, |at| start - at - 1);
+    let mut alone = " ".repeat(before);
+    for (nth, line) in rest.split_inclusive('\n').enumerate() {
+        let content = line.trim_start_matches(' ');
+        let indented = line.len() - content.len() >= before;
+        let is_empty = content.trim_end().is_empty() || content.starts_with('#');
+        if nth > 0 && !indented && !is_empty {
+            break;
+        }
+        alone.push_str(line);
+    }
+    alone
+}
+
+/// Length of the flow collection that a text begins with, bytes.
+fn flow(text: &str) -> usize {
+    let (mut depth, mut quote, mut escaped) = (0u32, None, false);
+    // A quote is one at the beginning of a value only: what's in a word is not.
+    let mut begins = true;
+    // Two of them in single quotes are one that does not end it.
+    let mut closed = false;
+    for (at, char) in text.char_indices() {
+        let again = std::mem::take(&mut closed) && char == '\'';
+        match (quote, char) {
+            _ if escaped => escaped = false,
+            (Some('"'), '\\') => escaped = true,
+            (Some(open), _) if char == open => {
+                quote = None;
+                closed = open == '\'';
+            }
+            (Some(_), _) => {}
+            (None, '"' | '\'') if begins || again => quote = Some(char),
+            (None, '{' | '[') => depth += 1,
+            (None, '}' | ']') => {
+                depth -= 1;
+                if depth == 0 {
+                    return at + 1;
+                }
+            }
+            (None, _) => {}
+        }
+        if quote.is_none() && !char.is_whitespace() {
+            begins = matches!(char, '{' | '[' | ',' | ':');
+        }
+    }
+    text.len()
 }
 
 /// Any value, with the lines of what is in it.

@@ -21,6 +21,7 @@ use crate::transport::Stream;
 use crate::transport::testing::{listen, tcp_pair};
 use crate::worker::Worker;
 
+mod calls;
 mod connections;
 mod crew;
 mod failures;
