@@ -10,6 +10,7 @@ pub mod config;
 pub mod detect;
 pub mod discovery;
 pub mod dns;
+pub mod hashing;
 pub mod health;
 pub mod http;
 pub mod http1;

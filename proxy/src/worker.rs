@@ -16,6 +16,7 @@ use weft_api::identity::SpiffeId;
 use crate::balance::{Balancer, RetryBudget};
 use crate::config::Config;
 use crate::discovery::Directory;
+use crate::hashing::TableMap;
 use crate::inbound::local;
 use crate::tables::{Backend, Destination, RetryConstraint, RetryPolicy, Route, Workload};
 use crate::telemetry::{
@@ -65,10 +66,10 @@ pub struct Worker {
     /// Copies of requests that are under way.
     pub mirrors: Cell<usize>,
     open: Cell<usize>,
-    balancers: RefCell<HashMap<(usize, usize), Rc<Balancer<Pools>>>>,
-    budgets: RefCell<HashMap<Arc<str>, (Arc<RetryPolicy>, Rc<RetryBudget>)>>,
+    balancers: RefCell<TableMap<(usize, usize), Rc<Balancer<Pools>>>>,
+    budgets: RefCell<TableMap<Arc<str>, (Arc<RetryPolicy>, Rc<RetryBudget>)>>,
     /// Of backends that have their own, by their endpoints.
-    constraints: RefCell<HashMap<Arc<str>, (RetryConstraint, Rc<RetryBudget>)>>,
+    constraints: RefCell<TableMap<Arc<str>, (RetryConstraint, Rc<RetryBudget>)>>,
     /// With the workload they were made from.
     locals: RefCell<(Arc<Workload>, HashMap<SocketAddr, Arc<Destination>>)>,
     rng: RefCell<SmallRng>,

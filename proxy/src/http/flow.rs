@@ -1,7 +1,6 @@
 //! One accepted connection, as request handling sees it.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use std::time::Instant;
 
 use super::{ErrorCode, ProxyError, RequestView};
 use crate::discovery::{DestinationCell, Host};
+use crate::hashing::TableMap;
 use crate::inbound::limits::Guard;
 use crate::inbound::probes::Probes;
 use crate::tables::{Destination, EndpointInfo, Known};
@@ -44,7 +44,7 @@ pub struct Flow {
     only: Option<Probes>,
     /// What the application takes no more of.
     guard: Guard,
-    series: RefCell<HashMap<(SocketAddr, FlowProtocol), Rc<RequestSeries>>>,
+    series: RefCell<TableMap<(SocketAddr, FlowProtocol), Rc<RequestSeries>>>,
 }
 
 impl Flow {

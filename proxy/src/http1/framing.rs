@@ -187,26 +187,22 @@ fn scan(buf: &[u8], head: &Head) -> Result<Scanned, FramingError> {
 
 /// Whether a line of the head ends without CR.
 fn has_bare_lf(head: &[u8]) -> bool {
-    let mut previous = 0;
-    for &byte in head {
-        if byte == b'\n' && previous != b'\r' {
-            return true;
-        }
-        previous = byte;
-    }
-    false
+    any_pair(head, |before, byte| (byte == b'\n') & (before != b'\r'))
 }
 
 /// Whether a line of the head is folded.
 fn has_folds(head: &[u8]) -> bool {
-    let mut previous = 0;
-    for &byte in head {
-        if previous == b'\n' && matches!(byte, b' ' | b'\t') {
-            return true;
-        }
-        previous = byte;
-    }
-    false
+    any_pair(head, |before, byte| {
+        (before == b'\n') & ((byte == b' ') | (byte == b'\t'))
+    })
+}
+
+/// Whether a byte and the one before it are such a pair; before the first stands 0. All are looked
+/// at, without branches: many at once.
+fn any_pair(head: &[u8], is: impl Fn(u8, u8) -> bool) -> bool {
+    let first = head.first().is_some_and(|byte| is(0, *byte));
+    let pairs = head.iter().zip(head.get(1..).unwrap_or_default());
+    pairs.fold(first, |any, (before, byte)| any | is(*before, *byte))
 }
 
 /// The members of a comma-separated list, without the spaces around them; empty ones left out

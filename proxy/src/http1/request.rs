@@ -2,6 +2,7 @@
 //! edits, then tries ([`super::attempt`]), each with an endpoint and a connection. Nothing of a
 //! response has passed to the client while a try can still be repeated.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -39,7 +40,7 @@ use crate::worker::{Pools, Worker};
 pub(super) struct Exchange<'w> {
     pub(super) worker: &'w Rc<Worker>,
     pub(super) flow: &'w Flow,
-    pub(super) method: Box<[u8]>,
+    pub(super) method: Cow<'static, [u8]>,
     pub(super) framing: framing::Framing,
     /// Where the request's body ends.
     pub(super) body: BodyReader,
@@ -72,6 +73,17 @@ pub(super) enum Lease {
 pub(super) fn is_alone(call: &Call) -> bool {
     let backend = call.balancer.backend();
     backend.policy.max_connections == 0 && backend.endpoints.current.load().endpoints.len() == 1
+}
+
+/// A method for longer than its buffer; those that are usual cost nothing.
+fn kept_method(method: &[u8]) -> Cow<'static, [u8]> {
+    const USUAL: [&[u8]; 7] = [
+        b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"PATCH", b"OPTIONS",
+    ];
+    match USUAL.into_iter().find(|usual| *usual == method) {
+        Some(usual) => usual.into(),
+        None => method.to_vec().into(),
+    }
 }
 
 /// One request from its head to the end of its response.
@@ -130,7 +142,7 @@ pub(super) async fn request(
     scratch
         .head
         .write(&client.buf, &scratch.edits, &mut scratch.out);
-    let method: Box<[u8]> = scratch.head.method.get(&client.buf).into();
+    let method = kept_method(scratch.head.method.get(&client.buf));
     client.buf.advance(scratch.head.end);
 
     let mut exchange = Exchange {

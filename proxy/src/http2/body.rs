@@ -5,6 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
+use http::header::{HeaderName, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue};
 
 use crate::http::mirror::Tees;
@@ -14,6 +15,11 @@ use crate::http::pushback::Again;
 /// yet or not: a window is assigned to a stream when its head is written, so waiting for it would
 /// write a short body by a second system call. `h2` holds back what the window does not take.
 const WITH_HEAD: usize = 16 * 1024;
+
+// As names, so that no call parses them.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+static GRPC_DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
 /// What a kept chunk costs beside its bytes.
 const CHUNK_COST: usize = 64;
@@ -348,17 +354,17 @@ pub(super) struct CallStatus {
 impl CallStatus {
     /// As the trailers, or a head that is all there is, say it.
     pub(super) fn of(fields: &HeaderMap) -> Option<Self> {
-        let field = |name: &str| fields.get(name).map(HeaderValue::as_bytes);
-        let code = std::str::from_utf8(field("grpc-status")?).ok()?;
+        let field = |name: &HeaderName| fields.get(name).map(HeaderValue::as_bytes);
+        let code = std::str::from_utf8(field(&GRPC_STATUS)?).ok()?;
         let code = code.trim().parse().ok()?;
         Some(Self {
             code,
             again: match code {
                 0 => None,
                 _ => Again::of_grpc(
-                    field("grpc-retry-pushback-ms"),
-                    field("grpc-status-details-bin"),
-                    field("retry-after"),
+                    field(&GRPC_PUSHBACK),
+                    field(&GRPC_DETAILS),
+                    field(&RETRY_AFTER),
                 ),
             },
         })

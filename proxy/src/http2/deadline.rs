@@ -4,7 +4,11 @@
 
 use std::time::{Duration, Instant};
 
+use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
+
+/// As a name, so that no call parses it.
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// How long after the client's own deadline the proxy ends a call. Server and client know of the
 /// deadline, too: what the server says about it passes, if it says something, and an endpoint that
@@ -65,7 +69,10 @@ impl Deadline {
         }
         let as_it_came = |started: Instant| now.saturating_duration_since(started) < AS_IT_CAME;
         if !self.said.is_some_and(as_it_came) {
-            headers.insert("grpc-timeout", written(left));
+            let mut left = written(left);
+            // As good as no other call has this one: it stays out of HPACK's tables.
+            left.set_sensitive(true);
+            headers.insert(&GRPC_TIMEOUT, left);
         }
         Ok(())
     }
@@ -73,7 +80,7 @@ impl Deadline {
 
 /// How long a call's client waits for it: up to eight digits and a unit.
 fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    let value = headers.get(&GRPC_TIMEOUT)?.to_str().ok()?;
     let digits = value.len().checked_sub(1)?;
     let (number, unit) = value.split_at_checked(digits)?;
     if number.len() > 8 || !number.bytes().all(|byte| byte.is_ascii_digit()) {

@@ -1,7 +1,7 @@
 //! A request's head: as routing sees it, and as it is sent.
 
 use h2::ext::Protocol;
-use http::header::{CONTENT_TYPE, HOST};
+use http::header::{CONTENT_TYPE, HOST, HeaderName};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Uri, Version};
@@ -10,6 +10,9 @@ use crate::http::filter::fields;
 use crate::http::{HeadSize, RequestView};
 use crate::tables::Plan;
 use crate::telemetry::trace::context::ContextHeaders;
+
+/// As a name, so that no request parses it.
+pub(super) static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// A request's head as routing and policy see it.
 pub(super) struct View<'h>(pub(super) &'h Parts);

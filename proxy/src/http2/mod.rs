@@ -16,7 +16,7 @@
 //!
 //! Flow control is the senders': a byte's window is given back when the other side's window has
 //! taken the byte, so that what is held here for a stream is bounded by `STREAM_WINDOW` and
-//! `SEND_BUFFER` each way. Resets, GOAWAY and informational responses pass on; a GOAWAY or
+//! `SEND_BUFFER` each way, and by `WITH_HEAD` for the beginning of a body, which does not wait. Resets, GOAWAY and informational responses pass on; a GOAWAY or
 //! REFUSED_STREAM that says "never processed" leads to another try.
 //!
 //! Between two proxies two codes have meanings of their own. A stream reset with CONNECT_ERROR says

@@ -82,7 +82,7 @@ pub(super) async fn serve(
         // where each would push out a field that comes again, and the next would be compared to
         // all that stand there.
         value.set_sensitive(true);
-        parts.headers.insert("traceparent", value);
+        parts.headers.insert(&head::TRACEPARENT, value);
     }
     let mut exchange = Exchange {
         worker: &worker,
