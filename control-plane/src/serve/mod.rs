@@ -4,7 +4,7 @@
 //! - [`authenticate`]: who a workload is, before it has a certificate.
 //! - [`ca`]: the certificate authority behind it; [`certificates`] keeps it going.
 //! - [`standing`]: alone, or one of several replicas, which tell each other by [`replicas`]; the
-//!   leader publishes [`roots`] and writes what became of routes ([`route_status`]).
+//!   leader publishes [`roots`] and writes what became of routes and policies ([`statuses`]).
 //! - [`admin`]: health, metrics, status on another port.
 //! - [`webhook`]: puts sidecars into pods; on Kubernetes, on a port of its own.
 //!
