@@ -355,7 +355,7 @@ impl Director<'_> {
         let began = self.begin(
             "certificates renewed",
             "The mesh's root certificate begins to be replaced: a second root is trusted beside the \
-             first.",
+             first, and signs when every proxy knows it.",
         );
         let expiries = |d: &Self| -> Vec<u64> {
             let board = d.board.lock();
@@ -378,8 +378,9 @@ impl Director<'_> {
         Admin::new(&Stage::control_admin())?
             .post("/rotate-root")
             .await?;
-        // The proxies spread their requests over a few seconds, however long the demo is.
-        let latest = f64::max(52.0, self.script_time(began + 5.0));
+        // The second root is made known for five seconds, and then the proxies spread their requests
+        // over three, however long the demo is.
+        let latest = f64::max(52.0, self.script_time(began + 14.0));
         let all = self
             .wait_for(latest, |d| (renewed(d) == MEMBERS.len()).then(|| d.now()))
             .await;
