@@ -64,6 +64,8 @@ pub struct Board {
     pub ended: Option<f64>,
     pub reports: Reports,
     pub acts: Vec<Act>,
+    /// How many of them have been told, where the demo is told by lines.
+    pub told: usize,
     /// Latest view by workload.
     pub proxies: BTreeMap<&'static str, ProxyView>,
     /// Views of the front's proxy, by seconds since the beginning: what acts are measured by.
@@ -98,6 +100,7 @@ impl Board {
             ended: None,
             reports: Reports::default(),
             acts: Vec::new(),
+            told: 0,
             proxies: BTreeMap::new(),
             front: Vec::new(),
             control: ControlView::default(),

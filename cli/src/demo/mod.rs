@@ -415,16 +415,12 @@ impl Screen {
                 }
             }
             Self::Lines => {
-                let mut told = 0;
                 let mut due = tokio::time::interval(FRAME);
                 let mut line = std::time::Instant::now();
                 loop {
                     due.tick().await;
-                    let board = board.lock();
-                    while let Some(act) = board.acts.get(told).filter(|a| a.ended.is_some()) {
-                        show(&view::story(act, 100, Paint::NEVER));
-                        told += 1;
-                    }
+                    let mut board = board.lock();
+                    board.told += tell(&board.acts[board.told..]);
                     if line.elapsed() >= LINE {
                         line = std::time::Instant::now();
                         let now = board.now();
@@ -452,16 +448,18 @@ impl Screen {
                 }
             }
             Self::Lines => {
-                if let Some(act) = board
-                    .acts
-                    .last()
-                    .filter(|a| a.ended.is_some_and(|at| at > total - 0.3))
-                {
-                    show(&view::story(act, 100, Paint::NEVER));
-                }
+                tell(&board.acts[board.told..]);
             }
         }
     }
+}
+
+/// Tells the acts that have ended; how many.
+fn tell(acts: &[board::Act]) -> usize {
+    let ended = acts.iter().take_while(|act| act.ended.is_some());
+    ended
+        .inspect(|act| show(&view::story(act, 100, Paint::NEVER)))
+        .count()
 }
 
 fn size() -> (usize, usize) {
