@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use clap::Parser;
@@ -43,6 +44,23 @@ pub(crate) fn worker(credentials: Option<Credentials>) -> Rc<Worker> {
         taps: Arc::default(),
         registry,
     })
+}
+
+/// Lets timers of so long run out, and the engines do what they can then: between two rounds the
+/// runtime looks at the sockets. From then on the runtime's clock is that much ahead of the system's,
+/// so that timers set by the latter run out early: once in a test.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+    rounds().await;
+}
+
+/// Lets the engines do what they can with what has been sent.
+pub(crate) async fn rounds() {
+    for _ in 0..16 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// An endpoint; with an identity it is reached by mutual TLS.

@@ -53,33 +53,38 @@ engine_test!(the_slower_of_two_is_cancelled, async {
     assert_eq!(slow.heard.borrow().len(), 1);
 });
 
-engine_test!(
-    without_budget_or_permission_the_first_is_waited_for,
-    async {
-        const POST: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi";
-        for (request, end, budget) in [(GET, END, 0), (POST, "hi", 10)] {
-            let slow = server(vec![vec![Until(end), Go, Say(OK)]]).await;
-            let answers = [Until(end), Say(OK)].repeat(4);
-            let fast = server(vec![answers; 2]).await;
-            let mut client = client_of(&[&slow, &fast], hedging(budget)).await;
-            let mut answered = 0;
-            // Until the slow one has it.
-            loop {
-                say(&mut client, request).await;
-                tokio::select! {
-                    () = slow.hears(end) => break,
-                    () = hear(&mut client, OK) => answered += 1,
-                }
-                assert!(answered < 4, "{request}");
-            }
-            // Longer than the delay.
-            tokio::time::sleep(Duration::from_millis(120)).await;
-            assert_eq!(fast.heard.borrow().concat(), request.repeat(answered));
-            slow.go.notify_one();
-            hear(&mut client, OK).await;
+/// A slow endpoint has the request for longer than the delay, and the other one is not asked.
+async fn the_first_is_waited_for(request: &'static str, end: &'static str, budget: u32) {
+    let slow = server(vec![vec![Until(end), Go, Say(OK)]]).await;
+    let answers = [Until(end), Say(OK)].repeat(4);
+    let fast = server(vec![answers; 2]).await;
+    let mut client = client_of(&[&slow, &fast], hedging(budget)).await;
+    let mut answered = 0;
+    // Until the slow one has it.
+    loop {
+        say(&mut client, request).await;
+        tokio::select! {
+            () = slow.hears(end) => break,
+            () = hear(&mut client, OK) => answered += 1,
         }
+        assert!(answered < 4, "{request}");
     }
+    pass(Duration::from_millis(120)).await;
+    assert_eq!(fast.heard.borrow().concat(), request.repeat(answered));
+    slow.go.notify_one();
+    hear(&mut client, OK).await;
+    assert_eq!(fast.heard.borrow().concat(), request.repeat(answered));
+}
+
+engine_test!(
+    without_budget_the_first_is_waited_for,
+    the_first_is_waited_for(GET, END, 0)
 );
+
+engine_test!(without_permission_the_first_is_waited_for, async {
+    const POST: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi";
+    the_first_is_waited_for(POST, "hi", 10).await;
+});
 
 engine_test!(one_that_fails_leaves_it_to_the_other, async {
     // Whichever is asked first, the answer of the other comes through.
@@ -159,34 +164,46 @@ engine_test!(a_body_that_is_kept_is_sent_to_both, async {
     }
 });
 
-engine_test!(what_is_not_kept_or_not_here_is_sent_once, async {
+/// A request that is answered with `interim` before its rest comes: one server gets it, for longer than
+/// the delay.
+async fn is_sent_once(begin: &str, interim: Option<&'static str>, rest: &str, end: &'static str) {
+    let mut script = vec![Until(end), Go, Say(OK)];
+    if let Some(interim) = interim {
+        script.splice(..0, [Until(END), Say(interim)]);
+    }
+    let one = server(vec![script.clone()]).await;
+    let two = server(vec![script]).await;
+    let mut client = client_of(&[&one, &two], hedging_posts()).await;
+    say(&mut client, begin).await;
+    hear(&mut client, interim.unwrap_or_default()).await;
+    rounds().await;
+    say(&mut client, rest).await;
+    let asked = tokio::select! {
+        () = one.hears(end) => &one,
+        () = two.hears(end) => &two,
+    };
+    pass(Duration::from_millis(300)).await;
+    let heard = || {
+        let mut heard = [&one, &two].map(|server| server.heard.borrow().concat());
+        heard.sort_unstable();
+        heard
+    };
+    let once = [String::new(), format!("{begin}{rest}")];
+    assert_eq!(heard(), once);
+    asked.go.notify_one();
+    hear(&mut client, OK).await;
+    assert_eq!(heard(), once);
+}
+
+engine_test!(a_body_that_is_not_kept_is_sent_once, async {
     const BEGIN: &str = "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n";
-    const EXPECT: &str =
+    let long = format!("{}END", "x".repeat(1997));
+    is_sent_once(BEGIN, None, &long, "END").await;
+});
+
+engine_test!(a_body_that_is_waited_for_is_sent_once, async {
+    const BEGIN: &str =
         "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n";
     const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
-    // Both wait for longer than the delay, and nobody else is asked meanwhile.
-    let wait = Duration::from_millis(300);
-    let long = format!("{}END", "x".repeat(1997));
-    for (begin, answer, rest) in [(BEGIN, "", &*long), (EXPECT, CONTINUE, "hello")] {
-        let end = if answer.is_empty() { "END" } else { "hello" };
-        let script = match answer {
-            "" => vec![Until(end), Go, Say(OK)],
-            answer => vec![Until(END), Say(answer), Until(end), Go, Say(OK)],
-        };
-        let one = server(vec![script.clone()]).await;
-        let two = server(vec![script]).await;
-        let mut client = client_of(&[&one, &two], hedging_posts()).await;
-        say(&mut client, begin).await;
-        hear(&mut client, answer).await;
-        rounds().await;
-        say(&mut client, rest).await;
-        tokio::time::sleep(wait).await;
-        let heard = [&one, &two].map(|server| server.heard.borrow().concat());
-        let mut sorted = heard.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, [String::new(), format!("{begin}{rest}")]);
-        let asked = if heard[0].is_empty() { &two } else { &one };
-        asked.go.notify_one();
-        hear(&mut client, OK).await;
-    }
+    is_sent_once(BEGIN, Some(CONTINUE), "hello", "hello").await;
 });

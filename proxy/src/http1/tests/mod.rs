@@ -20,7 +20,7 @@ use tokio::task::{LocalSet, spawn_local};
 use super::serve;
 use crate::http::flow::Flow;
 use crate::tables::{BackendPolicy, Destination, RoutePolicy};
-use crate::testing::{backend, destination, endpoint, inbound, outbound, worker};
+use crate::testing::{backend, destination, endpoint, inbound, outbound, pass, rounds, worker};
 use crate::transport::Stream;
 use crate::transport::testing::tcp_pair;
 
@@ -193,14 +193,6 @@ async fn rest(client: &mut TcpStream) -> std::io::Result<String> {
         .await
         .expect("the connection does not end")?;
     Ok(String::from_utf8(text).unwrap())
-}
-
-/// Lets the engine do what it can with what has been sent: between two rounds the runtime looks at the
-/// sockets.
-async fn rounds() {
-    for _ in 0..16 {
-        tokio::task::yield_now().await;
-    }
 }
 
 macro_rules! engine_test {
