@@ -11,6 +11,11 @@ const RETRY_INFO: &str = "CAgaMAoodHlwZS5nb29nbGVhcGlzLmNvbS9nb29nbGUucnBjLlJldH
 
 /// Two more tries when resources are exhausted, within milliseconds.
 fn retrying() -> RoutePolicy {
+    waiting(2)
+}
+
+/// The same after at most so many milliseconds.
+fn waiting(backoff_max: u64) -> RoutePolicy {
     let retry = RetryPolicy {
         attempts: 2,
         status_codes: vec![],
@@ -21,7 +26,7 @@ fn retrying() -> RoutePolicy {
         timeout: true,
         methods: vec!["POST".into()],
         backoff_base: Duration::from_millis(1),
-        backoff_max: Duration::from_millis(2),
+        backoff_max: Duration::from_millis(backoff_max),
         max_body: 1024,
         budget_percent: 100,
         budget_min_per_second: 100,
@@ -132,15 +137,17 @@ async fn each_try_has_what_is_left_of_the_time() {
             let nth = seen.borrow().len();
             seen.borrow_mut().push(told(&request));
             async move {
-                tokio::time::sleep(Duration::from_millis(5)).await;
                 let code = if nth < 2 { "8" } else { "0" };
-                let response = Response::builder().header("grpc-status", code);
+                // The proxy waits between two tries.
+                let response = Response::builder()
+                    .header("grpc-status", code)
+                    .header("grpc-retry-pushback-ms", "5");
                 let response = response.body(()).unwrap();
                 respond.send_response(response, true).unwrap();
             }
         })
         .await;
-        let mut plain = client(with_policy(&[address], retrying())).await;
+        let mut plain = client(with_policy(&[address], waiting(10))).await;
         let (response, _) = ask(&mut plain, within("/s/m", "9S")).await.unwrap();
         assert_eq!(response.headers()["grpc-status"], "0");
         let left: Vec<u64> = tries.take().into_iter().map(Option::unwrap).collect();
@@ -175,24 +182,11 @@ async fn each_try_has_what_is_left_of_the_time() {
 #[tokio::test]
 async fn there_is_no_try_after_the_deadline() {
     local(async {
-        let calls = Rc::new(Cell::new(0));
-        let count = calls.clone();
-        // It answers when its time is over, as servers do that keep the deadline.
-        let (address, _) = server(move |request: Asked, mut respond: Answer| {
-            count.set(count.get() + 1);
-            async move {
-                let left = Duration::from_micros(told(&request).unwrap());
-                tokio::time::sleep(left + Duration::from_millis(1)).await;
-                let response = Response::builder().header("grpc-status", "8");
-                let response = response.body(()).unwrap();
-                let _ = respond.send_response(response, true);
-            }
-        })
-        .await;
-        let mut client = client(with_policy(&[address], retrying())).await;
-        let (response, _) = ask(&mut client, within("/s/m", "30m")).await.unwrap();
-        let code = response.headers()["grpc-status"].to_str().unwrap();
-        assert!(["4", "8"].contains(&code), "{code}");
+        // The policy would wait for as long as the server wants, and the call's time is over before.
+        let (address, calls) = refusing("8", ("grpc-retry-pushback-ms", "10000")).await;
+        let mut client = client(with_policy(&[address], waiting(10_000))).await;
+        let (response, _) = ask(&mut client, within("/s/m", "9S")).await.unwrap();
+        assert_eq!(response.headers()["grpc-status"], "8");
         assert_eq!(calls.get(), 1);
         // Nor is there one when there is no time at all.
         let (response, _) = ask(&mut client, within("/s/m", "0n")).await.unwrap();
@@ -264,10 +258,10 @@ async fn a_calls_message_is_sent_to_both_endpoints() {
 #[tokio::test]
 async fn a_stream_that_goes_on_is_not_sent_twice() {
     local(async {
-        let asked = Rc::new(Cell::new(0));
+        let asked = watch::Sender::new(0);
         let count = asked.clone();
         let handle = move |request: Asked, respond: Answer| {
-            count.set(count.get() + 1);
+            count.send_modify(|asked| *asked += 1);
             async move {
                 let (bytes, _) = read(&mut request.into_body()).await.unwrap();
                 assert_eq!(bytes, "onetwo");
@@ -279,12 +273,14 @@ async fn a_stream_that_goes_on_is_not_sent_twice() {
         let mut client = client(with_policy(&[first, second], hedging())).await;
         let (response, mut sink) = client.send_request(grpc("/s/m"), false).unwrap();
         sink.send_data("one".into(), false).unwrap();
+        let mut one = asked.subscribe();
+        one.wait_for(|asked| *asked > 0).await.unwrap();
         // Longer than the delay.
-        tokio::time::sleep(Duration::from_millis(150)).await;
+        pass(Duration::from_millis(150)).await;
         sink.send_data("two".into(), true).unwrap();
         let mut body = response.await.unwrap().into_body();
         assert_eq!(read(&mut body).await.unwrap().0, "once");
-        assert_eq!(asked.get(), 1);
+        assert_eq!(*asked.borrow(), 1);
     })
     .await;
 }

@@ -12,11 +12,12 @@ use h2::server::SendResponse;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response};
 use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::spawn_local;
 
 use super::serve;
 use crate::tables::{BackendPolicy, Destination, RoutePolicy};
-use crate::testing::{backend, destination, endpoint, outbound, worker};
+use crate::testing::{backend, destination, endpoint, outbound, pass, worker};
 use crate::transport::Stream;
 use crate::transport::testing::{listen, tcp_pair};
 use crate::worker::Worker;
@@ -64,6 +65,44 @@ where
         }
     });
     (address, connections)
+}
+
+/// A server that has every request wait until one may be answered.
+struct Held {
+    address: SocketAddr,
+    connections: Rc<Cell<usize>>,
+    /// Requests that have come.
+    asked: watch::Sender<usize>,
+    /// How many are answered, in the order in which they came.
+    go: Rc<Semaphore>,
+}
+
+impl Held {
+    async fn start() -> Self {
+        let (asked, go) = (watch::Sender::new(0), Rc::new(Semaphore::new(0)));
+        let (asking, going) = (asked.clone(), go.clone());
+        let (address, connections) = server(move |_, respond| {
+            let (asking, going) = (asking.clone(), going.clone());
+            async move {
+                asking.send_modify(|asked| *asked += 1);
+                going.acquire().await.unwrap().forget();
+                ok(respond, "yes");
+            }
+        })
+        .await;
+        Self {
+            address,
+            connections,
+            asked,
+            go,
+        }
+    }
+
+    /// Waits until so many requests have come.
+    async fn has(&self, requests: usize) {
+        let mut asked = self.asked.subscribe();
+        asked.wait_for(|asked| *asked >= requests).await.unwrap();
+    }
 }
 
 /// A destination of one endpoint without policies.

@@ -53,38 +53,21 @@ async fn a_connection_that_has_carried_enough_is_replaced() {
 #[tokio::test]
 async fn streams_under_way_are_finished_where_they_are() {
     local(async {
-        let go = Rc::new(tokio::sync::Notify::new());
-        let told = go.clone();
-        let (address, connections) = server(move |_, respond| {
-            let told = told.clone();
-            async move {
-                told.notified().await;
-                ok(respond, "yes");
-            }
-        })
-        .await;
-        let mut client = client(keeping(address, 0, at_most(4))).await;
+        let server = Held::start().await;
+        let mut client = client(keeping(server.address, 0, at_most(4))).await;
         let mut asked = Vec::new();
         for _ in 0..10 {
             client = client.ready().await.unwrap();
             asked.push(client.send_request(get("/"), true).unwrap().0);
         }
-        while connections.get() < 3 {
-            tokio::task::yield_now().await;
-        }
+        server.has(10).await;
+        assert_eq!(server.connections.get(), 3);
+        server.go.add_permits(10);
         for response in asked {
-            let mut response = std::pin::pin!(response);
-            let response = loop {
-                go.notify_waiters();
-                tokio::select! {
-                    response = &mut response => break response,
-                    () = tokio::time::sleep(Duration::from_millis(5)) => {}
-                }
-            };
-            let mut body = response.unwrap().into_body();
+            let mut body = response.await.unwrap().into_body();
             assert_eq!(read(&mut body).await.unwrap().0, "yes");
         }
-        assert_eq!(connections.get(), 3);
+        assert_eq!(server.connections.get(), 3);
     })
     .await;
 }
