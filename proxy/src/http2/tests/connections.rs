@@ -14,32 +14,22 @@ use crate::tables::BackendPolicy;
 #[tokio::test]
 async fn streams_share_connections() {
     local(async {
-        let go = Rc::new(tokio::sync::Notify::new());
-        let told = go.clone();
-        let (address, connections) = server(move |_, respond| {
-            let told = told.clone();
-            async move {
-                told.notified().await;
-                ok(respond, "yes");
-            }
-        })
-        .await;
-        let mut client = client(to(address)).await;
+        let server = Held::start().await;
+        let mut client = client(to(server.address)).await;
         let mut asked = Vec::new();
         for n in [100, 150] {
             while asked.len() < n {
                 client = client.ready().await.unwrap();
                 asked.push(client.send_request(get("/"), true).unwrap().0);
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            assert_eq!(connections.get(), n.div_ceil(100), "{n} streams");
+            server.has(n).await;
+            assert_eq!(server.connections.get(), n.div_ceil(100), "{n} streams");
         }
-        while !asked.is_empty() {
-            go.notify_waiters();
-            let answered = tokio::time::timeout(Duration::from_millis(500), asked.pop().unwrap());
-            assert_eq!(answered.await.unwrap().unwrap().status(), 200);
+        server.go.add_permits(asked.len());
+        for response in asked {
+            assert_eq!(response.await.unwrap().status(), 200);
         }
-        assert_eq!(connections.get(), 2);
+        assert_eq!(server.connections.get(), 2);
     })
     .await;
 }
@@ -48,26 +38,26 @@ async fn streams_share_connections() {
 #[tokio::test]
 async fn a_limit_of_connections_makes_streams_wait() {
     local(async {
-        let (address, connections) = server(|_, respond| async move {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            ok(respond, "yes");
-        })
-        .await;
+        let server = Held::start().await;
         let limited = BackendPolicy {
             max_connections: 1,
             ..BackendPolicy::default()
         };
-        let backend = backend(vec![endpoint(address, None)], limited);
+        let backend = backend(vec![endpoint(server.address, None)], limited);
         let mut client = client(destination(backend, RoutePolicy::default())).await;
         let mut asked = Vec::new();
         for _ in 0..250 {
             client = client.ready().await.unwrap();
             asked.push(client.send_request(get("/"), true).unwrap().0);
         }
+        server.has(100).await;
+        rounds().await;
+        assert_eq!(*server.asked.borrow(), 100, "no more fit on one connection");
+        server.go.add_permits(asked.len());
         for response in asked {
             assert_eq!(response.await.unwrap().status(), 200);
         }
-        assert_eq!(connections.get(), 1);
+        assert_eq!(server.connections.get(), 1);
     })
     .await;
 }
@@ -107,37 +97,28 @@ async fn a_goaway_below_the_stream_leads_to_another_connection() {
 #[tokio::test]
 async fn draining_says_goaway_and_finishes_what_runs() {
     local(async {
-        let go = Rc::new(tokio::sync::Notify::new());
-        let told = go.clone();
-        let (address, _) = server(move |_, respond| {
-            let told = told.clone();
-            async move {
-                told.notified().await;
-                ok(respond, "finished");
-            }
-        })
-        .await;
+        let server = Held::start().await;
         let worker = worker(None);
         let (ours, theirs) = tcp_pair().await;
-        let flow = outbound(to(address));
+        let flow = outbound(to(server.address));
         let serving = spawn_local(serve(worker.clone(), Stream::from(theirs), flow));
         let (mut client, connection) = h2::client::handshake(ours).await.unwrap();
         let connection = spawn_local(connection);
         let (response, _) = client.send_request(get("/"), true).unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        server.has(1).await;
         worker.drain.begin();
         let refused = loop {
             match poll_fn(|cx| client.poll_ready(cx)).await {
-                Ok(()) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Ok(()) => tokio::task::yield_now().await,
                 Err(error) => break error,
             }
         };
         assert!(refused.is_go_away());
         assert_eq!(refused.reason(), Some(Reason::NO_ERROR));
         assert!(!serving.is_finished());
-        go.notify_waiters();
+        server.go.add_permits(1);
         let mut body = response.await.unwrap().into_body();
-        assert_eq!(read(&mut body).await.unwrap().0, "finished");
+        assert_eq!(read(&mut body).await.unwrap().0, "yes");
         serving.await.unwrap();
         connection.await.unwrap().unwrap();
     })
@@ -147,11 +128,11 @@ async fn draining_says_goaway_and_finishes_what_runs() {
 #[tokio::test]
 async fn the_end_of_draining_cuts_what_still_runs() {
     local(async {
-        let (address, _) = server(|_, _respond| std::future::pending()).await;
+        let server = Held::start().await;
         let worker = worker(None);
-        let mut client = client_of(&worker, to(address)).await;
+        let mut client = client_of(&worker, to(server.address)).await;
         let (response, _) = client.send_request(get("/"), true).unwrap();
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        server.has(1).await;
         worker.drain.begin();
         worker.drain.end();
         assert!(response.await.is_err());
@@ -177,10 +158,15 @@ async fn a_lost_connection_ends_its_streams_alone() {
                 () = killed.notified() => false,
             };
         });
-        let (well, _) = server(|_, mut respond| async move {
-            let mut sink = respond.send_response(Response::new(()), false).unwrap();
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            sink.send_data("well".into(), true).unwrap();
+        let go = Rc::new(tokio::sync::Notify::new());
+        let told = go.clone();
+        let (well, _) = server(move |_, mut respond| {
+            let told = told.clone();
+            async move {
+                let mut sink = respond.send_response(Response::new(()), false).unwrap();
+                told.notified().await;
+                sink.send_data("well".into(), true).unwrap();
+            }
         })
         .await;
         // One client, two routes.
@@ -220,6 +206,7 @@ async fn a_lost_connection_ends_its_streams_alone() {
         kill.notify_one();
         let error = dying.data().await.unwrap().unwrap_err();
         assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR));
+        go.notify_one();
         assert_eq!(read(&mut well).await.unwrap().0, "well");
     })
     .await;
@@ -254,22 +241,33 @@ async fn two_proxies_carry_streams_over_mutual_tls() {
         let authority = Authority::new("root", 1);
         let web = worker(Some(authority.credentials(&shop("web"), &[&authority])));
         let cart = worker(Some(authority.credentials(&shop("cart"), &[&authority])));
-        let (app, connections) = server(|request, mut respond| async move {
-            match request.uri().path() {
-                "/reset" => return respond.send_reset(Reason::ENHANCE_YOUR_CALM),
-                "/hang" => return std::future::pending().await,
-                _ => {}
+        let hangs = Rc::new(tokio::sync::Notify::new());
+        let hanging = hangs.clone();
+        let (app, connections) = server(move |request, mut respond| {
+            let hanging = hanging.clone();
+            async move {
+                match request.uri().path() {
+                    "/reset" => return respond.send_reset(Reason::ENHANCE_YOUR_CALM),
+                    "/hang" => {
+                        hanging.notify_one();
+                        return std::future::pending().await;
+                    }
+                    _ => {}
+                }
+                let (bytes, trailers) = read(&mut request.into_body()).await.unwrap();
+                let mut sink = respond.send_response(Response::new(()), false).unwrap();
+                send(&mut sink, bytes, false).await.unwrap();
+                sink.send_trailers(trailers.unwrap_or_default()).unwrap();
             }
-            let (bytes, trailers) = read(&mut request.into_body()).await.unwrap();
-            let mut sink = respond.send_response(Response::new(()), false).unwrap();
-            send(&mut sink, bytes, false).await.unwrap();
-            sink.send_trailers(trailers.unwrap_or_default()).unwrap();
         })
         .await;
         let (listener, address) = listen().await;
         let inbound_worker = cart.clone();
+        let accepted = Rc::new(Cell::new(0));
+        let count = accepted.clone();
         spawn_local(async move {
             while let Ok((tcp, peer)) = listener.accept().await {
+                count.set(count.get() + 1);
                 spawn_local(inbound::handle(inbound_worker.clone(), tcp, peer, app));
             }
         });
@@ -297,12 +295,14 @@ async fn two_proxies_carry_streams_over_mutual_tls() {
 
         // The proxy behind goes away politely: what runs goes on, what comes finds no proxy.
         let (hanging, _) = client.send_request(get("/hang"), true).unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        hangs.notified().await;
+        assert_eq!(accepted.get(), 1);
         cart.drain.begin();
-        tokio::time::sleep(Duration::from_millis(50)).await;
         // A new connection is taken in this test, because its listener is still there.
-        let (again, _) = ask(&mut client, post("/")).await.unwrap();
-        assert_eq!(again.status(), 200);
+        while accepted.get() < 2 {
+            let (again, _) = ask(&mut client, post("/")).await.unwrap();
+            assert_eq!(again.status(), 200);
+        }
         cart.drain.end();
         let answered = hanging.await.unwrap();
         assert_eq!(answered.status(), 503);
@@ -345,22 +345,32 @@ async fn an_application_that_is_lost_behind_the_other_proxy_is_unavailable() {
 #[tokio::test]
 async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
     local(async {
-        let go = Rc::new(tokio::sync::Notify::new());
-        let told = go.clone();
+        let go = Rc::new(Semaphore::new(0));
+        let (asked, opened, closed) = (
+            watch::Sender::new(0),
+            Rc::new(Cell::new(0)),
+            Rc::new(Cell::new(0)),
+        );
         let (listener, address) = listen().await;
-        let closed = Rc::new(Cell::new(false));
-        let closing = closed.clone();
+        let (going, asking, opening, closing) =
+            (go.clone(), asked.clone(), opened.clone(), closed.clone());
         spawn_local(async move {
-            let (tcp, _) = listener.accept().await.unwrap();
-            let mut connection = h2::server::handshake(tcp).await.unwrap();
-            while let Some(Ok((_, respond))) = connection.accept().await {
-                let told = told.clone();
+            while let Ok((tcp, _)) = listener.accept().await {
+                opening.set(opening.get() + 1);
+                let (going, asking, closing) = (going.clone(), asking.clone(), closing.clone());
                 spawn_local(async move {
-                    told.notified().await;
-                    ok(respond, "yes");
+                    let mut connection = h2::server::handshake(tcp).await.unwrap();
+                    while let Some(Ok((_, respond))) = connection.accept().await {
+                        asking.send_modify(|asked| *asked += 1);
+                        let going = going.clone();
+                        spawn_local(async move {
+                            going.acquire().await.unwrap().forget();
+                            ok(respond, "yes");
+                        });
+                    }
+                    closing.set(closing.get() + 1);
                 });
             }
-            closing.set(true);
         });
         let worker = worker(None);
         let backend = backend(vec![endpoint(address, None)], BackendPolicy::default());
@@ -371,19 +381,22 @@ async fn an_idle_connection_is_closed_and_a_busy_one_is_not() {
             balancer.for_each(now, |endpoint| endpoint.pool.http2.sweep(now + after));
         };
         let (response, _) = client.send_request(get("/"), true).unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut first = asked.subscribe();
+        first.wait_for(|asked| *asked > 0).await.unwrap();
         sweep(Duration::from_secs(3600));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(!closed.get(), "a stream is on it");
-        go.notify_waiters();
+        // From here on answers come at once.
+        go.add_permits(3);
         assert_eq!(response.await.unwrap().status(), 200);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        ask(&mut client, get("/")).await.unwrap();
+        assert_eq!(opened.get(), 1, "a stream was on it");
+        rounds().await;
         sweep(Duration::from_secs(59));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(!closed.get(), "not idle for long enough");
-        sweep(Duration::from_secs(61));
-        while !closed.get() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        ask(&mut client, get("/")).await.unwrap();
+        assert_eq!(opened.get(), 1, "it was not idle for long enough");
+        assert_eq!(closed.get(), 0);
+        while closed.get() == 0 {
+            sweep(Duration::from_secs(61));
+            tokio::task::yield_now().await;
         }
     })
     .await;
@@ -396,13 +409,8 @@ async fn a_connection_to_a_proxy_that_leads_nowhere_is_cut() {
         let authority = Authority::new("root", 1);
         let web = worker(Some(authority.credentials(&shop("web"), &[&authority])));
         let cart = worker(Some(authority.credentials(&shop("cart"), &[&authority])));
-        let (app, _) = server(|request, respond| async move {
-            if request.uri().path() == "/hang" {
-                std::future::pending::<()>().await;
-            }
-            ok(respond, "yes");
-        })
-        .await;
+        let server = Held::start().await;
+        let app = server.address;
         let (listener, proxy) = listen().await;
         spawn_local(async move {
             while let Ok((tcp, peer)) = listener.accept().await {
@@ -426,9 +434,8 @@ async fn a_connection_to_a_proxy_that_leads_nowhere_is_cut() {
         );
         let balancer = web.balancer(&meshed);
         let mut client = client_of(&web, destination(meshed, RoutePolicy::default())).await;
-        assert_eq!(ask(&mut client, get("/")).await.unwrap().0.body(), "yes");
-        let (response, _) = client.send_request(post("/hang"), true).unwrap();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let (mut response, _) = client.send_request(post("/"), true).unwrap();
+        server.has(1).await;
         let sweep = || {
             let now = Instant::now();
             let later = now + Duration::from_secs(16);
@@ -436,10 +443,16 @@ async fn a_connection_to_a_proxy_that_leads_nowhere_is_cut() {
         };
         // The ping is answered: nothing happens.
         sweep();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let waits = tokio::select! {
+            biased;
+            _ = &mut response => false,
+            () = rounds() => true,
+        };
+        assert!(waits);
         swallow.notify_one();
+        rounds().await;
         sweep();
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        rounds().await;
         tokio::time::pause();
         assert_eq!(response.await.unwrap().status(), 503);
     })

@@ -17,7 +17,7 @@ use tokio::task::spawn_local;
 
 use super::serve;
 use crate::tables::{BackendPolicy, Destination, RoutePolicy};
-use crate::testing::{backend, destination, endpoint, outbound, pass, worker};
+use crate::testing::{backend, destination, endpoint, outbound, pass, rounds, worker};
 use crate::transport::Stream;
 use crate::transport::testing::{listen, tcp_pair};
 use crate::worker::Worker;
