@@ -95,23 +95,6 @@ fn allows(namespace: Option<&str>, rule: &PolicyRule, wanted: &Access) -> bool {
 }
 
 fn fill(server: &ApiServer) {
-    for name in ["shop", CONTROL_PLANE_NAMESPACE] {
-        let metadata = json!({"name": name});
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
-        server.put("namespaces", namespace);
-    }
-    server.put(
-        "clusterroles",
-        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": CONTROL_PLANE, "uid": "u-1"}}),
-    );
-    server.put(
-        "mutatingwebhookconfigurations",
-        json!({"apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": "MutatingWebhookConfiguration", "metadata": {"name": INJECTOR},
-            "webhooks": [{"name": "pods.weft.dev", "admissionReviewVersions": ["v1"],
-                "sideEffects": "None", "clientConfig": {}}]}),
-    );
     server.put(
         "services",
         json!({"metadata": {"name": "cart", "namespace": "shop"},
@@ -212,39 +195,39 @@ async fn the_chart_grants_what_the_control_plane_asks_for() {
     let folder = tempfile::tempdir().unwrap();
     let program = Program::start(&server, folder.path());
     // All that it writes.
-    eventually("the certificate authority", || {
+    eventually(&server, "the certificate authority", || {
         let secret = server.get("secrets", CONTROL_PLANE_NAMESPACE, CA_SECRET);
         secret.is_some()
     })
     .await;
     for namespace in ["shop", CONTROL_PLANE_NAMESPACE] {
-        eventually("the trusted roots", || {
+        eventually(&server, "the trusted roots", || {
             let roots = server.get("configmaps", namespace, "weft-trust");
             roots.is_some()
         })
         .await;
     }
-    eventually("the webhook's roots", || {
+    eventually(&server, "the webhook's roots", || {
         let hook = server.get("mutatingwebhookconfigurations", "", INJECTOR);
         hook.unwrap()["webhooks"][0]["clientConfig"]["caBundle"].is_string()
     })
     .await;
     for (_, plural) in ROUTES {
-        eventually("the status of a route", || {
+        eventually(&server, "the status of a route", || {
             let route = server.get(plural, "shop", plural).unwrap();
             route["status"]["parents"][0]["conditions"].is_array()
         })
         .await;
     }
     for (kind, plural, _) in policies() {
-        eventually(kind, || {
+        eventually(&server, kind, || {
             let policy = server.get(plural, "shop", plural).unwrap();
             accepted(&policy["status"]["conditions"])
         })
         .await;
     }
     for plural in ["trafficpolicies", "xbackendtrafficpolicies"] {
-        eventually(plural, || {
+        eventually(&server, plural, || {
             let policy = server.get(plural, "shop", "cart").unwrap();
             accepted(&policy["status"]["ancestors"][0]["conditions"])
         })
@@ -258,7 +241,7 @@ async fn the_chart_grants_what_the_control_plane_asks_for() {
     let before = secret["data"].clone();
     secret["metadata"]["annotations"] = json!({ROTATE_ANNOTATION: "now"});
     server.put("secrets", secret);
-    eventually("another root", || {
+    eventually(&server, "another root", || {
         let secret = server.get("secrets", CONTROL_PLANE_NAMESPACE, CA_SECRET);
         secret.unwrap()["data"] != before
     })
@@ -273,7 +256,7 @@ async fn the_chart_grants_what_the_control_plane_asks_for() {
     let folder = tempfile::tempdir().unwrap();
     let program = Program::start(&server, folder.path());
     for (plural, name) in [("trafficpolicies", "cart"), ("httproutes", "httproutes")] {
-        eventually("a status", || {
+        eventually(&server, "a status", || {
             let object = server.get(plural, "shop", name).unwrap();
             object["status"].is_object()
         })

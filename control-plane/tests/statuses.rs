@@ -10,27 +10,6 @@ mod program;
 use apiserver::ApiServer;
 use program::{Program, eventually};
 use serde_json::{Value, json};
-use weft_api::names::{CONTROL_PLANE, CONTROL_PLANE_NAMESPACE, INJECTOR};
-
-fn start(server: &ApiServer, folder: &std::path::Path) -> Program {
-    for name in ["shop", CONTROL_PLANE_NAMESPACE] {
-        let metadata = json!({"name": name});
-        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
-        server.put("namespaces", namespace);
-    }
-    server.put(
-        "clusterroles",
-        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
-            "metadata": {"name": CONTROL_PLANE, "uid": "u-1"}}),
-    );
-    server.put(
-        "mutatingwebhookconfigurations",
-        json!({"apiVersion": "admissionregistration.k8s.io/v1",
-            "kind": "MutatingWebhookConfiguration", "metadata": {"name": INJECTOR},
-            "webhooks": []}),
-    );
-    Program::start(server, folder)
-}
 
 fn plural(kind: &str) -> &'static str {
     match kind {
@@ -71,7 +50,7 @@ fn accepted(server: &ApiServer, kind: &str, name: &str) -> Option<String> {
 }
 
 async fn becomes(server: &ApiServer, kind: &str, name: &str, expected: &str) {
-    eventually(&format!("{kind} {name} is {expected}"), || {
+    eventually(server, &format!("{kind} {name} is {expected}"), || {
         accepted(server, kind, name).as_deref() == Some(expected)
     })
     .await;
@@ -113,7 +92,7 @@ async fn each_kind_says_what_became_of_it() {
     let bad = json!({"targetRefs": targets, "timeouts": {"request": "5 seconds"}});
     put(&server, "TrafficPolicy", "a", 1, &bad);
     let folder = tempfile::tempdir().unwrap();
-    let program = start(&server, folder.path());
+    let program = Program::start(&server, folder.path());
 
     becomes(&server, "EgressPolicy", "a", "True Accepted 1: ").await;
     becomes(&server, "EgressPolicy", "bb", "False Conflicted 1: shop/a already says what holds for namespace shop, and is used: it is older, or comes first by name").await;
@@ -132,7 +111,7 @@ async fn each_kind_says_what_became_of_it() {
         "False Invalid 1: spec: invalid type: string \"api.example.org\", expected a sequence",
     )
     .await;
-    eventually("a TrafficPolicy that cannot be read", || {
+    eventually(&server, "a TrafficPolicy that cannot be read", || {
         accepted(&server, "TrafficPolicy", "a")
             .is_some_and(|said| said.starts_with("False Invalid 1: spec: '5 seconds' is not"))
     })

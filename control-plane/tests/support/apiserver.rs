@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 /// Namespace and name.
@@ -46,6 +46,8 @@ struct State {
     /// Requests by plural and what was asked: "list", "watch" (from a version), "stream".
     asked: BTreeMap<(String, &'static str), usize>,
     wanted: BTreeSet<Access>,
+    /// Told of every request and of every change.
+    news: watch::Sender<()>,
 }
 
 /// What a request takes, in the words of RBAC.
@@ -176,6 +178,11 @@ impl ApiServer {
         }
     }
 
+    /// Has changed whenever something was asked or has become different here.
+    pub fn news(&self) -> watch::Receiver<()> {
+        self.state().news.subscribe()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -304,6 +311,7 @@ impl State {
         self.events
             .push((version, plural.to_owned(), event.clone()));
         self.send(plural, &event);
+        self.news.send_replace(());
     }
 
     fn send(&mut self, plural: &str, event: &Bytes) {
@@ -466,10 +474,16 @@ fn whole(code: u16, value: &Value) -> Answer {
 }
 
 fn answer(state: &Mutex<State>, request: &Request<()>, body: &Bytes) -> Answer {
-    state.lock().unwrap().wanted.extend(Access::of(request));
-    if let Some(answer) = one(&mut state.lock().unwrap(), request, body) {
-        return answer;
-    }
+    let mut state = state.lock().unwrap();
+    state.wanted.extend(Access::of(request));
+    let answer = one(&mut state, request, body);
+    let answer = answer.unwrap_or_else(|| all(&mut state, request));
+    state.news.send_replace(());
+    answer
+}
+
+/// Lists and watches.
+fn all(state: &mut State, request: &Request<()>) -> Answer {
     let plural = request.uri().path().rsplit('/').next().unwrap().to_owned();
     let query: BTreeMap<String, String> = request
         .uri()
@@ -479,7 +493,6 @@ fn answer(state: &Mutex<State>, request: &Request<()>, body: &Bytes) -> Answer {
         .filter_map(|pair| pair.split_once('='))
         .map(|(key, value)| (key.to_owned(), value.to_owned()))
         .collect();
-    let mut state = state.lock().unwrap();
     if state.missing.contains(&plural) {
         let text = "the server could not find the requested resource";
         return whole(404, &status(404, "NotFound", text));
@@ -490,7 +503,7 @@ fn answer(state: &Mutex<State>, request: &Request<()>, body: &Bytes) -> Answer {
     }
     if query.get("watch").is_none_or(|watch| watch != "true") {
         *state.asked.entry((plural.clone(), "list")).or_default() += 1;
-        return list(&mut state, &plural, &query);
+        return list(state, &plural, &query);
     }
     let stream = query.get("sendInitialEvents").is_some_and(|v| v == "true");
     let what = if stream { "stream" } else { "watch" };
@@ -499,7 +512,7 @@ fn answer(state: &Mutex<State>, request: &Request<()>, body: &Bytes) -> Answer {
         let text = "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled";
         return whole(422, &status(422, "Invalid", text));
     }
-    watch(&mut state, plural, stream, &query)
+    watch(state, plural, stream, &query)
 }
 
 fn list(state: &mut State, plural: &str, query: &BTreeMap<String, String>) -> Answer {

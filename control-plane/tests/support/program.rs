@@ -4,9 +4,12 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use weft_api::names::CONTROL_PLANE_NAMESPACE;
+use serde_json::json;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use weft_api::names::{CONTROL_PLANE, CONTROL_PLANE_NAMESPACE, INJECTOR};
 
 use crate::apiserver::ApiServer;
 
@@ -18,6 +21,8 @@ pub struct Program {
     child: Child,
     /// Where proxies reach it.
     pub listen: SocketAddr,
+    /// It says nothing any more.
+    silent: oneshot::Receiver<()>,
 }
 
 impl Drop for Program {
@@ -29,6 +34,7 @@ impl Drop for Program {
 
 impl Program {
     pub fn start(server: &ApiServer, folder: &std::path::Path) -> Self {
+        install(server);
         let kubeconfig = folder.join("kubeconfig");
         std::fs::write(&kubeconfig, server.kubeconfig()).unwrap();
         let settings = folder.join("settings.yaml");
@@ -53,6 +59,7 @@ impl Program {
             .spawn()
             .unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
+        let (silence, silent) = oneshot::channel();
         let log = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || {
             for line in log.lines().map_while(Result::ok) {
@@ -62,9 +69,14 @@ impl Program {
                     let _ = sender.send(address.parse().unwrap());
                 }
             }
+            let _ = silence.send(());
         });
         let listen = receiver.recv_timeout(PATIENCE).unwrap();
-        Self { child, listen }
+        Self {
+            child,
+            listen,
+            silent,
+        }
     }
 
     /// SIGTERM, and the end of it.
@@ -72,18 +84,42 @@ impl Program {
         let id = self.child.id().to_string();
         let told = Command::new("kill").args(["-TERM", &id]).status().unwrap();
         assert!(told.success());
-        eventually("the program ends", || {
-            self.child.try_wait().unwrap().is_some()
-        })
-        .await;
+        // The log ends with the process.
+        let silent = timeout(PATIENCE, &mut self.silent).await;
+        silent.expect("the program does not end").unwrap();
+        assert!(self.child.wait().unwrap().success());
     }
 }
 
-/// Waits until something is so.
-pub async fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+/// What the chart makes, as far as the program needs it, and a namespace with applications, "shop".
+fn install(server: &ApiServer) {
+    for name in ["shop", CONTROL_PLANE_NAMESPACE] {
+        let metadata = json!({"name": name});
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
+        server.put("namespaces", namespace);
     }
+    server.put(
+        "clusterroles",
+        json!({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole",
+            "metadata": {"name": CONTROL_PLANE, "uid": "u-1"}}),
+    );
+    server.put(
+        "mutatingwebhookconfigurations",
+        json!({"apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingWebhookConfiguration", "metadata": {"name": INJECTOR},
+            "webhooks": [{"name": "pods.weft.dev", "admissionReviewVersions": ["v1"],
+                "sideEffects": "None", "clientConfig": {}}]}),
+    );
+}
+
+/// Waits until something is so at the apiserver.
+pub async fn eventually(server: &ApiServer, what: &str, mut so: impl FnMut() -> bool) {
+    let mut news = server.news();
+    let waiting = async {
+        while !so() {
+            news.changed().await.unwrap();
+        }
+    };
+    let waited = timeout(PATIENCE, waiting).await;
+    waited.unwrap_or_else(|_| panic!("{what}: not within {PATIENCE:?}"));
 }
