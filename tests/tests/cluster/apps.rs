@@ -174,12 +174,19 @@ pub fn number(value: &Value) -> f64 {
 
 /// How many answers servers whose names begin so have given.
 pub fn by(seen: &Value, prefix: &str) -> u64 {
-    let servers = seen["servers"].as_object().unwrap();
-    servers
-        .iter()
-        .filter(|(name, _)| name.starts_with(prefix))
-        .filter_map(|(_, count)| count.as_u64())
-        .sum()
+    counted(&seen["servers"], prefix)
+}
+
+/// How many answers were so: "503 ", "grpc-status 4".
+pub fn outcomes(seen: &Value, prefix: &str) -> u64 {
+    counted(&seen["outcomes"], prefix)
+}
+
+/// The sum of what is counted under names that begin so.
+fn counted(counts: &Value, prefix: &str) -> u64 {
+    let counts = counts.as_object().unwrap();
+    let so = counts.iter().filter(|(name, _)| name.starts_with(prefix));
+    so.filter_map(|(_, count)| count.as_u64()).sum()
 }
 
 /// A metric of all proxies of an application, summed.
