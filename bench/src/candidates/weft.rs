@@ -270,37 +270,15 @@ fn ready(admin: SocketAddr) -> anyhow::Result<()> {
 fn used(carried: &[Carried], mirrored: u16, origin: &Origin) -> anyhow::Result<String> {
     let mut yaml = String::new();
     for c in carried {
-        writeln!(
-            yaml,
-            "---
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: bench}}
-spec:
-  clusterIP: {ip}
-  selector: {{app: server}}
-  ports:
-  - {{name: main, port: {port}, targetPort: {target}, appProtocol: {protocol}}}
----
-apiVersion: policy.weft.dev/v1alpha1
-kind: TrafficPolicy
-metadata: {{name: {name}, namespace: bench}}
-spec:
-  targetRefs: [{{kind: Service, name: {name}}}]
-  retries:
-    attempts: 2
-    codes: [503]
-    conditions: [ConnectFailure, RefusedStream, Reset]
-  circuitBreaker:
+        service(&mut yaml, c.name, c.vip, c.inbound, c.app_protocol)?;
+        retries(&mut yaml, c.name)?;
+        yaml.push_str(
+            "  circuitBreaker:
     outlierDetection:
       consecutiveGatewayErrors: 5
-      baseEjectionTime: 30s",
-            name = c.name,
-            ip = c.vip.ip(),
-            port = c.vip.port(),
-            target = c.inbound,
-            protocol = c.app_protocol,
-        )?;
+      baseEjectionTime: 30s
+",
+        );
     }
     for i in 1..=ENDPOINTS {
         write!(
@@ -342,6 +320,47 @@ spec:
         origin.http2
     )?;
     Ok(yaml)
+}
+
+/// A Service that the inbound proxy's port `target` is behind.
+fn service(
+    yaml: &mut String,
+    name: &str,
+    vip: SocketAddr,
+    target: u16,
+    protocol: &str,
+) -> std::fmt::Result {
+    writeln!(
+        yaml,
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}, namespace: bench}}
+spec:
+  clusterIP: {}
+  selector: {{app: server}}
+  ports:
+  - {{name: main, port: {}, targetPort: {target}, appProtocol: {protocol}}}",
+        vip.ip(),
+        vip.port(),
+    )
+}
+
+/// The TrafficPolicy of a Service, with retries; more of its spec may follow.
+fn retries(yaml: &mut String, name: &str) -> std::fmt::Result {
+    writeln!(
+        yaml,
+        "---
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {name}, namespace: bench}}
+spec:
+  targetRefs: [{{kind: Service, name: {name}}}]
+  retries:
+    attempts: 2
+    codes: [503]
+    conditions: [ConnectFailure, RefusedStream, Reset]"
+    )
 }
 
 /// Services that exist and are not called.

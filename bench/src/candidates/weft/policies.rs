@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
+use super::{retries, service};
 use crate::features::{ANSWERED, FEATURES, Feature, REMOVED, REWRITTEN, SET};
 use crate::process::free_port;
 
@@ -35,10 +36,11 @@ pub fn carried() -> anyhow::Result<Vec<Carried>> {
 /// `target`, `mirrored`: ports of the inbound proxy, for the server and for copies.
 pub fn manifests(features: &[Carried], target: u16, mirrored: u16) -> anyhow::Result<String> {
     let mut yaml = String::new();
-    service(&mut yaml, "mirrored", "10.96.2.1", mirrored)?;
+    let of_copies = SocketAddr::from(([10, 96, 2, 1], 80));
+    service(&mut yaml, "mirrored", of_copies, mirrored, "http")?;
     for c in features {
         let name = c.feature.name();
-        service(&mut yaml, &name, &c.vip.ip().to_string(), target)?;
+        service(&mut yaml, &name, c.vip, target, "http")?;
         let rules = rules(c.feature);
         for (i, rules) in rules.chunks(usize::from(RULES)).enumerate() {
             write!(
@@ -60,39 +62,10 @@ spec:
             }
         }
         if c.feature == Feature::Retries {
-            write!(
-                yaml,
-                "---
-apiVersion: policy.weft.dev/v1alpha1
-kind: TrafficPolicy
-metadata: {{name: {name}, namespace: bench}}
-spec:
-  targetRefs: [{{kind: Service, name: {name}}}]
-  retries:
-    attempts: 2
-    codes: [503]
-    conditions: [ConnectFailure, RefusedStream, Reset]
-"
-            )?;
+            retries(&mut yaml, &name)?;
         }
     }
     Ok(yaml)
-}
-
-fn service(yaml: &mut String, name: &str, ip: &str, target: u16) -> std::fmt::Result {
-    write!(
-        yaml,
-        "---
-apiVersion: v1
-kind: Service
-metadata: {{name: {name}, namespace: bench}}
-spec:
-  clusterIP: {ip}
-  selector: {{app: server}}
-  ports:
-  - {{name: main, port: 80, targetPort: {target}, appProtocol: http}}
-"
-    )
 }
 
 /// What each rule of a feature's routes has besides its backend.
