@@ -346,9 +346,11 @@ pub fn deadlines_of_calls_are_kept_and_passed_on() {
                 if request.uri().path() == "/silent/m" {
                     return std::future::pending().await;
                 }
-                // A failure, late enough for the next try to have less time.
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                let response = Response::builder().header("grpc-status", "14");
+                // The proxy waits for that long before the next try, which has less time.
+                let pause = request.uri().path().rsplit('/').next().unwrap();
+                let response = Response::builder()
+                    .header("grpc-status", "14")
+                    .header("grpc-retry-pushback-ms", pause);
                 let response = response.body(()).unwrap();
                 let _ = respond.send_response(response, true);
             }
@@ -383,7 +385,7 @@ pub fn deadlines_of_calls_are_kept_and_passed_on() {
             assert!(left <= Duration::from_millis(at_most), "{left:?}");
         }
         // Tries share the time.
-        let (code, _) = ask("/failing/m", Some("9S")).await;
+        let (code, _) = ask("/failing/20", Some("9S")).await;
         assert_eq!(code, "14");
         let mut before = Duration::from_secs(2);
         let mut tries = 0;
@@ -393,8 +395,8 @@ pub fn deadlines_of_calls_are_kept_and_passed_on() {
             tries += 1;
         }
         assert!(tries >= 2, "{tries}");
-        // And none begins when it is over: with their pauses, four take longer than that.
-        let (code, _) = ask("/failing/m", Some("120m")).await;
+        // And none begins when it is over: the three pauses between four take longer than that.
+        let (code, _) = ask("/failing/50", Some("120m")).await;
         assert!(["4", "14"].contains(&&*code), "{code}");
         let mut tries = 0;
         while told.try_recv().is_ok() {

@@ -2,9 +2,7 @@
 //! that endpoint is gone.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, mpsc};
 
 use weft_tests::mesh::{Mesh, Workload};
 use weft_tests::wire::{Server, header, ok, serve_http, status};
@@ -204,15 +202,18 @@ pub fn a_slow_endpoint_keeps_its_sessions_and_gets_no_new_ones() {
   retries: {hedging: {delay: 200ms}, budget: {percent: 100}}",
     );
     mesh.start();
-    let slow = Arc::new(AtomicBool::new(false));
+    // The first one answers when it has got this.
+    let gate = Arc::new(Mutex::new(()));
+    let (tell, asked) = mpsc::channel();
     let _servers: Vec<Server> = (1..=2)
         .map(|i| {
-            let slow = slow.clone();
+            let (gate, tell) = (gate.clone(), tell.clone());
             Server::start(mesh.host(i), 8080, move |wire| {
-                let slow = slow.clone();
+                let (gate, tell) = (gate.clone(), tell.clone());
                 serve_http(wire, move |_| {
-                    if i == 1 && slow.load(Ordering::SeqCst) {
-                        std::thread::sleep(Duration::from_secs(2));
+                    if i == 1 {
+                        let _ = tell.send(());
+                        drop(gate.lock());
                     }
                     ok(SERVERS[i - 1])
                 });
@@ -230,18 +231,25 @@ pub fn a_slow_endpoint_keeps_its_sessions_and_gets_no_new_ones() {
         began = (server == SERVERS[0]).then_some(cookie);
         began.is_some()
     });
-    slow.store(true, Ordering::SeqCst);
+    let began = began.unwrap();
+    while asked.try_recv().is_ok() {}
     let hedges = || shop.mesh.sidecar(0).metric("weft_hedges_total", &[]);
     let before = hedges();
-    for _ in 0..2 {
-        assert_eq!(shop.get("/a", began.as_deref().unwrap()).0, SERVERS[0]);
-    }
-    assert_eq!(hedges(), before);
-    // Whoever answers a first request has the session.
-    for _ in 0..4 {
-        let (server, cookie) = shop.begin("/a");
-        assert_eq!(server, SERVERS[1]);
-        assert_eq!(shop.get("/a", &cookie).0, server);
-    }
-    assert!(hedges() > before);
+    std::thread::scope(|scope| {
+        let held = gate.lock().unwrap();
+        let session = scope.spawn(|| shop.get("/a", &began).0);
+        asked.recv_timeout(PATIENCE).unwrap();
+        // Whoever answers a first request has the session.
+        eventually("the slow one is asked first, too", PATIENCE, || {
+            let (server, cookie) = shop.begin("/a");
+            assert_eq!(server, SERVERS[1]);
+            assert_eq!(shop.get("/a", &cookie).0, server);
+            asked.try_recv().is_ok()
+        });
+        assert!(hedges() > before);
+        // The session's own request came before, and would have been hedged by now.
+        assert!(!session.is_finished());
+        drop(held);
+        assert_eq!(session.join().unwrap(), SERVERS[0]);
+    });
 }
