@@ -127,7 +127,7 @@ async fn a_refused_stream_is_tried_again_even_for_a_post() {
         let (response, mut sink) = client.send_request(post("/"), false).unwrap();
         for part in ["a", "b", "c"] {
             sink.send_data(part.into(), false).unwrap();
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            rounds().await;
         }
         let mut trailers = HeaderMap::new();
         trailers.insert("x", "y".parse().unwrap());
@@ -341,26 +341,43 @@ async fn a_calls_own_deadline_is_kept_when_nobody_else_has() {
 #[tokio::test]
 async fn an_idle_stream_is_ended_and_a_busy_one_is_not() {
     local(async {
-        let (address, _) = server(|_, mut respond| async move {
+        // A tick for each tock, and no end.
+        let (address, _) = server(|request, mut respond| async move {
             let mut sink = respond.send_response(Response::new(()), false).unwrap();
-            for _ in 0..5 {
-                tokio::time::sleep(Duration::from_millis(100)).await;
+            let mut body = request.into_body();
+            while let Some(Ok(tock)) = body.data().await {
+                let flow = body.flow_control();
+                flow.release_capacity(tock.len()).unwrap();
                 sink.send_data("tick".into(), false).unwrap();
             }
             std::future::pending::<()>().await;
         })
         .await;
         let policy = RoutePolicy {
-            stream_idle_timeout: Some(Duration::from_millis(300)),
+            stream_idle_timeout: Some(Duration::from_secs(1)),
             ..RoutePolicy::default()
         };
         let mut client = client(with_policy(&[address], policy)).await;
-        let (response, _) = client.send_request(get("/"), true).unwrap();
-        let mut body = response.await.unwrap().into_body();
-        for _ in 0..5 {
-            assert_eq!(body.data().await.unwrap().unwrap(), "tick");
-        }
-        assert!(body.data().await.unwrap().is_err());
+        let (busy, mut tocks) = client.send_request(post("/"), false).unwrap();
+        let (idle, _) = client.send_request(get("/"), true).unwrap();
+        let mut body = busy.await.unwrap().into_body();
+        let ended = Cell::new(false);
+        let neighbour = async {
+            let mut body = idle.await.unwrap().into_body();
+            assert!(body.data().await.unwrap().is_err());
+            ended.set(true);
+        };
+        // It goes on for longer than its idle neighbour, and then is idle as well.
+        let busy = async {
+            while !ended.get() {
+                tocks.send_data("tock".into(), false).unwrap();
+                let tick = body.data().await.unwrap().unwrap();
+                assert_eq!(tick, "tick");
+                body.flow_control().release_capacity(tick.len()).unwrap();
+            }
+            assert!(body.data().await.unwrap().is_err());
+        };
+        tokio::join!(neighbour, busy);
     })
     .await;
 }

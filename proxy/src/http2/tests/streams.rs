@@ -346,7 +346,7 @@ async fn extended_connect_passes() {
         .await;
         let mut client = client(to(address)).await;
         while !client.is_extended_connect_protocol_enabled() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
         }
         let mut request = get("/chat");
         *request.method_mut() = Method::CONNECT;
