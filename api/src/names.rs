@@ -19,6 +19,8 @@ pub const ALPN_H2: &[u8] = b"weft/h2";
 pub const ALPN_HTTP1: &[u8] = b"weft/http1";
 /// ALPN: opaque bytes inside.
 pub const ALPN_TCP: &[u8] = b"weft/tcp";
+/// ALPN: many streams inside, each of HTTP/1.1 or opaque bytes.
+pub const ALPN_MUX: &[u8] = b"weft/mux";
 
 /// Trust domain when none is configured.
 pub const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";

@@ -25,7 +25,7 @@ use candidates::envoy::{self, Between, Certificates};
 use candidates::{Candidate, Origin, Told, weft};
 use measure::{CASES, Case};
 use process::{Cpus, Placement, Side};
-use report::{ENVOY, MemoryFigures, Report, WEFT};
+use report::{ENVOY, MemoryFigures, Report, WEFT, WEFT_OWN};
 
 /// Services that the control plane knows and nobody calls.
 const UNUSED_SERVICES: usize = 1000;
@@ -227,7 +227,11 @@ impl<'a> Setup<'a> {
         let plain = Told::default();
         let mut candidates = vec![self.origin.direct()];
         if self.weft.is_some() {
-            candidates.push(self.start_weft(with)?);
+            candidates.push(self.start_weft(with, false)?);
+            let mut own = self.start_weft(plain, true)?;
+            // Nothing of it is shared anyway.
+            own.ways.http2 = None;
+            candidates.push(own);
         }
         if let Some(binary) = &self.arguments.envoy {
             candidates.push(self.start_envoy(binary, ENVOY, Between::Http2, with)?);
@@ -244,9 +248,11 @@ impl<'a> Setup<'a> {
         Ok(candidates)
     }
 
-    fn start_weft(&self, told: Told) -> anyhow::Result<Candidate> {
+    fn start_weft(&self, told: Told, own_connections: bool) -> anyhow::Result<Candidate> {
         let setup = weft::Setup {
+            name: if own_connections { WEFT_OWN } else { WEFT },
             told,
+            own_connections,
             ..self.weft.clone().context("our own pair is left out")?
         };
         weft::start(&setup, &self.origin, &self.cpus, self.folder.path())
@@ -278,7 +284,7 @@ impl<'a> Setup<'a> {
     /// Each part on a pair freshly started: memory that an earlier part has touched and given back
     /// would otherwise be counted, or hidden.
     fn measure_memory(&self, report: &mut Report) -> anyhow::Result<()> {
-        let start_weft = |told| self.start_weft(told);
+        let start_weft = |told| self.start_weft(told, false);
         if self.weft.is_some() {
             report.memory.insert(WEFT, self.memory_of(&start_weft)?);
         }

@@ -85,7 +85,7 @@ pub const CASES: &[Case] = &[
     ),
     case(
         "connect",
-        "TCP, a new mTLS connection each, 8 at once",
+        "TCP, a new connection each, 8 at once",
         Kind::Http1Close,
         true,
         8,

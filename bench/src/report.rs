@@ -12,6 +12,8 @@ use crate::process::Placement;
 pub const ENVOY: &str = "envoy";
 /// The pair that the targets are about.
 pub const WEFT: &str = "weft";
+/// Our pair without shared connections between the proxies.
+pub const WEFT_OWN: &str = "weft, a connection each";
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -134,7 +136,7 @@ impl Report {
                 "New mTLS connection, CPU",
                 0.85,
                 "x Envoy",
-                ratio("connect", &cpu),
+                self.ratio("connect", WEFT_OWN, ENVOY, &cpu),
             ),
             at_most(
                 "1,000 rules, CPU beyond that of one",

@@ -72,6 +72,10 @@ pub struct Config {
     /// OTLP endpoint for spans: http://host:4317 (gRPC) or http://host:4318/v1/traces (HTTP).
     #[arg(long, env = "WEFT_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
+    /// Opens a connection between proxies for each of the application's, where HTTP/1.1 and opaque
+    /// connections to an endpoint share one otherwise.
+    #[arg(long, env = "WEFT_OWN_CONNECTIONS")]
+    pub own_connections: bool,
     /// Log filter, as RUST_LOG ("info", "weft_proxy=debug").
     #[arg(long, env = "WEFT_LOG", default_value = "info")]
     pub log: String,

@@ -221,6 +221,7 @@ fn work(
             tokio::time::sleep(DRAIN_POLL).await;
         }
         worker.drain.end();
+        worker.sessions.flushed().await;
         // What is cut is told so: a moment for the resets to leave.
         if counted > 0 {
             tokio::time::sleep(DRAIN_POLL).await;

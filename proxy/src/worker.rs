@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::discovery::Directory;
 use crate::hashing::TableMap;
 use crate::inbound::local;
+use crate::outbound::Sessions;
 use crate::tables::{Backend, Destination, RetryConstraint, RetryPolicy, Route, Workload};
 use crate::telemetry::{
     AccessLogSink, Direction, FlowLabels, FlowProtocol, Registry, Sampler, Taps, Tracer,
@@ -63,6 +64,8 @@ pub struct Worker {
     pub drain: Drain,
     /// Who serves HTTP/2 streams.
     pub crew: http2::Crew,
+    /// Connections to other proxies that streams share.
+    pub sessions: Sessions,
     /// Copies of requests that are under way.
     pub mirrors: Cell<usize>,
     open: Cell<usize>,
@@ -147,6 +150,7 @@ impl Worker {
             },
             drain: Drain::default(),
             crew: http2::Crew::default(),
+            sessions: Sessions::default(),
             mirrors: Cell::new(0),
             open: Cell::new(0),
             balancers: RefCell::default(),
@@ -308,6 +312,7 @@ impl Worker {
             tokio::time::sleep(SWEEP).await;
             let now = Instant::now();
             self.crew.sweep();
+            self.sessions.sweep(now);
             let balancers: Vec<_> = self.balancers.borrow().values().cloned().collect();
             for balancer in balancers {
                 balancer.for_each(now, |endpoint| {

@@ -47,6 +47,7 @@ pub struct Workload {
     service_account: Option<String>,
     ports: Vec<(u16, Option<&'static str>)>,
     extra: String,
+    arguments: Vec<&'static str>,
 }
 
 impl Workload {
@@ -78,6 +79,12 @@ impl Workload {
     /// More lines of its `spec`, two spaces in.
     pub fn extra(mut self, yaml: &str) -> Self {
         self.extra.push_str(yaml);
+        self
+    }
+
+    /// A flag of its proxy.
+    pub fn proxy_flag(mut self, flag: &'static str) -> Self {
+        self.arguments.push(flag);
         self
     }
 
@@ -474,6 +481,7 @@ spec:
                 workload.name
             ))
             .arg("--log=info,weft_proxy=debug")
+            .args(&workload.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log);

@@ -27,6 +27,8 @@ pub struct Setup {
     pub proxy: PathBuf,
     pub control_plane: PathBuf,
     pub told: Told,
+    /// The outbound proxy shares no connections.
+    pub own_connections: bool,
 }
 
 impl Setup {
@@ -73,6 +75,7 @@ impl Setup {
             proxy: find("weft-proxy")?,
             control_plane: find("weft-control-plane")?,
             told: Told::default(),
+            own_connections: false,
         })
     }
 }
@@ -95,7 +98,7 @@ pub fn start(
     cpus: &Cpus,
     folder: &Path,
 ) -> anyhow::Result<Candidate> {
-    let folder = folder.join(format!("{}-{}", setup.name, free_port()?));
+    let folder = folder.join(format!("weft-{}", free_port()?));
     let manifests = folder.join("manifests");
     let state = folder.join("state");
     fs::create_dir_all(&manifests)?;
@@ -208,11 +211,14 @@ pub fn start(
             format!("--admin={admin}"),
             "--workers=1".to_owned(),
         ];
+        let own = setup
+            .own_connections
+            .then(|| "--own-connections".to_owned());
         cpus.enter(side)?;
         let mut process = Process::start(
             workload,
             &setup.proxy,
-            arguments.into_iter().chain(forwards),
+            arguments.into_iter().chain(own).chain(forwards),
             &log,
         )?;
         cpus.enter(Side::Client)?;

@@ -30,9 +30,10 @@ pub const CPU_LIMIT: &str = "weft.dev/proxy-cpu-limit";
 pub const MEMORY_LIMIT: &str = "weft.dev/proxy-memory-limit";
 pub const LOG_LEVEL: &str = "weft.dev/log-level";
 pub const DRAIN_SECONDS: &str = "weft.dev/drain-seconds";
+pub const OWN_CONNECTIONS: &str = "weft.dev/own-connections";
 
 /// All that there are.
-pub const KNOWN: [&str; 17] = [
+pub const KNOWN: [&str; 18] = [
     INJECT,
     STATUS,
     PROTOCOL_ANNOTATION,
@@ -50,6 +51,7 @@ pub const KNOWN: [&str; 17] = [
     MEMORY_LIMIT,
     LOG_LEVEL,
     DRAIN_SECONDS,
+    OWN_CONNECTIONS,
 ];
 
 /// What a pod sets for itself, read and checked.
@@ -64,6 +66,8 @@ pub struct Annotations {
     pub log_level: Option<String>,
     /// Seconds.
     pub drain_seconds: Option<u64>,
+    /// The proxy shares no connections.
+    pub own_connections: bool,
 }
 
 /// The flag of each capture annotation, and what its items are.
@@ -159,6 +163,11 @@ impl Annotations {
                     "a whole number of seconds from 0 to 86400",
                 )
             })?);
+        }
+        if let Some(value) = text(OWN_CONNECTIONS) {
+            let said = value.parse();
+            read.own_connections =
+                said.map_err(|_| wrong(OWN_CONNECTIONS, value, "true or false"))?;
         }
         if let Some(value) = text(PROTOCOL_ANNOTATION) {
             check_protocols(value)?;

@@ -139,6 +139,13 @@ fn proxy(
         ("WEFT_TOKEN", TOKEN_PATH.to_owned()),
         ("WEFT_DRAIN_SECONDS", drain.to_string()),
         (
+            "WEFT_OWN_CONNECTIONS",
+            match annotations.own_connections {
+                true => "true".to_owned(),
+                false => String::new(),
+            },
+        ),
+        (
             "WEFT_LOG",
             annotations
                 .log_level

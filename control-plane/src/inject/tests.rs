@@ -258,6 +258,7 @@ fn slips_are_refused() {
             "86401",
             "seconds from 0 to 86400",
         ),
+        (annotations::OWN_CONNECTIONS, "yes", "true or false"),
         ("weft.dev/weight", "10001", "0 to 10000"),
         (PROTOCOL_ANNOTATION, "8080", "8080=grpc,9000=tcp"),
         (PROTOCOL_ANNOTATION, "8080=gprc", "8080=grpc,9000=tcp"),
@@ -295,6 +296,7 @@ fn annotations_reach_the_containers() {
         "weft.dev/proxy-memory-limit": "128Mi",
         "weft.dev/log-level": "info,weft_proxy=debug",
         "weft.dev/drain-seconds": "5",
+        "weft.dev/own-connections": "true",
         "weft.dev/protocol": "8080=grpc, 9000=tcp",
     });
     let settings = Settings::parse(
@@ -337,6 +339,7 @@ tracing:
     };
     assert_eq!(env("WEFT_LOG"), "info,weft_proxy=debug");
     assert_eq!(env("WEFT_DRAIN_SECONDS"), "5");
+    assert_eq!(env("WEFT_OWN_CONNECTIONS"), "true");
     assert_eq!(env("WEFT_OTLP_ENDPOINT"), "http://jaeger.tracing:4317");
     assert_eq!(
         env("WEFT_CONTROL_PLANE"),

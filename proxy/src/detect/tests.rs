@@ -166,7 +166,7 @@ async fn what_was_opened_is_used_for_opaque_bytes() {
             } => {
                 assert_eq!(buf, said);
                 assert_eq!(
-                    upstream.io.tcp().peer_addr().unwrap(),
+                    upstream.io.tcp().unwrap().peer_addr().unwrap(),
                     server.local_addr().unwrap()
                 );
             }

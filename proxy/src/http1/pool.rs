@@ -14,6 +14,9 @@ pub const APP_IDLE: Duration = Duration::from_secs(4);
 /// How long a connection to another proxy stays idle. Its closing is announced, so this saves
 /// handshakes at no risk.
 pub const MESH_IDLE: Duration = Duration::from_secs(60);
+/// Idle connections of one endpoint at most, a worker.
+const MAX_IDLE: usize = 1024;
+
 /// How long a connection stays idle.
 pub fn how_long(conn: &Conn, policy: &ConnectionPolicy) -> Duration {
     let usual = if conn.io.is_mesh() {
@@ -23,9 +26,6 @@ pub fn how_long(conn: &Conn, policy: &ConnectionPolicy) -> Duration {
     };
     policy.idle_timeout.unwrap_or(usual)
 }
-
-/// Idle connections of one endpoint at most, a worker.
-const MAX_IDLE: usize = 1024;
 
 /// Last used first.
 #[derive(Debug, Default)]
@@ -95,8 +95,12 @@ pub fn is_quiet(conn: &mut Conn) -> bool {
 /// Whether the server has not closed a moment ago: asks the kernel. For requests that must not be
 /// sent twice.
 pub fn is_alive(conn: &Conn) -> bool {
+    // On a shared connection the end that may be on its way says that nothing was processed.
+    let Some(tcp) = conn.io.tcp() else {
+        return true;
+    };
     let mut byte = [std::mem::MaybeUninit::uninit()];
-    let socket = socket2::SockRef::from(conn.io.tcp());
+    let socket = socket2::SockRef::from(tcp);
     match socket.peek(&mut byte) {
         Ok(0) => false,
         // Bytes of TLS (a ticket, an alert) are told apart by reading, which `is_quiet` does.

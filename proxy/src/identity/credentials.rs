@@ -25,6 +25,8 @@ pub enum Alpn {
     Http1,
     H2,
     Tcp,
+    /// Streams, each of which says what is inside it.
+    Mux,
 }
 
 impl Alpn {
@@ -34,12 +36,13 @@ impl Alpn {
             Alpn::Http1 => names::ALPN_HTTP1,
             Alpn::H2 => names::ALPN_H2,
             Alpn::Tcp => names::ALPN_TCP,
+            Alpn::Mux => names::ALPN_MUX,
         }
     }
 
     /// Reads what was negotiated; `None` for a name that is not ours.
     pub fn from_wire(name: &[u8]) -> Option<Self> {
-        [Alpn::Http1, Alpn::H2, Alpn::Tcp]
+        [Alpn::Http1, Alpn::H2, Alpn::Tcp, Alpn::Mux]
             .into_iter()
             .find(|alpn| alpn.wire() == name)
     }
@@ -51,7 +54,8 @@ const ALPN_GRPC: &[u8] = b"h2";
 /// Client configurations kept at most; past this the cache begins anew. One takes about 0.5 KiB.
 const MAX_CLIENT_CONFIGS: usize = 4096;
 
-type ClientConfigs = HashMap<(Arc<SpiffeId>, Alpn), Arc<ClientConfig>>;
+/// By peer, what is inside, and whether the connection may be shared.
+type ClientConfigs = HashMap<(Arc<SpiffeId>, Alpn, bool), Arc<ClientConfig>>;
 
 /// The certificate in use and what is trusted: replaced whole on renewal and root rotation.
 ///
@@ -235,7 +239,8 @@ impl Credentials {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(any)
             .with_cert_resolver(resolver);
-        server.alpn_protocols = [Alpn::H2, Alpn::Http1, Alpn::Tcp]
+        // The first of these that a client offers is taken.
+        server.alpn_protocols = [Alpn::Mux, Alpn::H2, Alpn::Http1, Alpn::Tcp]
             .map(|alpn| alpn.wire().to_vec())
             .into();
         server.send_tls13_tickets = 0;
@@ -258,11 +263,23 @@ impl Credentials {
     /// For connections to a peer that must show `expected`; offers only `alpn`. Use it with
     /// [`server_name`]. Kept per identity and ALPN; a lookup takes no lock.
     pub fn client_config(&self, expected: &Arc<SpiffeId>, alpn: Alpn) -> Arc<ClientConfig> {
-        let key = (expected.clone(), alpn);
+        self.kept(expected, alpn, false)
+    }
+
+    /// The same for a connection that streams can share; `alpn` is what is inside when the peer
+    /// knows of no shared connections.
+    pub fn shared_config(&self, expected: &Arc<SpiffeId>, alpn: Alpn) -> Arc<ClientConfig> {
+        self.kept(expected, alpn, true)
+    }
+
+    fn kept(&self, expected: &Arc<SpiffeId>, alpn: Alpn, shared: bool) -> Arc<ClientConfig> {
+        let key = (expected.clone(), alpn, shared);
         if let Some(config) = self.clients.load().get(&key) {
             return config.clone();
         }
-        let config = self.client_for(expected.clone(), alpn.wire());
+        let shared = shared.then(|| Alpn::Mux.wire());
+        let offered = shared.into_iter().chain([alpn.wire()]);
+        let config = self.client_for(expected.clone(), offered);
         self.clients.rcu(|known| {
             let mut known = if known.len() < MAX_CLIENT_CONFIGS {
                 ClientConfigs::clone(known)
@@ -275,7 +292,7 @@ impl Credentials {
         config
     }
 
-    /// For incoming connections: takes the three Weft ALPN names, wants a client certificate of
+    /// For incoming connections: takes the Weft ALPN names, wants a client certificate of
     /// the trust domain; [`peer_identity`] of the connection's peer certificates says whose.
     pub fn server_config(&self) -> Arc<ServerConfig> {
         self.server.clone()
@@ -283,12 +300,16 @@ impl Credentials {
 
     /// For the discovery stream: shows our certificate, wants the control plane's identity.
     pub(crate) fn control_plane_config(&self) -> Arc<ClientConfig> {
-        self.client_for(control_plane_id(self.trust.domain()), ALPN_GRPC)
+        self.client_for(control_plane_id(self.trust.domain()), [ALPN_GRPC])
     }
 
-    fn client_for(&self, expected: Arc<SpiffeId>, alpn: &[u8]) -> Arc<ClientConfig> {
+    fn client_for<'a>(
+        &self,
+        expected: Arc<SpiffeId>,
+        alpn: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Arc<ClientConfig> {
         let mut config = self.client_template.clone();
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpn.into_iter().map(<[u8]>::to_vec).collect();
         config
             .dangerous()
             .set_certificate_verifier(Arc::new(SpiffeVerifier {

@@ -108,7 +108,8 @@ fn with(template: &ClientConfig, alpn: Alpn) -> ClientConfig {
     config.alpn_protocols = match alpn {
         Alpn::Http1 => vec![b"http/1.1".to_vec()],
         Alpn::H2 => vec![b"h2".to_vec()],
-        Alpn::Tcp => Vec::new(),
+        // Streams are shared with proxies only.
+        Alpn::Tcp | Alpn::Mux => Vec::new(),
     };
     config
 }

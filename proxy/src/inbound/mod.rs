@@ -9,12 +9,14 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
+use tokio::task::spawn_local;
 
 use crate::detect::{self, Detected, Timings};
 use crate::http::flow::{Flow, Target};
@@ -22,6 +24,7 @@ use crate::identity::{Alpn, peer_identity};
 use crate::tables::{Destination, MtlsMode, Protocol};
 use crate::tcp;
 use crate::telemetry::{Counter, Direction, FlowProtocol, Histogram};
+use crate::transport::mux::{Driver, Inside};
 use crate::transport::{self, ConnectError, HANDSHAKE_TIMEOUT, Io, Stream, TlsError};
 use crate::worker::Worker;
 use crate::{http1, http2};
@@ -246,14 +249,70 @@ async fn mesh(
             let flow = flow(destination, peer, source, true);
             http2::serve(worker.clone(), stream, Rc::new(flow)).await;
         }
-        Some(Alpn::Tcp) => {
-            let opened = open(worker, to).await;
-            let tcp = FlowProtocol::Tcp;
-            copy(worker, stream, opened, &destination, source, peer, tcp).await;
-        }
+        Some(Alpn::Tcp) => opaque(worker, stream, destination, source, peer, to).await,
+        Some(Alpn::Mux) => shared(worker, stream.io, peer, source, to).await,
         // The server's configuration takes no other name.
         None => stream.io.abort(),
     }
+}
+
+/// A connection that streams of the peer share; each is served as a connection of its own.
+async fn shared(worker: &Rc<Worker>, io: Io, peer: SocketAddr, source: Source, to: SocketAddr) {
+    let (session, driver) = Driver::server(io);
+    // Streams of one peer to one port differ in nothing but what they carry.
+    let mut http: Option<(Arc<Destination>, Rc<Flow>)> = None;
+    let mut running = pin!(driver.run(|inside, stream| {
+        let destination = worker.local(to);
+        let stream = Stream::from(Io::Shared(stream));
+        let (open, worker, source) = (worker.opened(), worker.clone(), source.clone());
+        match inside {
+            Inside::Http1 => {
+                let flow = match &http {
+                    Some((of, flow)) if Arc::ptr_eq(of, &destination) => flow.clone(),
+                    _ => {
+                        let new = Rc::new(flow(destination.clone(), peer, source, true));
+                        http = Some((destination, new.clone()));
+                        new
+                    }
+                };
+                spawn_local(async move {
+                    http1::serve(worker, stream, flow).await;
+                    drop(open);
+                });
+            }
+            Inside::Tcp => {
+                spawn_local(async move {
+                    opaque(&worker, stream, destination, source, peer, to).await;
+                    drop(open);
+                });
+            }
+        }
+    }));
+    let ended = tokio::select! {
+        biased;
+        ended = &mut running => ended,
+        () = worker.drain.begun() => {
+            session.leave();
+            running.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%peer, port = to.port(), "a shared connection ended: {error}");
+    }
+}
+
+/// Opaque bytes of a peer, for the application.
+async fn opaque(
+    worker: &Worker,
+    stream: Stream,
+    destination: Arc<Destination>,
+    source: Source,
+    peer: SocketAddr,
+    to: SocketAddr,
+) {
+    let opened = open(worker, to).await;
+    let tcp = FlowProtocol::Tcp;
+    copy(worker, stream, opened, &destination, source, peer, tcp).await;
 }
 
 /// What is served on a connection: its one endpoint is the application.

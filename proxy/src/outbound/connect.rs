@@ -6,6 +6,7 @@ use crate::http::{ErrorCode, ProxyError};
 use crate::identity::{Alpn, Origin};
 use crate::tables::{BackendPolicy, EndpointInfo};
 use crate::telemetry::{Counter, Direction, Histogram};
+use crate::transport::mux::Inside;
 use crate::transport::{self, ConnectError, Stream, TlsError};
 use crate::worker::Worker;
 
@@ -39,10 +40,31 @@ pub async fn connect(
             ),
         });
     };
-    let config = credentials.client_config(identity, alpn);
-    let began = Instant::now();
-    let connected = transport::connect_tls(endpoint.address, &options, config).await;
-    counted(worker, began, connected)
+    let shared = match alpn {
+        Alpn::Http1 => Some(Inside::Http1),
+        Alpn::Tcp => Some(Inside::Tcp),
+        // HTTP/2 has streams of its own.
+        Alpn::H2 | Alpn::Mux => None,
+    };
+    let shared = shared.filter(|_| !worker.config.own_connections);
+    let config = match shared {
+        Some(_) => credentials.shared_config(identity, alpn),
+        None => credentials.client_config(identity, alpn),
+    };
+    let connect = async {
+        let began = Instant::now();
+        let connected = transport::connect_tls(endpoint.address, &options, config).await;
+        counted(worker, began, connected)
+    };
+    match shared {
+        Some(inside) => {
+            let peer = (endpoint.address, identity.clone());
+            let sessions = &worker.sessions;
+            let generation = credentials.generation;
+            sessions.stream(peer, generation, inside, connect).await
+        }
+        None => connect.await,
+    }
 }
 
 /// A server outside the mesh: TLS when the policy says that the application speaks in the clear.

@@ -34,8 +34,10 @@ use crate::{http1, http2};
 pub mod connect;
 mod external;
 mod opaque;
+mod sessions;
 
 use opaque::Upstream;
+pub use sessions::Sessions;
 
 /// A port that is declared HTTP has no server that speaks first: its clients may take their time.
 const DECLARED_HTTP: Duration = Duration::from_secs(3600);

@@ -10,9 +10,11 @@ use std::time::Duration;
 use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Io, Stream, scratch};
+use super::mux::MuxStream;
+use super::{Io, Socket, Stream, scratch};
 
 /// How long an ending connection waits for a peer that takes nothing of what is left for it. A
 /// peer that is slower than this loses the rest with the reset.
@@ -25,12 +27,16 @@ impl Io {
     /// written. Returns at once; where something has still to be delivered, a task does
     /// [`Io::abort_delivered`].
     pub fn abort(self) {
-        if self.is_plain() && unsent(self.tcp().as_fd()) == 0 {
-            let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+        let own = match self.into_own() {
+            Ok(own) => own,
+            Err(shared) => return shared.reset(),
+        };
+        if own.is_plain() && unsent(own.tcp().as_fd()) == 0 {
+            let _ = SockRef::from(own.tcp()).set_linger(Some(Duration::ZERO));
             return;
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(self.abort_delivered());
+            runtime.spawn(own.abort_delivered());
         }
     }
 
@@ -43,12 +49,72 @@ impl Io {
     /// TLS: TCP is ended without `close_notify` (RFC 8446 section 6.1), which the reader at the
     /// other side reports as `UnexpectedEof` after all data before it; a reset follows when
     /// everything is acknowledged, for a peer that had `close_notify` before.
-    pub async fn abort_delivered(mut self) {
-        let _ = timeout(
-            DELIVERY_LIMIT,
-            poll_fn(|cx| Pin::new(&mut self).poll_flush(cx)),
-        )
-        .await;
+    ///
+    /// Shared: the frame that says so comes after everything before it, and nothing is waited for.
+    pub async fn abort_delivered(self) {
+        match self.into_own() {
+            Ok(own) => own.abort_delivered().await,
+            Err(shared) => shared.reset(),
+        }
+    }
+
+    fn into_own(self) -> Result<Own, MuxStream> {
+        Ok(match self {
+            Self::Plain(tcp) => Own::Plain(tcp),
+            Self::Client(tls) | Self::Origin(tls) => Own::Client(tls),
+            Self::Server(tls) => Own::Server(tls),
+            Self::Shared(stream) => return Err(stream),
+        })
+    }
+
+    /// Notices a reset on a connection that is not read from (any more): a peer that has
+    /// half-closed, or that waits for a response. May take a second descriptor of the socket, so it
+    /// must be dropped before the connection can close.
+    ///
+    /// # Errors
+    /// No descriptor left.
+    pub fn hangup(&self) -> io::Result<Hangup> {
+        let tcp = match (self, self.tcp()) {
+            (Self::Shared(stream), _) => return Ok(Hangup(Box::pin(stream.hangup()))),
+            (_, Some(tcp)) => tcp,
+            (_, None) => return Err(io::ErrorKind::NotConnected.into()),
+        };
+        let fd = tcp.as_fd().try_clone_to_owned()?;
+        // SAFETY: the descriptor is owned, open, and stays the same one until it is dropped.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::ERROR) }?;
+        Ok(Hangup(Box::pin(async move {
+            let _ = fd.ready(Interest::ERROR).await;
+        })))
+    }
+}
+
+/// A connection that has its socket to itself, and is coming to its end.
+enum Own {
+    Plain(TcpStream),
+    Client(Box<tokio_rustls::client::TlsStream<Socket>>),
+    Server(Box<tokio_rustls::server::TlsStream<Socket>>),
+}
+
+impl Own {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Client(tls) => tls.get_ref().0.tcp(),
+            Self::Server(tls) => tls.get_ref().0.tcp(),
+        }
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Client(tls) => Pin::new(tls).poll_flush(cx),
+            Self::Server(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    /// See [`Io::abort_delivered`].
+    async fn abort_delivered(mut self) {
+        let _ = timeout(DELIVERY_LIMIT, poll_fn(|cx| self.poll_flush(cx))).await;
         let plain = self.is_plain();
         if !plain {
             let _ = SockRef::from(self.tcp()).shutdown(std::net::Shutdown::Write);
@@ -85,21 +151,6 @@ impl Io {
 
     fn is_plain(&self) -> bool {
         matches!(self, Self::Plain(_))
-    }
-
-    /// Notices a reset on a connection that is not read from (any more): a peer that has
-    /// half-closed, or that waits for a response. Takes a second descriptor of the socket, so it
-    /// must be dropped before the connection can close.
-    ///
-    /// # Errors
-    /// No descriptor left.
-    pub fn hangup(&self) -> io::Result<Hangup> {
-        let fd = self.tcp().as_fd().try_clone_to_owned()?;
-        // SAFETY: the descriptor is owned, open, and stays the same one until it is dropped.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::ERROR) }?;
-        Ok(Hangup(Box::pin(async move {
-            let _ = fd.ready(Interest::ERROR).await;
-        })))
     }
 }
 

@@ -2,18 +2,19 @@
 //!
 //! - [`connect`]: opening them ([`connect_plain`], [`connect_tls`]), TLS on accepted ones
 //!   ([`accept_tls`]), and why it did not work ([`ConnectError`], [`TlsError`])
+//! - [`mux`]: many streams on one TLS connection between proxies
 //! - [`eyeballs`]: connecting to a name of both address families
 //! - [`ending`]: resets that come after the data before them ([`Io::abort`]), and noticing a
 //!   peer's ([`Hangup`])
 //! - [`socket`], [`scratch`]: reading with the worker's buffers, so that an idle connection holds
 //!   none
 //!
-//! How a connection ends is said the same way over both kinds:
+//! How a connection ends is said the same way over all kinds:
 //!
-//! | | plain | TLS | reader sees |
-//! |---|---|---|---|
-//! | half-close ([`poll_shutdown`](AsyncWrite::poll_shutdown)) | FIN | `close_notify`, FIN | 0 bytes |
-//! | reset ([`Io::abort`]) | RST | FIN (then RST) without `close_notify` | an error |
+//! | | plain | TLS | shared | reader sees |
+//! |---|---|---|---|---|
+//! | half-close ([`poll_shutdown`](AsyncWrite::poll_shutdown)) | FIN | `close_notify`, FIN | end frame | 0 bytes |
+//! | reset ([`Io::abort`]) | RST | FIN (then RST) without `close_notify` | reset frame | an error |
 
 use std::io;
 use std::pin::Pin;
@@ -26,6 +27,7 @@ use tokio::net::TcpStream;
 pub mod connect;
 pub mod ending;
 pub mod eyeballs;
+pub mod mux;
 pub mod scratch;
 pub mod socket;
 #[cfg(test)]
@@ -49,6 +51,8 @@ pub enum Io {
     Server(Box<tokio_rustls::server::TlsStream<Socket>>),
     /// To a server outside the mesh, for an application that speaks in the clear.
     Origin(Box<tokio_rustls::client::TlsStream<Socket>>),
+    /// To or from another proxy, on a connection that is not its own.
+    Shared(mux::MuxStream),
 }
 
 /// A connection, and bytes that were read from it while finding out what it is.
@@ -59,19 +63,19 @@ pub struct Stream {
 }
 
 impl Io {
-    /// The TCP connection below.
-    pub fn tcp(&self) -> &TcpStream {
+    /// The TCP connection below, where it is this one's alone.
+    pub fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Io::Plain(io) => io,
-            Io::Client(io) => io.get_ref().0.tcp(),
-            Io::Server(io) => io.get_ref().0.tcp(),
-            Io::Origin(io) => io.get_ref().0.tcp(),
+            Io::Plain(io) => Some(io),
+            Io::Client(io) | Io::Origin(io) => Some(io.get_ref().0.tcp()),
+            Io::Server(io) => Some(io.get_ref().0.tcp()),
+            Io::Shared(_) => None,
         }
     }
 
     /// Whether a proxy of the mesh is at the other end.
     pub fn is_mesh(&self) -> bool {
-        matches!(self, Io::Client(_) | Io::Server(_))
+        matches!(self, Io::Client(_) | Io::Server(_) | Io::Shared(_))
     }
 }
 
@@ -107,6 +111,7 @@ impl AsyncRead for Io {
             Io::Client(io) => Pin::new(io).poll_read(cx, buf),
             Io::Server(io) => Pin::new(io).poll_read(cx, buf),
             Io::Origin(io) => Pin::new(io).poll_read(cx, buf),
+            Io::Shared(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
 }
@@ -122,6 +127,7 @@ impl AsyncWrite for Io {
             Io::Client(io) => Pin::new(io).poll_write(cx, buf),
             Io::Server(io) => Pin::new(io).poll_write(cx, buf),
             Io::Origin(io) => Pin::new(io).poll_write(cx, buf),
+            Io::Shared(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
 
@@ -135,6 +141,7 @@ impl AsyncWrite for Io {
             Io::Client(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Server(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Io::Origin(io) => Pin::new(io).poll_write_vectored(cx, bufs),
+            Io::Shared(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -148,6 +155,7 @@ impl AsyncWrite for Io {
             Io::Client(io) => Pin::new(io).poll_flush(cx),
             Io::Server(io) => Pin::new(io).poll_flush(cx),
             Io::Origin(io) => Pin::new(io).poll_flush(cx),
+            Io::Shared(io) => Pin::new(io).poll_flush(cx),
         }
     }
 
@@ -157,6 +165,7 @@ impl AsyncWrite for Io {
             Io::Client(io) => Pin::new(io).poll_shutdown(cx),
             Io::Server(io) => Pin::new(io).poll_shutdown(cx),
             Io::Origin(io) => Pin::new(io).poll_shutdown(cx),
+            Io::Shared(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
 }

@@ -18,11 +18,60 @@ pub const SIZE: usize = 64 * 1024;
 /// usual request head.
 const FIRST: usize = 4 * 1024;
 
+/// Empty buffers that a worker keeps for [`Spare`].
+const SPARES: usize = 4;
+
 thread_local! {
+    static SPARE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
     /// What the application's side of a connection says.
     pub(crate) static PLAINTEXT: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into());
     /// What comes from the network to be decrypted (both are in use at once then).
     pub(super) static CIPHERTEXT: RefCell<Box<[u8]>> = RefCell::new(vec![0; SIZE].into());
+}
+
+/// A buffer of the worker's while something stands in it, with room for [`SIZE`] bytes; nothing
+/// otherwise.
+#[derive(Debug, Default)]
+pub struct Spare(Vec<u8>);
+
+impl Spare {
+    /// To be appended to.
+    pub fn fill(&mut self) -> &mut Vec<u8> {
+        if self.0.capacity() == 0 {
+            let spare = SPARE.with_borrow_mut(Vec::pop);
+            self.0 = spare.unwrap_or_else(|| Vec::with_capacity(SIZE + 1024));
+        }
+        &mut self.0
+    }
+
+    /// Empties it, and gives it back.
+    pub fn clear(&mut self) {
+        let mut buffer = std::mem::take(&mut self.0);
+        if (SIZE..=2 * SIZE).contains(&buffer.capacity()) {
+            buffer.clear();
+            // A thread that ends has no use for it.
+            let _ = SPARE.try_with(|spare| {
+                let mut spare = spare.borrow_mut();
+                if spare.len() < SPARES {
+                    spare.push(buffer);
+                }
+            });
+        }
+    }
+}
+
+impl std::ops::Deref for Spare {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        self.clear();
+    }
 }
 
 /// Reads once and appends to `buf`, which needs no room before. 0 is the end.

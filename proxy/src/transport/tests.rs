@@ -130,7 +130,7 @@ async fn a_client_hello_read_before_is_replayed() {
     let mut read = [0; 5];
     accepted.read_exact(&mut read).await.unwrap();
     assert_eq!(&read, b"hello");
-    assert!(connected.io.tcp().nodelay().unwrap());
+    assert!(connected.io.tcp().unwrap().nodelay().unwrap());
 }
 
 #[tokio::test]

@@ -71,6 +71,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     tcp::what_is_not_in_the_mesh_passes_through,
     tcp::a_refused_connection_is_not_left_hanging,
     tls::nothing_goes_over_the_wire_in_the_clear,
+    tls::what_goes_to_one_endpoint_shares_a_handshake,
     tls::the_applications_own_tls_passes_untouched,
     tls::strict_refuses_plaintext,
     tls::permissive_takes_plaintext,

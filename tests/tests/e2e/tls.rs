@@ -48,6 +48,50 @@ pub fn nothing_goes_over_the_wire_in_the_clear() {
     assert!(contains(&sniffer.finish(), SECRET));
 }
 
+pub fn what_goes_to_one_endpoint_shares_a_handshake() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("client"));
+    mesh.workload(Workload::new("loner").proxy_flag("--own-connections"));
+    let server = Workload::new("server").port(8080, None).port(7000, None);
+    mesh.workload(server);
+    mesh.start();
+    let _http = Server::answering(mesh.host(2), 8080, ok("answer"));
+    let _tcp = Server::start(mesh.host(2), 7000, |mut wire| {
+        wire.send("hello");
+        wire.expect("there");
+        wire.send("bye");
+    });
+    let (http, tcp) = (mesh.sidecar(2).address(8080), mesh.sidecar(2).address(7000));
+    for (i, handshakes) in [(0, 2.0), (1, 16.0)] {
+        // All are open at once: none takes the place of another.
+        let asked: Vec<_> = (0..8)
+            .map(|_| {
+                let mut wire = mesh.sidecar(i).connect(http);
+                wire.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+                wire.expect(ok("answer"));
+                wire
+            })
+            .collect();
+        let mut greeted: Vec<_> = (0..8)
+            .map(|_| {
+                let mut wire = mesh.sidecar(i).connect(tcp);
+                wire.expect("hello");
+                wire
+            })
+            .collect();
+        for wire in &mut greeted {
+            wire.send("there");
+            wire.expect("bye");
+            wire.expect_end();
+        }
+        drop(asked);
+        let labels = ["direction=\"outbound\"", "result=\"ok\""];
+        let sidecar = mesh.sidecar(i);
+        let counted = sidecar.metric("weft_tls_handshakes_total", &labels);
+        assert_eq!(counted, handshakes, "two addresses, sixteen connections");
+    }
+}
+
 pub fn the_applications_own_tls_passes_untouched() {
     let certified = rcgen::generate_simple_self_signed(vec!["app.example".to_owned()]).unwrap();
     let certificate = certified.cert.der().clone();
