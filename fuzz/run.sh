@@ -5,7 +5,7 @@ set -eu
 cd "$(dirname "$0")"
 seconds=${1:-60}
 [ $# -gt 0 ] && shift
-[ $# -gt 0 ] || set -- http1_request http1_response sniff client_hello discovery
+[ $# -gt 0 ] || set -- http1_request http1_response sniff client_hello mux discovery
 export RUSTC_BOOTSTRAP=1
 host=$(rustc -vV | sed -n 's/^host: //p')
 for target in "$@"; do

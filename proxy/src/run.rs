@@ -34,6 +34,8 @@ pub enum Stage {
 
 /// How often a draining worker looks whether it has finished.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
+/// How long peers may take what was written before the end, once the deadline has passed.
+const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// Runs the proxy until it is told to end.
 ///
@@ -221,7 +223,15 @@ fn work(
             tokio::time::sleep(DRAIN_POLL).await;
         }
         worker.drain.end();
-        worker.sessions.flushed().await;
+        worker.clear();
+        let cut = async {
+            let _ = stage.wait_for(|stage| *stage >= Stage::Cutting).await;
+            tokio::time::sleep(CUT_GRACE).await;
+        };
+        tokio::select! {
+            () = worker.sessions.end() => {}
+            () = cut => {}
+        }
         // What is cut is told so: a moment for the resets to leave.
         if counted > 0 {
             tokio::time::sleep(DRAIN_POLL).await;

@@ -301,6 +301,11 @@ impl Worker {
         }
     }
 
+    /// Closes what is idle, for a worker that ends.
+    pub fn clear(&self) {
+        self.balancers.borrow_mut().clear();
+    }
+
     /// 0 to 1.
     pub fn random(&self) -> f64 {
         self.rng.borrow_mut().random()

@@ -61,7 +61,9 @@ pub async fn connect(
             let peer = (endpoint.address, identity.clone());
             let sessions = &worker.sessions;
             let generation = credentials.generation;
-            sessions.stream(peer, generation, inside, connect).await
+            let patience = options.connect_timeout + options.handshake_timeout;
+            let shared = sessions.stream(peer, generation, inside, patience, connect);
+            shared.await
         }
         None => connect.await,
     }

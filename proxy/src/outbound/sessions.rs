@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::timeout;
 use weft_api::identity::SpiffeId;
 
 use crate::hashing::TableMap;
@@ -16,9 +18,6 @@ use crate::transport::{ConnectError, Io, Stream};
 
 /// How long a shared connection stays without a stream: a handshake is saved at no risk.
 const IDLE: Duration = Duration::from_secs(60);
-/// How often a worker that ends looks whether everything has been sent, and for how long.
-const FLUSH_POLL: Duration = Duration::from_millis(2);
-const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 /// Address, and who must be there.
 type Peer = (SocketAddr, Arc<SpiffeId>);
@@ -26,17 +25,25 @@ type Peer = (SocketAddr, Arc<SpiffeId>);
 /// Shared connections, by peer.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    peers: RefCell<TableMap<Peer, Shared>>,
+    peers: RefCell<TableMap<Peer, OfPeer>>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    /// With the generation of the credentials that it was opened with. Newest last.
-    sessions: Vec<(Session, u64)>,
-    /// How many have been opened.
-    opened: u64,
+struct OfPeer {
+    /// Oldest first; those that take no more streams, too, until they have ended.
+    sessions: Vec<Opened>,
+    /// How often there was none to be shared in the end.
+    failures: u64,
     /// One is being opened; told when it is there, or is not.
     opening: Option<Rc<Notify>>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    session: Session,
+    /// Of the credentials that it was opened with.
+    generation: u64,
+    driving: JoinHandle<()>,
 }
 
 /// Takes back that a connection is being opened, however that ends.
@@ -48,40 +55,54 @@ struct Opening<'a> {
 
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
-        if let Some(shared) = self.sessions.peers.borrow_mut().get_mut(self.peer) {
-            shared.opening = None;
+        if let Some(of_peer) = self.sessions.peers.borrow_mut().get_mut(self.peer) {
+            of_peer.opening = None;
         }
         self.notify.notify_waiters();
     }
 }
 
 impl Sessions {
-    /// A stream to `peer`. Only what was opened with credentials of `generation` is shared; `connect` opens a connection to it, mutual TLS and all, when there is
-    /// none to share. One that the peer does not share is the caller's alone.
+    /// A stream to `peer`, on a connection that was opened with credentials of `generation`;
+    /// `connect` opens one, mutual TLS and all, when there is none. One that the peer does not
+    /// share is the caller's alone.
     ///
     /// # Errors
-    /// Those of `connect`.
+    /// Those of `connect`. Who waits while another opens a connection waits no longer than
+    /// `patience`, its own attempt included if that one fails.
     pub async fn stream(
         &self,
         peer: Peer,
         generation: u64,
         inside: Inside,
+        patience: Duration,
         connect: impl Future<Output = Result<Stream, ConnectError>>,
     ) -> Result<Stream, ConnectError> {
-        let mut seen = None;
+        let began = tokio::time::Instant::now();
+        let impatient = || ConnectError::TimedOut {
+            addr: peer.0,
+            after: patience,
+        };
+        let mut failures = None;
         let opening = loop {
             if let Some(stream) = self.share(&peer, generation, inside) {
                 return Ok(Io::Shared(stream).into());
             }
-            let (under_way, opened) = {
+            let under_way = {
                 let mut peers = self.peers.borrow_mut();
-                let shared = peers.entry(peer.clone()).or_default();
-                match &shared.opening {
-                    Some(notify) => (notify.clone(), shared.opened),
-                    None if seen == Some(shared.opened) => break None,
+                let of_peer = peers.entry(peer.clone()).or_default();
+                // What was waited for has failed, or is not shared: each opens its own.
+                if failures.is_some_and(|before| before != of_peer.failures) {
+                    break None;
+                }
+                match &of_peer.opening {
+                    Some(notify) => {
+                        failures = Some(of_peer.failures);
+                        notify.clone()
+                    }
                     None => {
                         let notify = Rc::new(Notify::new());
-                        shared.opening = Some(notify.clone());
+                        of_peer.opening = Some(notify.clone());
                         break Some(Opening {
                             sessions: self,
                             peer: &peer,
@@ -90,31 +111,42 @@ impl Sessions {
                     }
                 }
             };
-            // The one that was waited for has failed, or is not shared: each opens its own.
-            if seen == Some(opened) {
-                break None;
-            }
-            seen = Some(opened);
-            under_way.notified().await;
+            let left = patience.saturating_sub(began.elapsed());
+            timeout(left, under_way.notified())
+                .await
+                .map_err(|_| impatient())?;
         };
-        let stream = connect.await?;
-        if alpn(&stream.io) != Some(Alpn::Mux) {
-            return Ok(stream);
-        }
+        let connected = match opening {
+            Some(_) => connect.await,
+            None => {
+                let left = patience.saturating_sub(began.elapsed());
+                timeout(left, connect).await.map_err(|_| impatient())?
+            }
+        };
+        let mut peers = self.peers.borrow_mut();
+        let of_peer = peers.entry(peer.clone()).or_default();
+        let stream = match connected {
+            Ok(stream) if alpn(&stream.io) == Some(Alpn::Mux) => stream,
+            not_shared => {
+                of_peer.failures += 1;
+                drop(peers);
+                return not_shared;
+            }
+        };
         let (session, driver) = Driver::client(stream.io);
         let opened = session.open(inside);
         let address = peer.0;
-        tokio::task::spawn_local(async move {
+        let driving = spawn_local(async move {
             if let Err(error) = driver.run(|_, _| {}).await {
                 tracing::debug!(peer = %address, "a shared connection ended: {error}");
             }
         });
-        let mut peers = self.peers.borrow_mut();
-        let shared = peers.entry(peer.clone()).or_default();
-        shared.sessions.push((session, generation));
-        shared.opened += 1;
+        of_peer.sessions.push(Opened {
+            session,
+            generation,
+            driving,
+        });
         drop(peers);
-        drop(opening);
         // A session that has just begun takes a stream.
         opened
             .map(|stream| Io::Shared(stream).into())
@@ -126,43 +158,47 @@ impl Sessions {
 
     /// A stream on a connection that is there.
     fn share(&self, peer: &Peer, generation: u64, inside: Inside) -> Option<MuxStream> {
-        let mut peers = self.peers.borrow_mut();
-        let shared = peers.get_mut(peer)?;
-        shared.sessions.retain(|(session, of)| {
-            // The certificate or the roots have been replaced: who is there is looked at again.
-            if *of != generation {
-                session.leave();
+        let peers = self.peers.borrow();
+        let mut found = None;
+        for opened in &peers.get(peer)?.sessions {
+            if opened.generation < generation {
+                // The certificate or the roots have been replaced: who is there is looked at again.
+                opened.session.leave();
+            } else if found.is_none() {
+                found = opened.session.open(inside);
             }
-            session.is_usable()
-        });
-        let mut sessions = shared.sessions.iter();
-        sessions.find_map(|(session, _)| session.open(inside))
+        }
+        found
     }
 
     /// Closes what has been idle for too long, and forgets what has ended.
     pub fn sweep(&self, now: Instant) {
-        self.peers.borrow_mut().retain(|_, shared| {
-            shared.sessions.retain(|(session, _)| {
-                let idle = session.idle_since();
+        self.peers.borrow_mut().retain(|_, of_peer| {
+            for opened in &of_peer.sessions {
+                let idle = opened.session.idle_since();
                 if idle.is_some_and(|since| now.saturating_duration_since(since) >= IDLE) {
-                    session.leave();
+                    opened.session.leave();
                 }
-                session.is_usable()
-            });
-            shared.opening.is_some() || !shared.sessions.is_empty()
+            }
+            of_peer
+                .sessions
+                .retain(|opened| !opened.driving.is_finished());
+            of_peer.opening.is_some() || !of_peer.sessions.is_empty()
         });
     }
 
-    /// Until what streams have written is with the kernel, for a worker that ends.
-    pub async fn flushed(&self) {
-        let began = Instant::now();
-        let waiting = || {
-            let peers = self.peers.borrow();
-            let mut sessions = peers.values().flat_map(|shared| &shared.sessions);
-            sessions.any(|(session, _)| !session.is_flushed())
-        };
-        while waiting() && began.elapsed() < FLUSH_LIMIT {
-            tokio::time::sleep(FLUSH_POLL).await;
+    /// Closes all, and waits until peers have what their streams have written.
+    pub async fn end(&self) {
+        let peers = self.peers.take();
+        let all: Vec<_> = peers
+            .into_values()
+            .flat_map(|of_peer| of_peer.sessions)
+            .collect();
+        for opened in &all {
+            opened.session.leave();
+        }
+        for opened in all {
+            let _ = opened.driving.await;
         }
     }
 }

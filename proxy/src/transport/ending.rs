@@ -74,11 +74,10 @@ impl Io {
     /// # Errors
     /// No descriptor left.
     pub fn hangup(&self) -> io::Result<Hangup> {
-        let tcp = match (self, self.tcp()) {
-            (Self::Shared(stream), _) => return Ok(Hangup(Box::pin(stream.hangup()))),
-            (_, Some(tcp)) => tcp,
-            (_, None) => return Err(io::ErrorKind::NotConnected.into()),
-        };
+        if let Self::Shared(stream) = self {
+            return Ok(Hangup(Box::pin(stream.hangup())));
+        }
+        let tcp = self.tcp().ok_or(io::ErrorKind::NotConnected)?;
         let fd = tcp.as_fd().try_clone_to_owned()?;
         // SAFETY: the descriptor is owned, open, and stays the same one until it is dropped.
         let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::ERROR) }?;

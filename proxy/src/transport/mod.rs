@@ -43,7 +43,7 @@ pub use ending::Hangup;
 pub use eyeballs::Siblings;
 pub use socket::Socket;
 
-/// A connection, plain or under TLS.
+/// A connection: plain, under TLS, or a stream of one that is shared.
 #[derive(Debug)]
 pub enum Io {
     Plain(TcpStream),

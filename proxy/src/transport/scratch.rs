@@ -31,7 +31,7 @@ thread_local! {
 
 /// A buffer of the worker's while something stands in it, with room for [`SIZE`] bytes; nothing
 /// otherwise.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Spare(Vec<u8>);
 
 impl Spare {

@@ -2,11 +2,13 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::crypto::aws_lc_rs::default_provider;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::LocalSet;
 
 /// A server that is 127.0.0.1, and a client that trusts it; TLS 1.3, both offer "weft/tcp".
 pub(crate) fn tls_configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
@@ -29,6 +31,19 @@ pub(crate) fn tls_configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
         .unwrap();
     server.alpn_protocols = vec![b"weft/tcp".to_vec()];
     (Arc::new(client), Arc::new(server))
+}
+
+/// Runs a test on one thread; one that comes to no end fails.
+pub(crate) fn local(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let ended = runtime.block_on(async {
+        let test = tokio::time::timeout(Duration::from_secs(60), test);
+        LocalSet::new().run_until(test).await
+    });
+    ended.expect("the test came to no end");
 }
 
 pub(crate) async fn listen() -> (TcpListener, SocketAddr) {

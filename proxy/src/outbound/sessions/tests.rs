@@ -3,12 +3,13 @@ use std::cell::Cell;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::task::{LocalSet, spawn_local};
 
 use super::*;
 use crate::transport::mux::FULL;
-use crate::transport::testing::{listen, tls_configs};
+use crate::transport::testing::{listen, local, tls_configs};
 use crate::transport::{self, HANDSHAKE_TIMEOUT, Options, accept_tls, connect_tls};
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A proxy that echoes streams, and connections that are not shared.
 struct World {
@@ -43,7 +44,13 @@ impl World {
         };
         let sessions = &self.sessions;
         sessions
-            .stream(self.peer.clone(), generation, Inside::Tcp, connect)
+            .stream(
+                self.peer.clone(),
+                generation,
+                Inside::Tcp,
+                PATIENCE,
+                connect,
+            )
             .await
     }
 }
@@ -77,20 +84,6 @@ async fn works(stream: &mut Stream) {
     let mut heard = [0; 6];
     stream.read_exact(&mut heard).await.unwrap();
     assert_eq!(&heard, b"there?");
-}
-
-fn local(test: impl Future<Output = ()>) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let limit = Duration::from_secs(60);
-    runtime.block_on(async {
-        let test = LocalSet::new()
-            .run_until(tokio::time::timeout(limit, test))
-            .await;
-        test.expect("the test came to no end");
-    });
 }
 
 /// So many streams, all asked for at once.
@@ -155,32 +148,55 @@ fn all_who_wait_hear_of_a_failure() {
 fn one_that_is_given_up_holds_up_nobody() {
     local(async {
         let world = World::new(&[Alpn::Mux]).await;
-        let never = world.sessions.stream(
-            world.peer.clone(),
-            1,
-            Inside::Tcp,
-            std::future::pending::<Result<Stream, ConnectError>>(),
-        );
-        let mut never = Box::pin(never);
-        assert!(futures_poll(&mut never).is_none());
-        let waits = spawn_local({
+        let never = spawn_local({
             let world = world.clone();
-            async move { world.stream(1).await }
+            async move {
+                let pending = std::future::pending();
+                let sessions = &world.sessions;
+                sessions
+                    .stream(world.peer.clone(), 1, Inside::Tcp, PATIENCE, pending)
+                    .await
+            }
         });
         tokio::task::yield_now().await;
+        let waiting = spawn_local({
+            let world = world.clone();
+            async move { at_once(&world, 20).await }
+        });
+        for _ in 0..3 {
+            tokio::task::yield_now().await;
+        }
         assert_eq!(world.connected.get(), 0, "one is being opened already");
-        drop(never);
-        works(&mut waits.await.unwrap().unwrap()).await;
+        never.abort();
+        for stream in &mut waiting.await.unwrap() {
+            works(stream.as_mut().unwrap()).await;
+        }
+        assert_eq!(
+            world.connected.get(),
+            1,
+            "one of those who waited opens another"
+        );
     });
 }
 
-/// Polls once.
-fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
-    let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
-    match std::pin::Pin::new(future).poll(&mut cx) {
-        std::task::Poll::Ready(output) => Some(output),
-        std::task::Poll::Pending => None,
-    }
+#[test]
+fn who_waits_does_so_for_its_own_time() {
+    local(async {
+        let world = World::new(&[Alpn::Mux]).await;
+        let sessions = &world.sessions;
+        let stream = |patience| {
+            let never = std::future::pending::<Result<Stream, ConnectError>>();
+            sessions.stream(world.peer.clone(), 1, Inside::Tcp, patience, never)
+        };
+        let short = Duration::from_millis(20);
+        tokio::select! {
+            biased;
+            _ = stream(PATIENCE) => panic!("this one never connects"),
+            waited = stream(short) => {
+                assert!(matches!(waited, Err(ConnectError::TimedOut { after, .. }) if after == short));
+            }
+        }
+    });
 }
 
 #[test]
@@ -214,9 +230,12 @@ fn an_idle_connection_is_closed_after_a_time() {
         works(&mut again).await;
         drop(again);
         world.sessions.sweep(later + IDLE);
-        assert!(world.sessions.peers.borrow().is_empty());
         works(&mut world.stream(1).await.unwrap()).await;
         assert_eq!(world.connected.get(), 2);
-        world.sessions.flushed().await;
+        // The first one has ended, and so does the second with the worker.
+        world.sessions.sweep(Instant::now());
+        assert_eq!(world.sessions.peers.borrow()[&world.peer].sessions.len(), 1);
+        world.sessions.end().await;
+        assert!(world.sessions.peers.borrow().is_empty());
     });
 }

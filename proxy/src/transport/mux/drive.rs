@@ -6,25 +6,25 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
 
 use super::frame::{Decoder, Frame, FrameError};
-use super::{Inner, Inside, LARGE, MAX_STREAMS, MuxStream, Session, Side, USER_TIMEOUT};
+use super::stream::Incoming;
+use super::{Inner, Inside, LARGE, MAX_STREAMS, MuxStream, Session, Side};
+use crate::transport::ending::DELIVERY_LIMIT;
 use crate::transport::{Io, scratch};
 
 /// Bytes read in a turn, before the streams that have got something pass it on: as much as stays in
 /// the cache.
 const TURN: usize = 64 * 1024;
-/// Bytes that the kernel takes beyond what is under way.
-const NOT_SENT: u32 = 128 * 1024;
+/// Bytes that wait for a peer that begins streams and does not read.
+const MAX_UNREAD: usize = 1024 * 1024;
 /// Room for what one read of TLS gives at most.
 const RECORD: usize = 16 * 1024;
-/// Bytes that wait for a peer that begins streams which cannot be taken, and does not read.
-const MAX_REFUSALS: usize = 1024 * 1024;
 
 /// Reads and writes a shared connection.
-#[derive(Debug)]
 pub struct Driver {
     session: Session,
     decoder: Decoder,
@@ -32,6 +32,8 @@ pub struct Driver {
     chunk: BytesMut,
     /// The last read was large.
     bulk: bool,
+    /// Nothing can be written any more; what has come is still read.
+    failed: Option<io::Error>,
 }
 
 /// Why a shared connection ended while it had streams.
@@ -59,19 +61,13 @@ impl Driver {
     }
 
     fn new(io: Io, side: Side) -> (Session, Self) {
-        if let Some(tcp) = io.tcp() {
-            let socket = socket2::SockRef::from(tcp);
-            // Without it, a host that is gone is noticed by keep-alive alone.
-            let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
-            // What a stream says does not wait behind megabytes of another's.
-            let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
-        }
         let session = Session::new(side, io);
         let driver = Self {
             session: session.clone(),
             decoder: Decoder::default(),
             chunk: BytesMut::new(),
             bulk: false,
+            failed: None,
         };
         (session, driver)
     }
@@ -85,11 +81,10 @@ impl Driver {
         mut accept: impl FnMut(Inside, MuxStream),
     ) -> Result<(), SessionError> {
         let ended = poll_fn(|cx| self.poll(cx, &mut accept)).await;
+        let wire = self.session.0.wire.take();
         self.session.0.lose();
-        if ended.is_ok() {
-            let _ =
-                poll_fn(|cx| Pin::new(&mut self.session.0.wire.borrow_mut().io).poll_shutdown(cx))
-                    .await;
+        if let (Ok(()), Some(wire)) = (&ended, wire) {
+            let _ = timeout(DELIVERY_LIMIT, close(wire.io)).await;
         }
         ended
     }
@@ -105,19 +100,29 @@ impl Driver {
         let mut turn = 0;
         while turn < TURN {
             match self.poll_read(cx, &session, accept) {
-                Poll::Ready(Ok(n)) if n > 0 => turn += n,
-                Poll::Ready(Ok(_)) if session.streams.borrow().is_empty() => {
+                Poll::Ready(Ok(0)) if session.streams.borrow().is_empty() => {
                     return Poll::Ready(Ok(()));
                 }
-                Poll::Ready(Ok(_)) => return Poll::Ready(Err(SessionError::Closed)),
+                Poll::Ready(Ok(0)) => {
+                    let lost = self.failed.take().map(SessionError::Lost);
+                    return Poll::Ready(Err(lost.unwrap_or(SessionError::Closed)));
+                }
+                Poll::Ready(Ok(n)) => turn += n,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    session.wire.borrow_mut().poll_send(cx, &session)?;
-                    return self.poll_end(&session);
+                    if let Some(error) = self.failed.take() {
+                        return Poll::Ready(Err(error.into()));
+                    }
+                    match send(cx, &session) {
+                        Ok(sent) => return self.poll_end(&session, sent),
+                        Err(error) => self.failed = Some(error),
+                    }
                 }
             }
         }
-        session.wire.borrow_mut().poll_send(cx, &session)?;
+        if self.failed.is_none() {
+            self.failed = send(cx, &session).err();
+        }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
@@ -133,18 +138,22 @@ impl Driver {
             if self.chunk.capacity() < RECORD {
                 self.chunk.reserve(scratch::SIZE);
             }
-            let n = {
-                let mut wire = session.wire.borrow_mut();
-                let mut read = pin!(wire.io.read_buf(&mut self.chunk));
-                ready!(read.as_mut().poll(cx))?
+            let read = match &mut *session.wire.borrow_mut() {
+                Some(wire) => pin!(wire.io.read_buf(&mut self.chunk)).poll(cx),
+                None => Poll::Ready(Ok(0)),
             };
+            if read.is_pending() {
+                // A connection that waits holds no memory.
+                self.chunk = BytesMut::new();
+            }
+            let n = ready!(read)?;
             let bytes = self.chunk.split().freeze();
-            let take = |data: &[u8]| match data.len() {
-                LARGE.. => bytes.slice_ref(data),
+            let keep = |incoming: &mut Incoming, data: &[u8]| match data.len() {
+                LARGE.. => incoming.push_part(bytes.slice_ref(data)),
                 // Not worth keeping the whole for.
-                _ => Bytes::copy_from_slice(data),
+                _ => incoming.push(data),
             };
-            hear(&mut self.decoder, session, &bytes, take, accept)?;
+            hear(&mut self.decoder, session, &bytes, keep, accept)?;
             self.bulk = n >= LARGE;
             if !self.bulk {
                 self.chunk = BytesMut::new();
@@ -154,27 +163,23 @@ impl Driver {
         scratch::PLAINTEXT.with(|scratch| {
             let mut scratch = scratch.borrow_mut();
             let mut read = ReadBuf::new(&mut scratch);
-            ready!(Pin::new(&mut session.wire.borrow_mut().io).poll_read(cx, &mut read))?;
+            match &mut *session.wire.borrow_mut() {
+                Some(wire) => ready!(Pin::new(&mut wire.io).poll_read(cx, &mut read))?,
+                None => return Poll::Ready(Ok(0)),
+            }
             let input = read.filled();
-            let n = input.len();
-            hear(
-                &mut self.decoder,
-                session,
-                input,
-                Bytes::copy_from_slice,
-                accept,
-            )?;
-            self.bulk = n >= LARGE;
-            Poll::Ready(Ok(n))
+            hear(&mut self.decoder, session, input, Incoming::push, accept)?;
+            self.bulk = input.len() >= LARGE;
+            Poll::Ready(Ok(input.len()))
         })
     }
 
     /// Ready when the connection has done its work.
-    fn poll_end(&self, session: &Inner) -> Poll<Result<(), SessionError>> {
+    fn poll_end(&self, session: &Inner, sent: bool) -> Poll<Result<(), SessionError>> {
         // The accepting side waits until the peer knows.
         let known = session.side == Side::Client || session.left.get();
         let over = session.closing.get() && known && session.streams.borrow().is_empty();
-        if over && session.sent.get() && session.out.borrow().is_empty() {
+        if over && sent {
             Poll::Ready(Ok(()))
         } else {
             Poll::Pending
@@ -182,27 +187,48 @@ impl Driver {
     }
 }
 
-/// Does what the frames in `input` say.
+/// Writes what there is to be sent: whether the kernel has all of it.
+fn send(cx: &mut Context<'_>, session: &Inner) -> io::Result<bool> {
+    match &mut *session.wire.borrow_mut() {
+        Some(wire) => wire.poll_send(cx, session),
+        None => Ok(true),
+    }
+}
+
+/// Ends the connection, and reads until the peer has ended it, too: closed with something unread or
+/// to come, it would be reset, and what the kernel has not delivered be lost.
+async fn close(mut io: Io) {
+    if poll_fn(|cx| Pin::new(&mut io).poll_shutdown(cx))
+        .await
+        .is_err()
+    {
+        return;
+    }
+    let mut unread = [0; 1024];
+    while io.read(&mut unread).await.is_ok_and(|n| n > 0) {}
+}
+
+/// Does what the frames in `input` say; `keep` makes data stay.
 fn hear(
     decoder: &mut Decoder,
     session: &Rc<Inner>,
     mut input: &[u8],
-    take: impl Fn(&[u8]) -> Bytes,
+    keep: impl Fn(&mut Incoming, &[u8]),
     accept: &mut impl FnMut(Inside, MuxStream),
 ) -> Result<(), SessionError> {
     while !input.is_empty()
         && let Some(frame) = decoder.next(&mut input)?
     {
-        heard(session, frame, &take, accept)?;
+        heard(session, frame, &keep, accept)?;
     }
     Ok(())
 }
 
-/// Does what a frame says; `take` makes data that stays.
+/// Does what a frame says.
 fn heard(
     session: &Rc<Inner>,
     frame: Frame<&[u8]>,
-    take: &impl Fn(&[u8]) -> Bytes,
+    keep: &impl Fn(&mut Incoming, &[u8]),
     accept: &mut impl FnMut(Inside, MuxStream),
 ) -> Result<(), SessionError> {
     // One that is not known was given up here, and the peer has not heard of that yet.
@@ -220,20 +246,20 @@ fn heard(
                 return Err(SessionError::Protocol("data after the end of its stream"));
             }
             stream.granted.set(left);
-            if !data.is_empty() {
-                stream.incoming.borrow_mut().push_back(take(data));
-            }
+            keep(&mut stream.incoming.borrow_mut(), data);
             stream.reader.wake();
         }
         Frame::Open(id, inside) => {
             if session.side == Side::Client || id <= session.newest.get() {
                 return Err(SessionError::Protocol("a stream that may not begin"));
             }
+            if session.out.borrow().len() >= MAX_UNREAD {
+                return Err(SessionError::Protocol(
+                    "streams without end, and nothing is read",
+                ));
+            }
             session.newest.set(id);
-            if session.streams.borrow().len() >= MAX_STREAMS {
-                if session.out.borrow().len() >= MAX_REFUSALS {
-                    return Err(SessionError::Protocol("streams without end"));
-                }
+            if session.living.get() >= MAX_STREAMS {
                 session.send(Frame::Reset(id));
             } else {
                 accept(inside, session.begin(id));

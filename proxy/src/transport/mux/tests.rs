@@ -1,15 +1,17 @@
 use std::io;
-use std::rc::Rc;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
 
 use proptest::prelude::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
-use tokio::task::{JoinHandle, LocalSet, spawn_local};
+use tokio::task::{JoinHandle, spawn_local};
 
-use super::frame::{Decoder, Frame, FrameError, HEADER};
+use super::frame::{Decoder, FrameError};
 use super::*;
-use crate::transport::testing::tcp_pair;
+use crate::transport::testing::{local, tcp_pair};
 
 type Ended = JoinHandle<Result<(), SessionError>>;
 
@@ -46,20 +48,6 @@ impl Pair {
         assert_eq!(inside, Inside::Tcp);
         (near, far)
     }
-}
-
-fn local<T>(test: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let limit = std::time::Duration::from_secs(60);
-    runtime.block_on(async {
-        let test = LocalSet::new()
-            .run_until(tokio::time::timeout(limit, test))
-            .await;
-        test.expect("the test came to no end")
-    })
 }
 
 /// Bytes that show when some are lost, doubled or out of order.
@@ -100,7 +88,7 @@ fn what_is_written_arrives_on_its_stream() {
         for client in clients {
             client.await.unwrap();
         }
-        assert_eq!(pair.client.streams(), 0);
+        assert_eq!(pair.client.0.streams.borrow().len(), 0);
         assert!(pair.client.idle_since().is_some());
     });
 }
@@ -206,7 +194,6 @@ fn a_lost_connection_resets_its_streams_after_their_data() {
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         assert_eq!(heard, b"eard");
         assert!(pair.client_ended.await.unwrap().is_err());
-        assert!(!pair.client.is_usable() && pair.client.is_flushed());
         assert!(pair.client.open(Inside::Http1).is_none());
     });
 }
@@ -237,12 +224,106 @@ fn who_leaves_takes_what_was_on_its_way() {
 }
 
 #[test]
+fn an_end_is_an_end_however_late_it_is_read() {
+    local(async {
+        let mut pair = Pair::new().await;
+        let (mut near, mut far) = pair.stream().await;
+        far.write_all(b"everything").await.unwrap();
+        far.shutdown().await.unwrap();
+        let hangup = near.hangup();
+        drop(far);
+        hangup.await;
+        let mut heard = Vec::new();
+        near.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"everything");
+    });
+}
+
+#[test]
+fn the_last_words_of_a_session_arrive() {
+    local(async {
+        let mut pair = Pair::new().await;
+        let (mut near, mut far) = pair.stream().await;
+        near.shutdown().await.unwrap();
+        // Fits into the window, so that the server is done before the client has read.
+        far.write_all(&bytes(1, WINDOW as usize)).await.unwrap();
+        far.shutdown().await.unwrap();
+        drop(far);
+        pair.server.leave();
+        pair.client.leave();
+        let mut heard = Vec::new();
+        near.read_to_end(&mut heard).await.unwrap();
+        assert!(heard == bytes(1, WINDOW as usize));
+        drop(near);
+        assert!(pair.client_ended.await.unwrap().is_ok());
+        assert!(pair.server_ended.await.unwrap().is_ok());
+    });
+}
+
+#[test]
+fn a_stream_in_bulk_leaves_room_for_the_others() {
+    local(async {
+        let (connected, peer) = tcp_pair().await;
+        let (session, driver) = Driver::client(Io::Plain(connected));
+        let _driving = spawn_local(driver.run(|_, _| {}));
+        let mut bulk = session.open(Inside::Tcp).unwrap();
+        // Far more than the peer takes and the session holds.
+        bulk.state.credit.set(u32::MAX);
+        spawn_local(async move { while bulk.write_all(&[0; 65_536]).await.is_ok() {} });
+        let blocked = || !session.0.blocked[1].borrow().is_empty();
+        while !blocked() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut small = session.open(Inside::Tcp).unwrap();
+        let mut reading = spawn_local(async move {
+            let mut peer = peer;
+            while peer.read(&mut [0; 65_536]).await.is_ok_and(|n| n > 0) {}
+        });
+        let writes = session.clone();
+        let words = spawn_local(async move {
+            let before = writes.0.writes.get();
+            for _ in 0..20 {
+                small.write_all(&[0; 4096]).await.unwrap();
+            }
+            writes.0.writes.get() - before
+        });
+        let writes = words.await.unwrap();
+        // Each time that it has to wait, it is the next one.
+        assert!(writes <= 20, "twenty words took {writes} writes");
+        reading.abort();
+        let _ = (&mut reading).await;
+    });
+}
+
+#[test]
+fn streams_that_are_held_are_bounded_and_so_is_what_waits() {
+    local(async {
+        let (peer, accepted) = tcp_pair().await;
+        let (session, driver) = Driver::server(Io::Plain(accepted));
+        let held = Rc::new(RefCell::new(Vec::new()));
+        let kept = held.clone();
+        let ended = spawn_local(driver.run(move |_, stream| kept.borrow_mut().push(stream)));
+        // Begun and given up at once, and what comes back is never read.
+        let mut peer = peer;
+        for id in 1.. {
+            let flood = [open(id), Frame::Reset(id).header().into()].concat();
+            if peer.write_all(&flood).await.is_err() || ended.is_finished() {
+                break;
+            }
+        }
+        let error = ended.await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("without end"), "{error}");
+        assert_eq!(held.borrow().len(), MAX_STREAMS);
+        assert_eq!(session.0.living.get(), MAX_STREAMS);
+    });
+}
+
+#[test]
 fn a_full_session_takes_no_more() {
     local(async {
         let pair = Pair::new().await;
         let mut open: Vec<_> = std::iter::from_fn(|| pair.client.open(Inside::Tcp)).collect();
         assert_eq!(open.len(), FULL);
-        assert!(pair.client.is_usable());
         open.pop();
         assert!(pair.client.open(Inside::Tcp).is_some());
     });
@@ -312,7 +393,7 @@ fn what_comes_for_a_stream_that_was_given_up_is_nothing_new() {
         assert_eq!(reset, Frame::Reset(1).header());
         peer.shutdown().await.unwrap();
         assert!(ended.await.unwrap().is_ok());
-        assert_eq!(session.streams(), 0);
+        assert_eq!(session.0.streams.borrow().len(), 0);
     });
 }
 

@@ -1,17 +1,28 @@
 //! The connection below the streams, and what is being written to it.
 
 use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
 
 use super::Inner;
 use super::frame::HEADER;
 use crate::transport::Io;
 use crate::transport::scratch::{self, Spare};
 
-#[derive(Debug)]
+/// How long what was sent may stay without an acknowledgement, or the peer without room for more,
+/// before the peer is taken for gone (RFC 5482): its streams cannot tell that from a slow answer.
+const USER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Bytes that the kernel takes beyond what is under way.
+const NOT_SENT: u32 = 128 * 1024;
+/// Times that the kernel has sent the same bytes again, without an answer, when no more streams are
+/// put on a connection: 600 ms at least (RFC 6298).
+const STALLED: u8 = 2;
+
 pub(super) struct Wire {
     pub io: Io,
     /// Frames that are being written, from `written` on.
@@ -23,6 +34,13 @@ pub(super) struct Wire {
 
 impl Wire {
     pub fn new(mut io: Io) -> Self {
+        if let Some(tcp) = io.tcp() {
+            let socket = socket2::SockRef::from(tcp);
+            // Without it, a host that is gone is noticed by keep-alive alone.
+            let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+            // What a stream says does not wait behind megabytes of another's.
+            let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
+        }
         // A frame of the largest write is to be taken whole.
         let limit = Some(scratch::SIZE + 1024);
         match &mut io {
@@ -38,45 +56,43 @@ impl Wire {
         }
     }
 
-    /// Writes a frame past those that wait: ready when it is taken whole, pending when none of it
-    /// is. The driver has to run after it.
-    pub fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        header: &[u8; HEADER],
-        data: &[u8],
-    ) -> Poll<io::Result<()>> {
-        if !self.writing.is_empty() {
-            return Poll::Pending;
-        }
-        let frame = [IoSlice::new(header), IoSlice::new(data)];
-        let n = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &frame))?;
-        if n == 0 {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        }
-        self.unflushed = true;
-        if n < HEADER + data.len() {
-            let rest = self.writing.fill();
-            rest.extend_from_slice(header.get(n..).unwrap_or_default());
-            rest.extend_from_slice(&data[n.saturating_sub(HEADER)..]);
-        }
-        Poll::Ready(Ok(()))
+    /// Whether the peer's host acknowledges nothing. Asks the kernel.
+    pub fn is_stalled(&self) -> bool {
+        self.io.tcp().is_some_and(|tcp| resent(tcp) >= STALLED)
     }
 
-    /// Writes what there is to be sent, as far as the connection takes it.
-    pub fn poll_send(&mut self, cx: &mut Context<'_>, session: &Inner) -> io::Result<()> {
-        session.sent.set(false);
+    /// Writes a frame at once: whether it was taken, whole. The driver has to run after it, and
+    /// finds out why if it was not.
+    pub fn write_now(&mut self, cx: &mut Context<'_>, header: &[u8; HEADER], data: &[u8]) -> bool {
+        if !self.writing.is_empty() {
+            return false;
+        }
+        let frame = [IoSlice::new(header), IoSlice::new(data)];
+        match Pin::new(&mut self.io).poll_write_vectored(cx, &frame) {
+            Poll::Ready(Ok(n)) if n > 0 => {
+                self.unflushed = true;
+                if n < HEADER + data.len() {
+                    let rest = self.writing.fill();
+                    rest.extend_from_slice(header.get(n..).unwrap_or_default());
+                    rest.extend_from_slice(&data[n.saturating_sub(HEADER)..]);
+                }
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Writes what there is to be sent: whether the kernel has all of it.
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, session: &Inner) -> io::Result<bool> {
         loop {
             if self.written == self.writing.len() {
                 self.writing.clear();
                 self.written = 0;
                 std::mem::swap(&mut self.writing, &mut *session.out.borrow_mut());
-                for waker in session.blocked.take() {
-                    waker.wake();
-                }
                 if self.writing.is_empty() {
                     break;
                 }
+                session.unblock();
             }
             match Pin::new(&mut self.io).poll_write(cx, &self.writing[self.written..]) {
                 Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
@@ -85,7 +101,7 @@ impl Wire {
                     self.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return Err(error),
-                Poll::Pending => return Ok(()),
+                Poll::Pending => return Ok(false),
             }
         }
         if self.unflushed {
@@ -94,10 +110,28 @@ impl Wire {
                     flushed?;
                     self.unflushed = false;
                 }
-                Poll::Pending => return Ok(()),
+                Poll::Pending => return Ok(false),
             }
         }
-        session.sent.set(true);
-        Ok(())
+        Ok(true)
     }
+}
+
+/// How often the kernel has sent the oldest unacknowledged bytes again (`TCP_INFO`); 0 when it does
+/// not say.
+fn resent(tcp: &TcpStream) -> u8 {
+    // SAFETY: plain numbers, of which all zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut size = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the kernel writes no more than `size` bytes.
+    let asked = unsafe {
+        libc::getsockopt(
+            tcp.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut size,
+        )
+    };
+    if asked == 0 { info.tcpi_retransmits } else { 0 }
 }
