@@ -31,6 +31,9 @@ struct Arrival {
     generation: Option<i64>,
     #[serde(default)]
     unreadable: Option<NotHonoured>,
+    /// Why it is used for nothing that it names, if it is.
+    #[serde(default)]
+    unused: Vec<String>,
     tables: Vec<Carried>,
 }
 
@@ -257,6 +260,12 @@ fn judge(wanted: Wanted, arrivals: &[Arrival]) -> Progress {
         (n, Wanted::Gone) => return waiting(of(n, "still know it")),
         (n, Wanted::There(_)) => return waiting(of(n, "do not know it yet as it is now")),
     }
+    // What it names may come a moment later.
+    if let Wanted::There(_) = wanted
+        && let Some(unused) = arrivals.iter().find(|arrival| !arrival.unused.is_empty())
+    {
+        return waiting(format!("it is not used: {}", unused.unused.join("; ")));
+    }
     let tables = || arrivals.iter().flat_map(|arrival| &arrival.tables);
     let refused = tables().find_map(|table| Some((table, table.refused.as_ref()?)));
     if let Some((table, why)) = refused {
@@ -328,6 +337,7 @@ mod tests {
             known,
             generation,
             unreadable: None,
+            unused: Vec::new(),
             tables: tables
                 .iter()
                 .map(|(workload, acknowledged)| Carried {
@@ -415,6 +425,21 @@ mod tests {
         );
         // Corrected meanwhile: the control plane does not know it yet.
         assert!(told(4).contains("has not arrived"), "{}", told(4));
+    }
+
+    #[test]
+    fn what_is_not_used_has_not_arrived() {
+        let mut arrival = arrival(true, Some(3), &[]);
+        arrival.unused = vec!["there is no Service shop/cart".to_owned()];
+        let told = |wanted| {
+            let progress = judge(wanted, std::slice::from_ref(&arrival));
+            assert!(matches!(progress, Progress::Waiting { .. }), "{progress:?}");
+            say("TrafficPolicy shop/cart", wanted, &progress, AGAIN)
+        };
+        assert_eq!(
+            told(Wanted::There(Some(3))),
+            "TrafficPolicy shop/cart (generation 3) has not arrived after 250 ms: it is not used: there is no Service shop/cart.\n"
+        );
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::http::pushback::Again;
 use crate::http::retry::Failure;
 use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect;
+use crate::transport::Io;
 use crate::worker::Pools;
 
 /// How a try ended for the one who drives it.
@@ -265,7 +266,11 @@ impl Exchange<'_> {
             // An idle connection that was closed under the request: it was most likely not read.
             // Only a request that may be repeated takes the chance.
             let idempotent = crate::http::retry::is_idempotent(&self.method);
-            let dead = reused && !heard && failed.failure != Failure::Timeout;
+            let lost = match &duplex.server.io {
+                Io::Shared(stream) => stream.is_lost_with_older_connection(),
+                _ => false,
+            };
+            let dead = (reused || lost) && !heard && failed.failure != Failure::Timeout;
             let failure = match failed.failure {
                 Failure::Reset if dead && idempotent => Failure::NeverProcessed,
                 other => other,

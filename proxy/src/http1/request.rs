@@ -34,7 +34,6 @@ use crate::http::{ErrorCode, ProxyError};
 use crate::outbound::connect::{self, connect};
 use crate::tables::Fallback;
 use crate::telemetry::FlowProtocol;
-use crate::transport::Io;
 use crate::worker::{Pools, Worker};
 
 /// A request while it is being served.
@@ -512,10 +511,7 @@ impl Exchange<'_> {
         let alpn = crate::identity::Alpn::Http1;
         let connecting = connect(self.worker, &picked.endpoint.info, policy, alpn);
         match Box::pin(connecting).await {
-            Ok(stream) => {
-                let older = matches!(&stream.io, Io::Shared(of) if of.is_on_older_connection());
-                Ok((Conn::new(stream), permit, older))
-            }
+            Ok(stream) => Ok((Conn::new(stream), permit, false)),
             Err(error) => Err(Lease::Failed(error)),
         }
     }

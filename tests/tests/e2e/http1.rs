@@ -326,6 +326,21 @@ pub fn a_body_cut_off_arrives_cut_off() {
     );
 }
 
+pub fn a_reset_instead_of_an_answer_arrives_each_time() {
+    let pair = Pair::start();
+    let server = pair.serve(|mut wire| {
+        wire.read_head();
+        wire.reset();
+    });
+    // Each on a connection of its own, which is new to the application.
+    for asked in 1..=3 {
+        let mut client = pair.connect();
+        client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(client.expect_reset(), b"");
+        assert_eq!(server.accepted(), asked, "asked once each time");
+    }
+}
+
 pub fn a_refused_connection_is_a_clear_502_or_503() {
     let pair = Pair::start();
     let mut client = pair.connect();

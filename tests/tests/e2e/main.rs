@@ -49,6 +49,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     http1::an_answer_may_come_before_the_request_has_ended,
     http1::events_are_streamed_at_once,
     http1::a_body_cut_off_arrives_cut_off,
+    http1::a_reset_instead_of_an_answer_arrives_each_time,
     http1::a_refused_connection_is_a_clear_502_or_503,
     http1::a_client_that_stalls_in_its_head_holds_up_nobody,
     http1::an_answer_that_is_not_http_makes_the_connection_opaque,

@@ -283,9 +283,15 @@ fn a_change_has_arrived_when_those_who_use_it_have_acknowledged() {
     let why: Vec<String> = why.iter().map(ToString::to_string).collect();
     assert_eq!(why, ["TrafficPolicy default/p", "TrafficPolicy default/q"]);
 
+    assert!(hub.arrival(&policy).unused.is_empty());
+    let service = ObjectRef::parse("service/c", "default").unwrap();
+    hub.apply(vec![Change::Remove(service)], Instant::now());
+    let unused = hub.arrival(&policy).unused;
+    assert_eq!(unused, ["there is no Service default/c"]);
+
     hub.apply(vec![Change::Remove(policy.clone())], Instant::now());
     let arrival = hub.arrival(&policy);
-    assert!(!arrival.known && arrival.generation.is_none());
+    assert!(!arrival.known && arrival.generation.is_none() && arrival.unused.is_empty());
 }
 
 /// A Service for clients on the same node: a proxy is sent what is on its own, and something new

@@ -175,9 +175,10 @@ impl MuxStream {
         Self { state, session }
     }
 
-    /// Whether the connection was there before the stream, and may have been lost unnoticed.
-    pub fn is_on_older_connection(&self) -> bool {
-        self.state.id > 1
+    /// Whether it has ended with a connection that was there before it: one that may have been
+    /// lost already, unnoticed, when the stream began.
+    pub fn is_lost_with_older_connection(&self) -> bool {
+        self.state.id > 1 && self.session.lost.get()
     }
 
     /// Cuts the stream off; the peer sees that after all that was written.

@@ -6,8 +6,8 @@ use weft_api::proto::ResourceKey;
 
 use super::status::hex;
 use super::{Hub, State, Variants};
-use crate::compile::{Settings, compile};
-use crate::model::{Change, Dirty, Object, ObjectRef};
+use crate::compile::{Settings, compile, status_of};
+use crate::model::{Change, Dirty, Object, ObjectRef, World};
 use crate::serve::discovery::Key;
 
 /// How far an object has come, among this control plane's proxies.
@@ -24,6 +24,9 @@ pub struct Arrival {
     /// The object says now what cannot be honoured; what it said before stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreadable: Option<NotHonoured>,
+    /// Why it is used for nothing that it names, if it is: sentences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub unused: Vec<String>,
     /// One for each proxy and table that would be another without the object.
     pub tables: Vec<Carried>,
 }
@@ -67,6 +70,7 @@ impl Hub {
                 generation: given.generation,
                 why: given.why.clone(),
             }),
+            unused: unused(&state.world, object),
             tables: state.carried(&keys.unwrap_or_default()),
         }
     }
@@ -92,6 +96,23 @@ impl Hub {
         }
         found
     }
+}
+
+/// Why an object is accepted for none of what it names; nothing where it is for some.
+fn unused(world: &World, object: &ObjectRef) -> Vec<String> {
+    let Some(said) = status_of(world, object) else {
+        return Vec::new();
+    };
+    let of_targets = said.parents.iter().flat_map(|parent| &parent.conditions);
+    let accepted: Vec<_> = of_targets
+        .chain(&said.conditions)
+        .filter(|condition| condition.kind == "Accepted")
+        .collect();
+    if accepted.iter().any(|condition| condition.status) {
+        return Vec::new();
+    }
+    let why = accepted.into_iter();
+    why.map(|condition| condition.message.clone()).collect()
 }
 
 impl State {
