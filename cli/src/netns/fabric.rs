@@ -258,6 +258,14 @@ impl Host {
     pub fn within<T: Send>(&self, body: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         links::within(self.namespace.as_fd(), body)
     }
+
+    /// Takes the host off the network, as if its machine were gone.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn unplug(&self) -> io::Result<()> {
+        links::unplug(self.namespace.as_fd())
+    }
 }
 
 /// `map` has lines of: first id inside, first id outside, count (user_namespaces(7)).

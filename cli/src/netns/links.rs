@@ -169,6 +169,17 @@ pub(super) fn furnish(
     })
 }
 
+/// Sets the device of the host in `namespace` down.
+pub(super) fn unplug(namespace: BorrowedFd<'_>) -> io::Result<()> {
+    within(namespace, || {
+        talk(async |handle| {
+            let index = index_of(&handle, "eth0").await?;
+            let down = LinkUnspec::new_with_index(index).down().build();
+            handle.link().set(down).execute().await.map_err(to_io)
+        })
+    })
+}
+
 async fn address(handle: &Handle, index: u32, addresses: &[Address]) -> io::Result<()> {
     for (address, length) in addresses {
         let mut request = handle.address().add(index, *address, *length).replace();

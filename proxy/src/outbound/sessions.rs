@@ -19,6 +19,10 @@ use crate::transport::{ConnectError, Io, Stream};
 /// How long a shared connection stays without a stream: a handshake is saved at no risk.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long a peer's host may acknowledge nothing before it is taken for gone: its streams cannot
+/// tell that from a slow answer. Long enough for a network that finds another way.
+const GONE: Duration = Duration::from_secs(15);
+
 /// Address, and who must be there.
 type Peer = (SocketAddr, Arc<SpiffeId>);
 
@@ -44,6 +48,8 @@ struct Opened {
     /// Of the credentials that it was opened with.
     generation: u64,
     driving: JoinHandle<()>,
+    /// Since when nothing is acknowledged.
+    stalled: Option<Instant>,
 }
 
 /// Takes back that a connection is being opened, however that ends.
@@ -145,6 +151,7 @@ impl Sessions {
             session,
             generation,
             driving,
+            stalled: None,
         });
         drop(peers);
         // A session that has just begun takes a stream.
@@ -171,13 +178,20 @@ impl Sessions {
         found
     }
 
-    /// Closes what has been idle for too long, and forgets what has ended.
+    /// Closes what has been idle for too long, gives up what has no peer any more, and forgets what
+    /// has ended.
     pub fn sweep(&self, now: Instant) {
         self.peers.borrow_mut().retain(|_, of_peer| {
-            for opened in &of_peer.sessions {
+            for opened in &mut of_peer.sessions {
                 let idle = opened.session.idle_since();
                 if idle.is_some_and(|since| now.saturating_duration_since(since) >= IDLE) {
                     opened.session.leave();
+                }
+                if !opened.session.is_stalled() {
+                    opened.stalled = None;
+                } else if now.saturating_duration_since(*opened.stalled.get_or_insert(now)) >= GONE
+                {
+                    opened.session.give_up();
                 }
             }
             of_peer

@@ -101,6 +101,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     connections::silent_streams_are_ended_and_their_neighbours_are_not,
     resilience::traffic_goes_on_without_a_control_plane,
     resilience::a_killed_endpoint_costs_no_request,
+    resilience::a_machine_that_is_gone_costs_time_and_no_request,
     resilience::an_application_that_stops_listening_costs_no_request,
     resilience::an_endpoint_that_fails_is_ejected_and_comes_back,
     resilience::another_endpoint_is_asked_when_one_takes_long,

@@ -75,6 +75,35 @@ pub fn a_killed_endpoint_costs_no_request() {
     assert!(failed <= 4, "{outcomes:?}");
 }
 
+pub fn a_machine_that_is_gone_costs_time_and_no_request() {
+    let (mesh, vip) = start(2, None);
+    let servers = serve(&mesh, 2);
+    eventually("both are asked", PATIENCE, || {
+        get(&mesh, vip);
+        servers.iter().all(|server| server.accepted() > 0)
+    });
+    // Nothing says so: no end, no reset, and the control plane knows nothing of it.
+    mesh.host(2).unplug().unwrap();
+    let mut asked: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = mesh.sidecar(0).connect(vip);
+            client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+            client
+        })
+        .collect();
+    // Those on their way to it are asked of the other when its connection is given up.
+    for client in &mut asked {
+        let patience = Some(4 * PATIENCE);
+        client.stream().set_read_timeout(patience).unwrap();
+        let (head, body) = client.read_answer();
+        assert_eq!((status(&head), &*body), (200, &b"1"[..]));
+    }
+    let never = mesh
+        .sidecar(0)
+        .metric("weft_retries_total", &["never_processed"]);
+    assert!(never > 0.0, "none was on its way to it");
+}
+
 pub fn an_application_that_stops_listening_costs_no_request() {
     let (mesh, vip) = start(3, None);
     let mut servers = serve(&mesh, 3);

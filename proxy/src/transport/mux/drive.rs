@@ -97,6 +97,10 @@ impl Driver {
         let session = self.session.0.clone();
         session.driver.wait(cx);
         session.woken.set(false);
+        if session.given_up.get() {
+            let gone = io::Error::new(io::ErrorKind::TimedOut, "nothing is acknowledged");
+            return Poll::Ready(Err(gone.into()));
+        }
         let mut turn = 0;
         while turn < TURN {
             match self.poll_read(cx, &session, accept) {

@@ -85,6 +85,8 @@ struct Inner {
     left: Cell<bool>,
     /// The connection ends with its last stream.
     closing: Cell<bool>,
+    /// It is to end as lost.
+    given_up: Cell<bool>,
     lost: Cell<bool>,
     /// Since when there has been no stream.
     idle: Cell<Option<Instant>>,
@@ -115,6 +117,7 @@ impl Session {
             leaving: Cell::new(false),
             left: Cell::new(false),
             closing: Cell::new(false),
+            given_up: Cell::new(false),
             lost: Cell::new(false),
             idle: Cell::new(None),
         }))
@@ -133,10 +136,16 @@ impl Session {
         Some(session.begin(id))
     }
 
-    /// Whether the peer's host acknowledges nothing.
-    fn is_stalled(&self) -> bool {
+    /// Whether the peer's host acknowledges nothing of what was sent. Asks the kernel.
+    pub fn is_stalled(&self) -> bool {
         let wire = self.0.wire.borrow();
         wire.as_ref().is_none_or(Wire::is_stalled)
+    }
+
+    /// Ends the connection as lost.
+    pub fn give_up(&self) {
+        self.0.given_up.set(true);
+        self.0.wake();
     }
 
     /// Since when it has had no stream.

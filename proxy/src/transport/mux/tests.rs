@@ -1,7 +1,6 @@
 use std::io;
 use std::pin::Pin;
 use std::task::Poll;
-use std::time::Duration;
 
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -272,7 +271,7 @@ fn a_stream_in_bulk_leaves_room_for_the_others() {
         spawn_local(async move { while bulk.write_all(&[0; 65_536]).await.is_ok() {} });
         let blocked = || !session.0.blocked[1].borrow().is_empty();
         while !blocked() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
         }
         let mut small = session.open(Inside::Tcp).unwrap();
         let mut reading = spawn_local(async move {

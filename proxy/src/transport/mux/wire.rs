@@ -4,7 +4,6 @@ use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
@@ -14,13 +13,10 @@ use super::frame::HEADER;
 use crate::transport::Io;
 use crate::transport::scratch::{self, Spare};
 
-/// How long what was sent may stay without an acknowledgement, or the peer without room for more,
-/// before the peer is taken for gone (RFC 5482): its streams cannot tell that from a slow answer.
-const USER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Bytes that the kernel takes beyond what is under way.
 const NOT_SENT: u32 = 128 * 1024;
-/// Times that the kernel has sent the same bytes again, without an answer, when no more streams are
-/// put on a connection: 600 ms at least (RFC 6298).
+/// Times that the kernel has sent the same bytes again, without an answer, when a connection is
+/// stalled: after 600 ms at least (RFC 6298).
 const STALLED: u8 = 2;
 
 pub(super) struct Wire {
@@ -35,11 +31,8 @@ pub(super) struct Wire {
 impl Wire {
     pub fn new(mut io: Io) -> Self {
         if let Some(tcp) = io.tcp() {
-            let socket = socket2::SockRef::from(tcp);
-            // Without it, a host that is gone is noticed by keep-alive alone.
-            let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
             // What a stream says does not wait behind megabytes of another's.
-            let _ = socket.set_tcp_notsent_lowat(NOT_SENT);
+            let _ = socket2::SockRef::from(tcp).set_tcp_notsent_lowat(NOT_SENT);
         }
         // A frame of the largest write is to be taken whole.
         let limit = Some(scratch::SIZE + 1024);
