@@ -7,6 +7,8 @@
 //!           mode (PERMISSIVE, STRICT, DISABLE) decides on the last two; probes pass        │
 //!     what is inside: named by ALPN, else found out ─ http1 / http2 / copy ─ application ◀─┘
 //! ```
+//!
+//! A mutual-TLS connection may be shared: then each of its streams says what is inside.
 
 use std::net::SocketAddr;
 use std::pin::pin;

@@ -211,6 +211,24 @@ fn new_credentials_are_shown_on_a_new_connection() {
         for stream in [&mut old, &mut same, &mut new] {
             works(stream).await;
         }
+        // The old one takes no more streams, but is waited for when the worker ends.
+        world.sessions.sweep(Instant::now());
+        assert_eq!(world.sessions.peers.borrow()[&world.peer].sessions.len(), 2);
+        drop((same, new));
+        let said = vec![7; 500_000];
+        let last_words = async {
+            let (mut from, mut to) = tokio::io::split(old);
+            let say = async {
+                to.write_all(&said).await.unwrap();
+                to.shutdown().await.unwrap();
+            };
+            let mut heard = Vec::new();
+            let ((), read) = tokio::join!(say, from.read_to_end(&mut heard));
+            read.unwrap();
+            heard
+        };
+        let ((), heard) = tokio::join!(world.sessions.end(), last_words);
+        assert!(heard == said);
     });
 }
 

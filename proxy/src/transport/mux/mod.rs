@@ -43,12 +43,14 @@ pub const WINDOW: u32 = 128 * 1024;
 pub const MAX_WINDOW: u32 = 512 * 1024;
 /// Bytes that wait for the network at most before streams wait for room.
 const MAX_OUT: usize = scratch::SIZE;
-/// Written by the stream itself when nothing waits before it, and handed on without a copy.
+/// From so many bytes on, data is written by the stream itself when nothing waits before it, and
+/// kept as it was read: a copy costs more.
 const LARGE: usize = 8 * 1024;
-/// Streams of a session at most when it is chosen for another; then a second one is opened.
+/// Streams of a session at most; for another, a second session is opened.
 pub const FULL: usize = 128;
 /// Streams of a peer that may be served at once.
 const MAX_STREAMS: usize = 4096;
+
 /// A connection that streams share. Cloned handles are of the same one.
 #[derive(Clone)]
 pub struct Session(Rc<Inner>);
