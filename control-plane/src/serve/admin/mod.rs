@@ -10,10 +10,11 @@
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | connected proxies and what they acknowledged, certificates, findings; JSON |
 //! | `GET /arrival?object=trafficpolicy/cart&namespace=shop` | which tables come from that object, and which proxies have them; JSON |
-//! | `GET /explain?destination=10.96.0.15:80` | that destination's table (`&namespace=` for clients of a namespace), and what is known of who is behind it; JSON |
+//! | `GET /explain?destination=10.96.0.15:80` | that destination's table (`&namespace=` for clients of a namespace), and what the proxies behind it do with what comes to them; JSON |
 //! | `POST /rotate-root` | begins a root rotation; `?finish` ends it now |
 
 mod explain;
+mod inbound;
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
