@@ -4,9 +4,11 @@
 //! - [`request`]: the request that is asked about
 //! - [`mod@judge`]: the way of a connection or request through it, as the proxy's own way out goes
 //!   (`proxy/src/outbound`, `proxy/src/http/route`)
+//! - [`inbound`]: what the proxies of its endpoints do with it
 //! - [`text`]: what of it people read
 
 mod config;
+mod inbound;
 mod judge;
 mod request;
 #[cfg(test)]
@@ -18,10 +20,12 @@ use std::process::ExitCode;
 use clap::Args;
 
 use self::config::Config;
-use self::judge::judge;
+use self::inbound::{Caller, Side};
+use self::judge::{Verdict, judge};
 use self::request::Request;
 use self::text::{explain, list};
 use crate::Bad;
+use crate::admin::Admin;
 use crate::kube::target::Target;
 use crate::output::{Format, Paint, print_json, show};
 use crate::reach::{ProxyArgs, Reach};
@@ -34,11 +38,13 @@ Examples:
   weft routes deploy/front catalog:80            a connection of deploy/front to a Service
   weft routes pod/front-1 catalog.shop --request 'GET /items/3'
   weft routes deploy/front 10.96.0.20:80 --request 'GET /x canary: yes'
-  weft routes catalog:80 --proxy http://10.210.0.2:15020
-                                                 without a cluster: ask this proxy
+  weft routes catalog:80 --proxy http://10.210.0.2:15020 --control-plane http://10.210.0.1:15014
+                                                 without a cluster: ask these
 
 A proxy knows what its application has called. Of several pods the first that knows the destination
-is asked. The exit code is 1 when the request would fail: no route matches, or no endpoint is well.")]
+is asked. What the endpoints' own proxies do with the request (mutual TLS, rate limits, size of heads)
+the control plane is asked. The exit code is 1 when the request would fail: no route matches, no
+endpoint is well, or their proxies refuse it.")]
 pub struct Routes {
     /// Whose connection (deploy/NAME, sts/NAME, pod/NAME…; not with --proxy), and where to:
     #[allow(rustdoc::broken_intra_doc_links)] // As it is shown by --help.
@@ -48,6 +54,15 @@ pub struct Routes {
     /// A request: METHOD PATH [NAME: VALUE]…
     #[arg(long, value_name = "REQUEST", requires = "what")]
     request: Option<Request>,
+    /// Admin address of the control plane, without a cluster [default: the cluster of the kubeconfig;
+    /// without one http://127.0.0.1:15014]
+    #[arg(
+        long,
+        alias = "control-plane-admin",
+        value_name = "URL",
+        env = "WEFT_CONTROL_PLANE_ADMIN"
+    )]
+    control_plane: Option<String>,
     #[command(flatten)]
     proxy: ProxyArgs,
     #[arg(long, short, value_enum, default_value_t)]
@@ -66,11 +81,11 @@ fn read(what: &[String]) -> anyhow::Result<(Option<Target>, Option<&str>)> {
 
 /// What the proxy knows; of several the first that knows the destination.
 async fn ask(
-    args: &ProxyArgs,
+    reach: &Reach,
     target: Option<&Target>,
     destination: Option<&str>,
 ) -> anyhow::Result<Config> {
-    let (cluster, target) = match (args.reach().await?, target) {
+    let (cluster, target) = match (reach, target) {
         (Reach::Direct(admin), _) => return Ok(admin.json("/config").await?),
         (Reach::Cluster(_), None) => {
             anyhow::bail!("say whose connection: weft routes deploy/NAME [DESTINATION]")
@@ -88,9 +103,38 @@ async fn ask(
     first.ok_or_else(|| anyhow::anyhow!("{target} has no pod"))
 }
 
+/// What the proxies do that a request comes to; `None` when it comes to none.
+async fn destinations_side(
+    args: &Routes,
+    reach: &Reach,
+    config: &Config,
+    verdict: &Verdict<'_>,
+) -> anyhow::Result<Option<Side>> {
+    let (Some(destination), Some(route)) = (verdict.destination, verdict.arrives_by()) else {
+        return Ok(None);
+    };
+    let named = args.control_plane.as_deref().map(Admin::new).transpose()?;
+    let namespace = &config.workload.namespace;
+    let asked = inbound::ask(reach, named.as_ref(), &destination.address, namespace);
+    Ok(Some(match asked.await {
+        Ok(explained) => {
+            let caller = Caller {
+                identity: config.identity.as_ref().map(|identity| &*identity.id),
+                request: args.request.as_ref(),
+                opaque: destination.is_opaque(),
+            };
+            inbound::judge(route, &explained, caller)
+        }
+        // Whoever names it wants to hear it.
+        Err(why) if named.is_some() => anyhow::bail!(why),
+        Err(why) => Side::unknown(why),
+    }))
+}
+
 pub async fn run(args: Routes) -> anyhow::Result<ExitCode> {
     let (target, destination) = read(&args.what)?;
-    let config = ask(&args.proxy, target.as_ref(), destination).await?;
+    let reach = args.proxy.reach().await?;
+    let config = ask(&reach, target.as_ref(), destination).await?;
     let paint = Paint::stdout();
     let Some(given) = destination else {
         match args.output {
@@ -99,7 +143,10 @@ pub async fn run(args: Routes) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let verdict = judge(&config, given, args.request.as_ref());
+    let mut verdict = judge(&config, given, args.request.as_ref());
+    if let Some(side) = destinations_side(&args, &reach, &config, &verdict).await? {
+        verdict = verdict.with(side);
+    }
     match args.output {
         Format::Json => print_json(&verdict)?,
         Format::Table => show(&explain(&verdict, paint)),

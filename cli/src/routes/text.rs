@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::config::{
     Backend, Config, Connection, Destination, Fault, Policy, Retry, Route, Source,
 };
+use super::inbound;
 use super::judge::Verdict;
 use crate::output::{Cell, Paint, Tone, span, table};
 
@@ -120,6 +121,9 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
     }
+    if let Some(side) = &verdict.inbound {
+        out.push_str(&inbound::show(side, paint));
+    }
     out.push_str(&others(verdict));
     out
 }
@@ -145,7 +149,7 @@ fn others(verdict: &Verdict<'_>) -> String {
 }
 
 /// Which policy each field comes from, and which others it goes before.
-fn sources(sources: &[Source], paint: Paint) -> String {
+pub(super) fn sources(sources: &[Source], paint: Paint) -> String {
     let mut out = String::new();
     let widest = sources.iter().map(|source| source.field.len()).max();
     let width = widest.unwrap_or_default();
