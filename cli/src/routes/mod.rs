@@ -38,13 +38,14 @@ Examples:
   weft routes deploy/front catalog:80            a connection of deploy/front to a Service
   weft routes pod/front-1 catalog.shop --request 'GET /items/3'
   weft routes deploy/front 10.96.0.20:80 --request 'GET /x canary: yes'
-  weft routes catalog:80 --proxy http://10.210.0.2:15020 --control-plane http://10.210.0.1:15014
+  weft routes catalog:80 --proxy http://10.210.0.2:15020 \\
+      --control-plane http://10.210.0.1:15014
                                                  without a cluster: ask these
 
 A proxy knows what its application has called. Of several pods the first that knows the destination
-is asked. What the endpoints' own proxies do with the request (mutual TLS, rate limits, size of heads)
-the control plane is asked. The exit code is 1 when the request would fail: no route matches, no
-endpoint is well, or their proxies refuse it.")]
+is asked. The control plane is asked what the proxies of the endpoints do: mutual TLS, rate limits,
+size of heads. The exit code is 1 when the request would fail: no route matches, no endpoint is
+well, or their proxies refuse it.")]
 pub struct Routes {
     /// Whose connection (deploy/NAME, sts/NAME, pod/NAME…; not with --proxy), and where to:
     #[allow(rustdoc::broken_intra_doc_links)] // As it is shown by --help.
