@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use super::config::{Config, Destination, Header, Match, Outside, Parameter, Path, Pattern, Route};
-use super::inbound::Side;
+use super::inbound::{Explained, Side};
 use super::request::Request;
 
 impl Destination {
@@ -269,6 +269,34 @@ pub struct Verdict<'a> {
 }
 
 impl<'a> Verdict<'a> {
+    /// Of a caller without a proxy.
+    pub fn bare(explained: &Explained) -> Self {
+        let (namespace, service) = (&explained.namespace, &explained.service);
+        let name = format!("{namespace}/{service}:{}", explained.port);
+        let ready = explained.direct().filter(|one| one.health == "Ready");
+        let ready = ready.count();
+        Self {
+            served: ready > 0,
+            why: match ready {
+                0 => format!("{name} has no endpoint that is ready: nothing answers"),
+                n => {
+                    let which = match n {
+                        1 => "the one ready endpoint".to_owned(),
+                        n => format!("any of the {n} ready endpoints"),
+                    };
+                    format!(
+                        "A caller without a proxy comes to {which} of {name}, in plaintext; no \
+                         route, timeout or retry of the mesh holds for it"
+                    )
+                }
+            },
+            destination: None,
+            route: None,
+            others: Vec::new(),
+            inbound: None,
+        }
+    }
+
     /// The route by which the request comes to endpoints, if it does.
     pub fn arrives_by(&self) -> Option<&'a Route> {
         let answered = |route: &&Route| route.refused.is_some() || route.redirect.is_some();

@@ -17,16 +17,17 @@ mod text;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
 
 use self::config::Config;
-use self::inbound::{Caller, Side};
+use self::inbound::{Caller, Client, Side};
 use self::judge::{Verdict, judge};
 use self::request::Request;
 use self::text::{explain, list};
 use crate::Bad;
 use crate::admin::Admin;
-use crate::kube::target::Target;
+use crate::kube::target::{NoPods, Target};
 use crate::output::{Format, Paint, print_json, show};
 use crate::reach::{ProxyArgs, Reach};
 
@@ -44,7 +45,8 @@ Examples:
 
 A proxy knows what its application has called. Of several pods the first that knows the destination
 is asked. The control plane is asked what the proxies of the endpoints do: mutual TLS, rate limits,
-size of heads. The exit code is 1 when the request would fail: no route matches, no endpoint is
+size of heads. Pods without a proxy come to a Service's own endpoints, and only those proxies have a
+say. The exit code is 1 when the request would fail: no route matches, no endpoint is
 well, or their proxies refuse it.")]
 pub struct Routes {
     /// Whose connection (deploy/NAME, sts/NAME, pod/NAME…; not with --proxy), and where to:
@@ -64,6 +66,9 @@ pub struct Routes {
         env = "WEFT_CONTROL_PLANE_ADMIN"
     )]
     control_plane: Option<String>,
+    /// Of a client that has no proxy: what the destination's proxies do with it
+    #[arg(long, requires = "what")]
+    without_proxy: bool,
     #[command(flatten)]
     proxy: ProxyArgs,
     #[arg(long, short, value_enum, default_value_t)]
@@ -115,8 +120,8 @@ async fn destinations_side(
         return Ok(None);
     };
     let named = args.control_plane.as_deref().map(Admin::new).transpose()?;
-    let namespace = &config.workload.namespace;
-    let asked = inbound::ask(reach, named.as_ref(), &destination.address, namespace);
+    let client = Client::Of(&config.workload.namespace);
+    let asked = inbound::ask(reach, named.as_ref(), &destination.address, client);
     Ok(Some(match asked.await {
         Ok(explained) => {
             let caller = Caller {
@@ -132,15 +137,55 @@ async fn destinations_side(
     }))
 }
 
+/// What becomes of a connection or request of somebody without a proxy.
+async fn bare(args: &Routes, reach: &Reach, given: &str) -> anyhow::Result<Verdict<'static>> {
+    let name = match reach {
+        Reach::Cluster(cluster) if args.control_plane.is_none() => {
+            crate::explain::resolve(cluster, given).await?.0
+        }
+        _ => given.to_owned(),
+    };
+    let named = args.control_plane.as_deref().map(Admin::new).transpose()?;
+    let asked = inbound::ask(reach, named.as_ref(), &name, Client::WithoutProxy);
+    let explained = asked.await.map_err(anyhow::Error::msg)?;
+    anyhow::ensure!(
+        explained.known,
+        "no Service and no workload of the mesh has this address or name and port: {name}"
+    );
+    let side = inbound::judge_direct(&explained, args.request.as_ref());
+    Ok(Verdict::bare(&explained).with(side))
+}
+
+fn tell(verdict: &Verdict<'_>, output: Format) -> anyhow::Result<ExitCode> {
+    match output {
+        Format::Json => print_json(verdict)?,
+        Format::Table => show(&explain(verdict, Paint::stdout())),
+    }
+    Ok(if verdict.served {
+        ExitCode::SUCCESS
+    } else {
+        Bad::exit()
+    })
+}
+
 pub async fn run(args: Routes) -> anyhow::Result<ExitCode> {
     let (target, destination) = read(&args.what)?;
     let reach = args.proxy.reach().await?;
-    let config = ask(&reach, target.as_ref(), destination).await?;
-    let paint = Paint::stdout();
+    if args.without_proxy {
+        let given = destination.context("say where to: SERVICE.NAMESPACE:PORT")?;
+        return tell(&bare(&args, &reach, given).await?, args.output);
+    }
+    let config = match (ask(&reach, target.as_ref(), destination).await, destination) {
+        (Ok(config), _) => config,
+        (Err(error), Some(given)) if is_bare(&error) => {
+            return tell(&bare(&args, &reach, given).await?, args.output);
+        }
+        (Err(error), _) => return Err(error),
+    };
     let Some(given) = destination else {
         match args.output {
             Format::Json => print_json(&config.destinations)?,
-            Format::Table => show(&list(&config, paint)),
+            Format::Table => show(&list(&config, Paint::stdout())),
         }
         return Ok(ExitCode::SUCCESS);
     };
@@ -148,13 +193,10 @@ pub async fn run(args: Routes) -> anyhow::Result<ExitCode> {
     if let Some(side) = destinations_side(&args, &reach, &config, &verdict).await? {
         verdict = verdict.with(side);
     }
-    match args.output {
-        Format::Json => print_json(&verdict)?,
-        Format::Table => show(&explain(&verdict, paint)),
-    }
-    Ok(if verdict.served {
-        ExitCode::SUCCESS
-    } else {
-        Bad::exit()
-    })
+    tell(&verdict, args.output)
+}
+
+/// Whether nobody could be asked because the caller's pods have no proxy.
+fn is_bare(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(NoPods::NotMeshed { .. }))
 }

@@ -88,7 +88,11 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
         );
     }
     let _ = writeln!(out, "{}.", paint.paint(tone, &verdict.why));
+    let there = verdict.inbound.as_ref();
+    let there = there.map(|side| inbound::show(side, paint));
+    let there = there.unwrap_or_default();
     let Some(route) = verdict.route else {
+        out.push_str(&there);
         out.push_str(&others(verdict));
         return out;
     };
@@ -121,9 +125,7 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
     }
-    if let Some(side) = &verdict.inbound {
-        out.push_str(&inbound::show(side, paint));
-    }
+    out.push_str(&there);
     out.push_str(&others(verdict));
     out
 }

@@ -40,6 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_api::proto::{Endpoints, ResourceKey, ResourceKind, Trust, resource::Body};
 
+pub use destination::without_routes;
 pub(crate) use endpoints::EVERYWHERE;
 pub use findings::{Problem, problems};
 pub use inbound::{Inbound, OfService, inbound};

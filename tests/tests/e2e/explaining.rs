@@ -1,23 +1,33 @@
 //! What `weft` says will become of a request, and that it does.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::process::Command;
 
 use serde_json::json;
 use weft_tests::binaries::binaries;
 use weft_tests::mesh::{ADMIN_PORT, Mesh, Workload};
-use weft_tests::wire::{Server, header, ok, status};
+use weft_tests::wire::{Server, Wire, header, ok, status};
 use weft_tests::{PATIENCE, eventually};
 
 /// What `weft routes` says of a request of the first workload, asking its proxy and the control plane;
 /// and whether it would be served.
 fn routes(mesh: &Mesh, to: SocketAddr, request: &str, output: &str) -> (String, bool) {
     let proxy = SocketAddr::new(mesh.host(0).v4().into(), ADMIN_PORT);
+    let proxy = format!("--proxy=http://{proxy}");
+    ask_routes(
+        mesh,
+        &to.to_string(),
+        request,
+        &[&proxy, "--output", output],
+    )
+}
+
+fn ask_routes(mesh: &Mesh, to: &str, request: &str, more: &[&str]) -> (String, bool) {
     let output = Command::new(&binaries().unwrap().cli)
-        .args(["routes", &to.to_string(), "--request", request])
-        .args(["--proxy", &format!("http://{proxy}")])
+        .args(["routes", to, "--request", request])
         .args(["--control-plane", &mesh.control_admin().to_string()])
-        .args(["--output", output])
+        .args(more)
         .output()
         .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
@@ -114,4 +124,66 @@ spec:
         let (said, _) = routes(&mesh, vip, ann, "table");
         changed.iter().all(|line| said.contains(line))
     });
+}
+
+/// Routes are kept by callers' proxies, limits and mutual TLS by the destination's.
+pub fn routes_says_what_a_client_without_a_proxy_gets() {
+    let mut mesh = Mesh::new();
+    mesh.workload(Workload::new("server").port(8080, None));
+    mesh.workload(Workload::new("other").port(8080, None));
+    mesh.service("server", 8080, Some("http"));
+    mesh.service("other", 8080, Some("http"));
+    mesh.manifest(
+        "route",
+        "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: server, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: server}]
+  rules:
+  - backendRefs: [{name: other, port: 80}]
+",
+    );
+    mesh.traffic_policy(
+        "server",
+        "  rateLimit: {requests: 1, per: 1h, key: {clientIdentity: true}}",
+    );
+    mesh.mtls("STRICT");
+    mesh.start();
+    let outsider = mesh.outsider("outside");
+    let _server = Server::answering(mesh.host(0), 8080, ok("well"));
+    // Nothing where it is refused without a word.
+    let ask = || {
+        let mut plain = Wire::try_connect(&outsider, mesh.sidecar(0).address(8080)).ok()?;
+        let request = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        plain.try_send(request).ok()?;
+        let mut answer = String::new();
+        plain.stream().read_to_string(&mut answer).ok()?;
+        answer.starts_with("HTTP/1.1 ").then(|| status(&answer))
+    };
+    let said = || ask_routes(&mesh, "server.shop:80", "GET /", &["--without-proxy"]);
+
+    let (text, served) = said();
+    assert!(!served, "{text}");
+    for part in [
+        "the one ready endpoint of shop/server:80, in plaintext",
+        "inbound   shop/server, port 8080\n",
+        "refused: the caller comes in plaintext, and mutual TLS is required (STRICT)\n",
+        "PeerAuthentication shop/default (namespace shop)\n",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    assert_eq!(ask(), None);
+
+    mesh.mtls("PERMISSIVE");
+    eventually("plaintext is said to be taken", PATIENCE, || said().1);
+    let (text, _) = said();
+    for part in [
+        "mtls      PERMISSIVE, plaintext is taken too; the caller comes in plaintext\n",
+        "this one counts among those without an identity, together\n",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    eventually("plaintext is taken", PATIENCE, || ask() == Some(200));
+    assert_eq!(ask(), Some(429));
 }

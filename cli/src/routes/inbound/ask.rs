@@ -6,7 +6,15 @@ use super::known::Explained;
 use crate::admin::{Admin, encode};
 use crate::reach::Reach;
 
-/// What the control plane says of a destination, to clients of a namespace. Of several replicas each
+/// Who calls.
+#[derive(Debug, Clone, Copy)]
+pub enum Client<'a> {
+    /// Somebody of a namespace, with a proxy.
+    Of(&'a str),
+    WithoutProxy,
+}
+
+/// What the control plane says of a destination. Of several replicas each
 /// knows all policies, and which of them have come to the proxies that are connected to it. `named`:
 /// the control plane to ask, if the user says so.
 ///
@@ -16,7 +24,7 @@ pub async fn ask(
     reach: &Reach,
     named: Option<&Admin>,
     destination: &str,
-    namespace: &str,
+    client: Client<'_>,
 ) -> Result<Explained, String> {
     let (replicas, hint) = match (named, reach) {
         (Some(admin), _) => (vec![admin.clone()], ""),
@@ -31,11 +39,11 @@ pub async fn ask(
             (vec![usual], hint)
         }
     };
-    let path = format!(
-        "/explain?destination={}&namespace={}",
-        encode(destination),
-        encode(namespace)
-    );
+    let client = match client {
+        Client::Of(namespace) => format!("namespace={}", encode(namespace)),
+        Client::WithoutProxy => "proxy=none".to_owned(),
+    };
+    let path = format!("/explain?destination={}&{client}", encode(destination));
     let mut found: Option<Explained> = None;
     let mut failed = "no control plane runs".to_owned();
     for replica in &replicas {

@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::known::{Explained, Heads, Inbound, Key, OfService, Probe, Rules};
 use crate::explain::connection::Way;
-use crate::routes::config::{Endpoint, Route};
+use crate::routes::config::Route;
 use crate::routes::request::Request;
 
 /// The caller's side, as far as it matters there.
@@ -106,31 +106,66 @@ impl Side {
     }
 }
 
+/// Where a request may come to.
+#[derive(Debug, Clone, Copy)]
+struct End<'a> {
+    address: &'a str,
+    workload: &'a str,
+    /// The caller speaks mutual TLS with it.
+    mtls: bool,
+}
+
 /// What the proxies of a route's endpoints do.
 pub fn judge(route: &Route, explained: &Explained, caller: Caller<'_>) -> Side {
-    let mut side = Side::default();
     let backends = route.backends.iter().filter(|backend| backend.weight > 0);
+    let endpoints = backends.flat_map(|backend| &backend.endpoints);
+    let ends = endpoints.map(|endpoint| End {
+        address: &endpoint.address,
+        workload: &endpoint.workload,
+        mtls: endpoint.identity.is_some(),
+    });
+    of(ends, explained, caller)
+}
+
+/// What the proxies do of those endpoints that whoever has no proxy comes to.
+pub fn judge_direct(explained: &Explained, request: Option<&Request>) -> Side {
+    let caller = Caller {
+        identity: None,
+        request,
+        opaque: matches!(explained.protocol.as_str(), "tcp" | "tls"),
+    };
+    let ready = explained.direct().filter(|one| one.health == "Ready");
+    let ends = ready.map(|endpoint| End {
+        address: &endpoint.address,
+        workload: &endpoint.workload,
+        mtls: false,
+    });
+    of(ends, explained, caller)
+}
+
+fn of<'a>(ends: impl Iterator<Item = End<'a>>, explained: &Explained, caller: Caller<'_>) -> Side {
+    let mut side = Side::default();
     let mut seen: Vec<&str> = Vec::new();
-    for endpoint in backends.flat_map(|backend| &backend.endpoints) {
+    for end in ends {
         // What is outside the mesh has no workload.
-        if endpoint.workload.is_empty() || seen.contains(&endpoint.address.as_str()) {
+        if end.workload.is_empty() || seen.contains(&end.address) {
             continue;
         }
-        seen.push(&endpoint.address);
-        let known = explained.endpoint(&endpoint.address);
+        seen.push(end.address);
+        let known = explained.endpoint(end.address);
         match known.and_then(|known| known.inbound.as_ref()) {
-            Some(inbound) => side.add(endpoint, inbound, caller),
+            Some(inbound) => side.add(end, inbound, caller),
             None => side
                 .gone
-                .push(format!("{} ({})", endpoint.address, endpoint.workload)),
+                .push(format!("{} ({})", end.address, end.workload)),
         }
     }
     side
 }
 
 impl Side {
-    fn add(&mut self, endpoint: &Endpoint, inbound: &Inbound, caller: Caller<'_>) {
-        let one = Alike::of(endpoint, inbound, caller);
+    fn add(&mut self, end: End<'_>, inbound: &Inbound, caller: Caller<'_>) {
+        let one = Alike::of(end, inbound, caller);
         let same = |known: &&mut Alike| {
             let of = |alike: &Alike| (alike.way, alike.refused.clone(), alike.comes.clone());
             known.rules == one.rules && of(known) == of(&one)
@@ -146,9 +181,9 @@ impl Side {
 }
 
 impl Alike {
-    fn of(endpoint: &Endpoint, inbound: &Inbound, caller: Caller<'_>) -> Self {
+    fn of(end: End<'_>, inbound: &Inbound, caller: Caller<'_>) -> Self {
         let rules = &inbound.rules;
-        let (way, comes) = comes(endpoint, rules, caller);
+        let (way, comes) = comes(end, rules, caller);
         let probe = way == Way::Plaintext && caller.request.is_some_and(|one| is_probe(rules, one));
         let unlimited = if caller.opaque {
             Some("limits are of HTTP requests, and this port is declared to speak something else")
@@ -178,7 +213,7 @@ impl Alike {
             _ => None,
         };
         Self {
-            workloads: vec![endpoint.workload.clone()],
+            workloads: vec![end.workload.to_owned()],
             way,
             comes,
             refused,
@@ -192,7 +227,7 @@ impl Alike {
             late: late
                 .filter(|_| rules.sidecar)
                 .map(|why| Late {
-                    workload: endpoint.workload.clone(),
+                    workload: end.workload.to_owned(),
                     why,
                 })
                 .into_iter()
@@ -203,20 +238,20 @@ impl Alike {
 }
 
 /// How a request comes to an endpoint, and whether it is let in: a clause.
-fn comes(endpoint: &Endpoint, rules: &Rules, caller: Caller<'_>) -> (Way, String) {
+fn comes(end: End<'_>, rules: &Rules, caller: Caller<'_>) -> (Way, String) {
     let mode = rules.mtls.as_str();
-    let (way, why) = match (&endpoint.identity, caller.identity) {
-        (Some(_), None) => (
+    let (way, why) = match (end.mtls, caller.identity) {
+        (true, None) => (
             Way::Refused,
             "the caller's proxy has no certificate yet".to_owned(),
         ),
-        (Some(_), Some(_)) if mode == "DISABLE" => (
+        (true, Some(_)) if mode == "DISABLE" => (
             Way::Refused,
             "the caller's proxy speaks mutual TLS still, which is switched off there (DISABLE)"
                 .to_owned(),
         ),
-        (Some(_), Some(own)) => (Way::MutualTls, format!("this caller comes as {own}")),
-        (None, _) if mode == "STRICT" && rules.sidecar => {
+        (true, Some(own)) => (Way::MutualTls, format!("this caller comes as {own}")),
+        (false, _) if mode == "STRICT" && rules.sidecar => {
             match caller.request.filter(|one| is_probe(rules, one)) {
                 Some(_) => (
                     Way::Plaintext,
@@ -228,7 +263,7 @@ fn comes(endpoint: &Endpoint, rules: &Rules, caller: Caller<'_>) -> (Way, String
                 ),
             }
         }
-        (None, _) => (Way::Plaintext, "the caller comes in plaintext".to_owned()),
+        (false, _) => (Way::Plaintext, "the caller comes in plaintext".to_owned()),
     };
     (way, why)
 }

@@ -5,9 +5,19 @@ use serde::{Deserialize, Serialize};
 use crate::routes::config::Source;
 
 #[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
 pub struct Explained {
-    #[serde(default)]
+    /// It is of the mesh; what follows is empty otherwise.
+    pub known: bool,
+    pub namespace: String,
+    pub service: String,
+    pub port: u16,
+    /// "http", "tcp", …
+    pub protocol: String,
+    /// For callers with a proxy.
     routes: Vec<Route>,
+    /// For those without: where they come to, whatever the routes say.
+    endpoints: Option<Vec<Endpoint>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -25,6 +35,11 @@ struct Backend {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Endpoint {
     pub address: String,
+    #[serde(default)]
+    pub workload: String,
+    /// "Ready", "Draining", "NotReady".
+    #[serde(default)]
+    pub health: String,
     /// None: it is no workload that the control plane knows.
     #[serde(default)]
     pub inbound: Option<Inbound>,
@@ -128,23 +143,32 @@ pub enum Probe {
 }
 
 impl Explained {
-    /// What is said of the endpoint at an address.
-    pub fn endpoint(&self, address: &str) -> Option<&Endpoint> {
+    fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         let backends = self.routes.iter().flat_map(|route| &route.backends);
-        let mut endpoints = backends.flat_map(|backend| backend.endpoints.iter().flatten());
-        endpoints.find(|endpoint| endpoint.address == address)
+        let endpoints = backends.flat_map(|backend| backend.endpoints.iter().flatten());
+        endpoints.chain(self.direct())
     }
 
     fn endpoints_mut(&mut self) -> impl Iterator<Item = &mut Endpoint> {
         let backends = self.routes.iter_mut().flat_map(|route| &mut route.backends);
-        backends.flat_map(|backend| backend.endpoints.iter_mut().flatten())
+        let endpoints = backends.flat_map(|backend| backend.endpoints.iter_mut().flatten());
+        endpoints.chain(self.endpoints.iter_mut().flatten())
+    }
+
+    /// Where callers without a proxy come to.
+    pub fn direct(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().flatten()
+    }
+
+    /// What is said of the endpoint at an address.
+    pub fn endpoint(&self, address: &str) -> Option<&Endpoint> {
+        self.endpoints()
+            .find(|endpoint| endpoint.address == address)
     }
 
     /// Whether it says of every proxy what that has acknowledged.
     pub fn is_complete(&self) -> bool {
-        let backends = self.routes.iter().flat_map(|route| &route.backends);
-        let endpoints = backends.flat_map(|backend| backend.endpoints.iter().flatten());
-        let mut inbound = endpoints.filter_map(|endpoint| endpoint.inbound.as_ref());
+        let mut inbound = self.endpoints().filter_map(|one| one.inbound.as_ref());
         inbound.all(|inbound| !inbound.rules.sidecar || inbound.acknowledged.is_some())
     }
 

@@ -14,6 +14,7 @@ mod known;
 mod tests;
 mod text;
 
-pub use ask::ask;
-pub use judge::{Caller, Side, judge};
+pub use ask::{Client, ask};
+pub use judge::{Caller, Side, judge, judge_direct};
+pub use known::Explained;
 pub use text::show;

@@ -8,6 +8,7 @@ use super::*;
 use crate::explain::connection::Way;
 use crate::output::Paint;
 use crate::routes::config::Route;
+use crate::routes::judge::Verdict;
 use crate::routes::request::Request;
 
 const FRONT: &str = "spiffe://cluster.local/ns/shop/sa/front";
@@ -297,4 +298,49 @@ fn replicas_know_of_different_proxies() {
     };
     assert_eq!(of("10.0.0.1:8080"), Some(true));
     assert_eq!(of("10.0.0.2:8080"), Some(false));
+}
+
+#[test]
+fn a_caller_without_a_proxy_comes_to_those_that_are_ready() {
+    let endpoints = [("shop/cart-1", "Ready"), ("shop/cart-2", "NotReady")];
+    let endpoints = endpoints.map(|(workload, health)| {
+        json!({
+            "address": format!("{workload}:8080"), "workload": workload, "health": health,
+            "inbound": inbound("STRICT"),
+        })
+    });
+    let of = |endpoints: &[Value]| -> Explained {
+        serde_json::from_value(json!({
+            "destination": "cart.shop:80", "known": true, "namespace": "shop", "service": "cart",
+            "port": 80, "protocol": "http", "endpoints": endpoints,
+        }))
+        .unwrap()
+    };
+    let explained = of(&endpoints);
+    let request: Request = "GET /".parse().unwrap();
+    let side = judge_direct(&explained, Some(&request));
+    assert_eq!(side.proxies[0].workloads, ["shop/cart-1"]);
+    let refused = Verdict::bare(&explained).with(side);
+    assert!(
+        !refused.served
+            && refused
+                .why
+                .contains("the one ready endpoint of shop/cart:80"),
+        "{}",
+        refused.why
+    );
+    let probe: Request = "GET /healthz".parse().unwrap();
+    let side = judge_direct(&explained, Some(&probe));
+    let text = show(&side, Paint::NEVER);
+    assert!(Verdict::bare(&explained).with(side).served);
+    assert!(
+        text.contains("do not hold for the kubelet's probes"),
+        "{text}"
+    );
+    let none = Verdict::bare(&of(&endpoints[1..]));
+    assert!(
+        !none.served && none.why.ends_with("nothing answers"),
+        "{}",
+        none.why
+    );
 }

@@ -18,11 +18,7 @@ use crate::serve::discovery::Hub;
 pub(super) fn explain(hub: &Hub, name: &str, client: &str) -> Value {
     let compiled = hub.look_up(&key(ResourceKind::Destination, name), client);
     let Some(Body::Destination(destination)) = &compiled.resource.body else {
-        return json!({
-            "destination": name,
-            "known": false,
-            "explanation": "no Service and no Workload has this address or name and port: proxies pass such connections through untouched, to their original address",
-        });
+        return unknown(name);
     };
     json!({
         "destination": name,
@@ -37,6 +33,33 @@ pub(super) fn explain(hub: &Hub, name: &str, client: &str) -> Value {
             !matches!(policy.kind, Kind::PeerAuthentication | Kind::Telemetry)
         })),
         "routes": destination.routes.iter().map(|route| self::route(hub, route)).collect::<Vec<_>>(),
+    })
+}
+
+fn unknown(name: &str) -> Value {
+    json!({
+        "destination": name,
+        "known": false,
+        "explanation": "no Service and no Workload has this address or name and port: proxies pass such connections through untouched, to their original address",
+    })
+}
+
+/// What whoever has no proxy comes to: routes are kept by callers' proxies.
+pub(super) fn without_routes(hub: &Hub, name: &str) -> Value {
+    let compiled = hub.look_up(&key(ResourceKind::Destination, name), "");
+    let (Some(Body::Destination(destination)), Some(of)) =
+        (&compiled.resource.body, hub.without_routes(name))
+    else {
+        return unknown(name);
+    };
+    json!({
+        "destination": name,
+        "known": true,
+        "namespace": destination.namespace,
+        "service": destination.service,
+        "port": destination.port,
+        "protocol": protocol(destination.protocol()),
+        "endpoints": endpoints(hub, &of).1,
     })
 }
 
@@ -157,21 +180,7 @@ fn retry(retry: &RetryPolicy) -> Value {
 }
 
 fn backend(hub: &Hub, backend: &Backend) -> Value {
-    let mut compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints), "");
-    // Of one that is for clients on the same node, those on every node, with the nodes.
-    let node_local =
-        matches!(&compiled.resource.body, Some(Body::Endpoints(found)) if found.node_local);
-    if node_local {
-        let everywhere = format!("{EVERYWHERE}{}", backend.endpoints);
-        compiled = hub.look_up(&key(ResourceKind::Endpoints, &everywhere), "");
-    }
-    let endpoints = match &compiled.resource.body {
-        Some(Body::Endpoints(endpoints)) => {
-            let shown = endpoints.endpoints.iter().map(|each| endpoint(hub, each));
-            Some(shown.collect::<Vec<_>>())
-        }
-        _ => None,
-    };
+    let (node_local, endpoints) = endpoints(hub, &backend.endpoints);
     json!({
         "namespace": backend.namespace,
         "service": backend.service,
@@ -180,6 +189,26 @@ fn backend(hub: &Hub, backend: &Backend) -> Value {
         "nodeLocal": node_local,
         "endpoints": endpoints,
     })
+}
+
+/// Whether they are for clients on the same node, and the endpoints; none when they are no resource.
+fn endpoints(hub: &Hub, name: &str) -> (bool, Option<Vec<Value>>) {
+    let mut compiled = hub.look_up(&key(ResourceKind::Endpoints, name), "");
+    // Of one that is for clients on the same node, those on every node, with the nodes.
+    let node_local =
+        matches!(&compiled.resource.body, Some(Body::Endpoints(found)) if found.node_local);
+    if node_local {
+        let everywhere = format!("{EVERYWHERE}{name}");
+        compiled = hub.look_up(&key(ResourceKind::Endpoints, &everywhere), "");
+    }
+    let found = match &compiled.resource.body {
+        Some(Body::Endpoints(endpoints)) => {
+            let shown = endpoints.endpoints.iter().map(|each| endpoint(hub, each));
+            Some(shown.collect())
+        }
+        _ => None,
+    };
+    (node_local, found)
 }
 
 fn backend_policy(policy: &BackendPolicy) -> Value {
