@@ -319,3 +319,15 @@ fn what_is_refused_there_fails() {
     let redirected = judge(&config, "catalog:80", Some(&"GET /".parse().unwrap()));
     assert!(redirected.arrives_by().is_none());
 }
+
+#[test]
+fn only_a_caller_without_a_proxy_is_told_of_the_other_side_alone() {
+    let target: Target = "deploy/plain".parse().unwrap();
+    let namespace = "shop".to_owned();
+    let none = NoPods::None {
+        target: target.clone(),
+        namespace: namespace.clone(),
+    };
+    assert!(!is_bare(&none.into()));
+    assert!(is_bare(&NoPods::NotMeshed { target, namespace }.into()));
+}

@@ -45,7 +45,7 @@ fn inbound(mtls: &str) -> Value {
                 "key": {"header": "x-user"},
             },
             "requestHeaders": {"maxBytes": 64, "maxCount": 0},
-            "connection": null,
+            "connection": {"maxRequests": 9, "streamWindow": 0, "connectionWindow": 2_097_152},
             "sources": [{
                 "field": "rateLimit",
                 "from": {"name": "TrafficPolicy shop/cart", "target": "Service cart"},
@@ -258,6 +258,7 @@ mtls      STRICT, nothing else is taken; this caller comes as spiffe://cluster.l
 rate      shop/cart:80: 100 requests of each value of x-user in 1 min 0 s, 20 at once; shared by 3 ready replicas: 33.3 here, 7 at once
           this one counts among those with x-user: ann
 heads     shop/cart:80: at most 64 bytes; this one as written here: 31 bytes and 1 field
+connects  shop/cart:80: to the application, 9 requests each, 2097152 bytes HTTP/2 window
 records   errors in the access log, 1 % traced
 policies  mtls.mode  PeerAuthentication shop/strict (namespace shop)
           rateLimit  TrafficPolicy shop/cart (Service cart); overrides TrafficPolicy shop/all (namespace shop)
