@@ -141,8 +141,13 @@ fn rate(limit: &RateLimit) -> String {
     );
     if limit.replicas > 0 {
         let replicas = limit.replicas;
-        // "50", "3.3"
-        let here = (f64::from(limit.requests) * 10.0 / f64::from(replicas)).round() / 10.0;
+        let here = f64::from(limit.requests) / f64::from(replicas);
+        let here = if here < 1.0 {
+            format!("one every {}", span(limit.per_ms as f64 / 1e3 / here))
+        } else {
+            // "50", "3.3"
+            ((here * 10.0).round() / 10.0).to_string()
+        };
         let _ = write!(
             text,
             "; shared by {replicas} ready {}: {here} here, {} at once",
@@ -169,4 +174,37 @@ fn connection(given: &Connection) -> String {
     let each = each.iter().filter(|(n, _)| *n > 0);
     let each: Vec<String> = each.map(|(n, what)| format!("{n} {what}")).collect();
     each.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_that_is_shared_is_said_with_its_part() {
+        let said = |requests, burst, replicas, key| {
+            rate(&RateLimit {
+                requests,
+                per_ms: 1000,
+                burst,
+                replicas,
+                key,
+            })
+        };
+        assert_eq!(said(10, 20, 0, None), "10 requests in 1.0 s, 20 at once");
+        for (requests, burst, replicas, part) in [
+            (10, 20, 1, "shared by 1 ready replica: 10 here, 20 at once"),
+            (10, 20, 3, "shared by 3 ready replicas: 3.3 here, 7 at once"),
+            (
+                10,
+                20,
+                1000,
+                "shared by 1000 ready replicas: one every 1 min 40 s here, 1 at once",
+            ),
+        ] {
+            let text = said(requests, burst, replicas, Some(Key::SourceAddress(true)));
+            let whole = "10 requests of each source address in 1.0 s, 20 at once";
+            assert_eq!(text, format!("{whole}; {part}"));
+        }
+    }
 }
