@@ -1,7 +1,7 @@
 //! The destination's side of `weft routes`: what the proxies beside a request's endpoints do with it.
 //! The control plane is asked, as the one that tells them, and that knows which policies it comes from.
 //!
-//! - [`ask`]: what the control plane says at /explain
+//! - [`mod@ask`]: what the control plane says at /explain
 //! - [`known`]: the part of it that is used here
 //! - [`mod@judge`]: what becomes of this very request, as the proxy's own way in goes
 //!   (`proxy/src/inbound`)
