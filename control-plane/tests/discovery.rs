@@ -529,3 +529,80 @@ async fn a_new_root_is_told_before_it_signs() {
         .expect("a certificate of the dropped root is taken");
     assert!(plane.stream(&renewed, "shop/cart-1").await.is_ok());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_endpoints_proxy_keeps_is_explained_and_whether_it_has_been_told() {
+    let plane = ControlPlane::start(&[
+        ("service.yaml", SERVICE),
+        ("cart-1.yaml", &workload("cart-1", "10.0.0.1", "")),
+        (
+            "policies.yaml",
+            "
+apiVersion: policy.weft.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: cart, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, name: cart}]
+  rateLimit: {requests: 10, per: 1m, burst: 4, global: true, key: {header: X-User}}
+  requestHeaders: {maxCount: 20}
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: shop}
+spec: {mtls: {mode: STRICT}}
+",
+        ),
+    ])
+    .await;
+    let inbound = async || {
+        let said = plane.admin_json("/explain?destination=10.96.0.15:80").await;
+        said["routes"][0]["backends"][0]["endpoints"][0]["inbound"].clone()
+    };
+    until_text(
+        &plane,
+        "/explain?destination=10.96.0.15:80",
+        "PeerAuthentication",
+    )
+    .await;
+    let said = inbound().await;
+    let service = &said["services"][0];
+    assert_eq!(service["service"], "shop/cart:80", "{said}");
+    assert_eq!(
+        service["rateLimit"],
+        serde_json::json!({
+            "requests": 10, "perMs": 60_000, "burst": 4, "replicas": 1,
+            "key": {"header": "x-user"},
+        })
+    );
+    let heads = serde_json::json!({"maxBytes": 0, "maxCount": 20});
+    assert_eq!(service["requestHeaders"], heads);
+    assert_eq!(service["sources"][0]["field"], "rateLimit");
+    let from = &service["sources"][0]["from"];
+    assert_eq!(from["name"], "TrafficPolicy shop/cart");
+    assert_eq!(from["target"], "Service cart");
+    assert_eq!(
+        (&said["mtls"], &said["port"]),
+        (&"STRICT".into(), &8080.into())
+    );
+    let policies = serde_json::json!(["PeerAuthentication shop/strict"]);
+    assert_eq!(said["policies"], policies);
+    assert!(
+        said["acknowledged"].is_null(),
+        "nobody is connected: {said}"
+    );
+
+    let identity = plane.identity("shop", "cart").await;
+    let mut proxy = plane.stream(&identity, "shop/cart-1").await.unwrap();
+    proxy
+        .subscribe(ResourceKind::Workload, "shop/cart-1", 0)
+        .await;
+    let table = proxy.next().await.unwrap();
+    assert_eq!(inbound().await["acknowledged"], false);
+    proxy.ack(&table[0]).await;
+    let told = async {
+        while inbound().await["acknowledged"] != true {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
+}

@@ -47,7 +47,7 @@ pub struct Workload {
     service_account: Option<String>,
     ports: Vec<(u16, Option<&'static str>)>,
     extra: String,
-    arguments: Vec<&'static str>,
+    arguments: Vec<String>,
 }
 
 impl Workload {
@@ -83,8 +83,8 @@ impl Workload {
     }
 
     /// A flag of its proxy.
-    pub fn proxy_flag(mut self, flag: &'static str) -> Self {
-        self.arguments.push(flag);
+    pub fn proxy_flag(mut self, flag: impl Into<String>) -> Self {
+        self.arguments.push(flag.into());
         self
     }
 
@@ -374,6 +374,12 @@ spec:
 
     pub fn host(&self, i: usize) -> &Host {
         &self.sidecars[i].host
+    }
+
+    /// Of the control plane's admin server, which tells callers on the machine itself everything; so
+    /// do proxies with `--admin-trust` of its address.
+    pub fn control_admin(&self) -> SocketAddr {
+        self.control_address(CONTROL_ADMIN_PORT)
     }
 
     fn control_address(&self, port: u16) -> SocketAddr {

@@ -89,6 +89,7 @@ pub const CODES: [Code; 16] = [
         meaning: "The connection was lost before a response: the application closed or reset it, or ended while it had the request.",
         help: &[
             "Did the application crash or was it restarted? kubectl describe pod; its log.",
+            "Reset at once, every time: the endpoint's proxy may refuse plaintext (PeerAuthentication STRICT); weft explain deploy/CALLER DEST says whether, and by which policy.",
             "Does it close idle connections sooner than its callers expect? Requests that are idempotent are tried again by themselves; retries in a TrafficPolicy widen that.",
         ],
     },
@@ -116,6 +117,7 @@ pub const CODES: [Code; 16] = [
         meaning: "The client's request could not be taken: it is not valid HTTP or could be read in two ways (400), its head did not arrive in time (408), or its head is larger than the proxy takes (1 MiB or 8,192 fields; 64 KiB in HTTP/2) or than requestHeaders in the destination's TrafficPolicy allows (431).",
         help: &[
             "The details name what is wrong with it (repeated lengths, a bare CR, a folded line…): mend the client.",
+            "431: weft routes deploy/CALLER DEST --request 'METHOD PATH NAME: VALUE' shows which TrafficPolicy sets requestHeaders, and what the request has; raise it there, or send less (cookies, mostly).",
             "A protocol that is not HTTP on a port that is declared HTTP: correct appProtocol or the port's name in the Service.",
         ],
     },
@@ -124,9 +126,9 @@ pub const CODES: [Code; 16] = [
         statuses: &[403, 429],
         meaning: "429: a rate limit of the destination is reached (rateLimit in its TrafficPolicy). 403: the request came in plaintext to a port that takes mutual TLS only (PeerAuthentication STRICT) and is open to the kubelet's probes, and it is not one of the probes.",
         help: &[
-            "429: wait as long as Retry-After says, or raise the limit that the details name; weft_rate_limited_total of the destination's proxies counts who is refused.",
-            "Give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
-            "Callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
+            "429: wait as long as Retry-After says, or raise the limit: weft routes deploy/CALLER DEST --request 'METHOD PATH NAME: VALUE' shows which TrafficPolicy sets rateLimit, and among whose requests this one counts. weft_rate_limited_total of the destination's proxies counts those refused, by Service.",
+            "403: give the caller a proxy (weft.dev/inject), or see why it has none: weft explain deploy/CALLER DEST.",
+            "403, callers that cannot have one: PERMISSIVE for that port (portLevelMtls in the PeerAuthentication).",
         ],
     },
     Code {
@@ -215,6 +217,35 @@ mod tests {
             .map(|code| (code.name, code.statuses.iter().copied().collect()))
             .collect();
         assert_eq!(ours, proxys);
+    }
+
+    #[test]
+    fn refusals_by_a_policy_say_which_and_where_it_is_seen() {
+        for (code, words) in [
+            (
+                "http_request_denied",
+                &["429", "rateLimit", "TrafficPolicy", "weft routes"][..],
+            ),
+            (
+                "http_request_denied",
+                &["403", "PeerAuthentication", "STRICT", "weft explain"],
+            ),
+            (
+                "http_request_error",
+                &["431", "requestHeaders", "TrafficPolicy", "weft routes"],
+            ),
+            (
+                "connection_terminated",
+                &["PeerAuthentication STRICT", "weft explain"],
+            ),
+        ] {
+            let code = find(code).unwrap();
+            let help = code.help.join("\n");
+            for word in words {
+                let said = help.contains(word) || code.meaning.contains(word);
+                assert!(said, "{word} is not in\n{}\n{help}", code.meaning);
+            }
+        }
     }
 
     #[test]

@@ -154,7 +154,10 @@ fn one_code(code: &Code, paint: Paint) -> String {
 
 /// The name by which the control plane knows a destination, and the address that the caller's
 /// connection goes to, where that is known.
-async fn resolve(cluster: &Cluster, given: &str) -> anyhow::Result<(String, Option<SocketAddr>)> {
+pub async fn resolve(
+    cluster: &Cluster,
+    given: &str,
+) -> anyhow::Result<(String, Option<SocketAddr>)> {
     if let Ok(address) = given.parse::<SocketAddr>() {
         return Ok((given.to_owned(), Some(address)));
     }

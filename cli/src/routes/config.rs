@@ -5,9 +5,18 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Deserialize)]
 pub struct Config {
     pub workload: Workload,
+    /// None while it has no certificate.
+    #[serde(default)]
+    pub identity: Option<Identity>,
     pub destinations: Vec<Destination>,
     #[serde(default)]
     pub outside: Outside,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct Identity {
+    /// SPIFFE id.
+    pub id: String,
 }
 
 /// What is known by name, outside the mesh.

@@ -6,6 +6,7 @@ use percent_encoding::percent_decode_str;
 use serde::Serialize;
 
 use super::config::{Config, Destination, Header, Match, Outside, Parameter, Path, Pattern, Route};
+use super::inbound::{Explained, Side};
 use super::request::Request;
 
 impl Destination {
@@ -24,6 +25,11 @@ impl Destination {
             }
         }
         best.map(|(_, route, matched)| (route, matched))
+    }
+
+    /// Whether its connections are declared to be something else than HTTP.
+    pub fn is_opaque(&self) -> bool {
+        matches!(self.protocol.as_str(), "PROTOCOL_TCP" | "PROTOCOL_TLS")
     }
 
     /// The route that a connection takes which is no HTTP, or of which no request is known.
@@ -257,6 +263,61 @@ pub struct Verdict<'a> {
     pub route: Option<&'a Route>,
     /// The routes that the request does not take, and why.
     pub others: Vec<Other<'a>>,
+    /// What the proxies of its endpoints do with it; none when it comes to none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inbound: Option<Side>,
+}
+
+impl<'a> Verdict<'a> {
+    /// Of a caller without a proxy.
+    pub fn bare(explained: &Explained) -> Self {
+        let (namespace, service) = (&explained.namespace, &explained.service);
+        let name = format!("{namespace}/{service}:{}", explained.port);
+        let ready = explained.direct().filter(|one| one.health == "Ready");
+        let ready = ready.count();
+        Self {
+            served: ready > 0,
+            why: match ready {
+                0 => format!("{name} has no endpoint that is ready: nothing answers"),
+                n => {
+                    let which = match n {
+                        1 => "the one ready endpoint".to_owned(),
+                        n => format!("any of the {n} ready endpoints"),
+                    };
+                    format!(
+                        "A caller without a proxy comes to {which} of {name}, in plaintext; no \
+                         route, timeout or retry of the mesh holds for it"
+                    )
+                }
+            },
+            destination: None,
+            route: None,
+            others: Vec::new(),
+            inbound: None,
+        }
+    }
+
+    /// The route by which the request comes to endpoints, if it does.
+    pub fn arrives_by(&self) -> Option<&'a Route> {
+        let answered = |route: &&Route| route.refused.is_some() || route.redirect.is_some();
+        self.route.filter(|route| !answered(route))
+    }
+
+    /// With what the proxies of its endpoints do.
+    pub fn with(mut self, side: Side) -> Self {
+        let (all, refusals) = side.refusals();
+        let refusing: usize = refusals.iter().map(|(n, _)| n).sum();
+        if let Some((_, why)) = refusals.first() {
+            // A retry elsewhere may come through, this request need not.
+            self.served &= refusing < all;
+            self.why = match refusing == all {
+                true => format!("{}, and it is refused there: {why}", self.why),
+                false => format!("{}, and {refusing} of {all} refuse it: {why}", self.why),
+            };
+        }
+        self.inbound = Some(side);
+        self
+    }
 }
 
 pub fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> Verdict<'a> {
@@ -277,6 +338,7 @@ pub fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> 
             destination: None,
             route: None,
             others: Vec::new(),
+            inbound: None,
         };
     };
     let taken = match request {
@@ -297,6 +359,7 @@ pub fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> 
             destination: Some(destination),
             route: None,
             others: others(None),
+            inbound: None,
         };
     };
     let (mut well, mut all) = (0, 0);
@@ -319,6 +382,7 @@ pub fn judge<'a>(config: &'a Config, given: &str, request: Option<&Request>) -> 
         destination: Some(destination),
         route: Some(route),
         others: others(Some(route)),
+        inbound: None,
     };
     if let Some(why) = &route.refused {
         return verdict(

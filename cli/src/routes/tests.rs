@@ -268,3 +268,66 @@ fn hosts_outside_the_mesh_are_found_by_name() {
         other.why
     );
 }
+
+#[test]
+fn what_is_refused_there_fails() {
+    let config = config();
+    let verdict = || judge(&config, "catalog:80", Some(&"GET /".parse().unwrap()));
+    let two = |refused: [Option<&str>; 2]| {
+        let proxies = refused.map(|why| {
+            let rules = json!({
+                "sidecar": true, "port": 8080, "protocol": "http", "mtls": "STRICT", "services": [],
+                "telemetry": {"samplingPercent": 1.0, "accessLog": "None"}, "probes": [], "sources": [],
+            });
+            let inbound = json!({"routes": [{"backends": [{"endpoints": [{
+                "address": "10.77.0.5:8080", "inbound": rules,
+            }]}]}]});
+            let route = verdict().route.unwrap();
+            let explained = serde_json::from_value(inbound).unwrap();
+            let mut alike = inbound::judge(route, &explained, Caller::default()).proxies.remove(0);
+            alike.refused = why.map(str::to_owned);
+            alike
+        });
+        Side {
+            proxies: proxies.into(),
+            ..Side::default()
+        }
+    };
+    assert!(verdict().with(two([None, None])).served);
+    assert!(verdict().with(Side::unknown("why".to_owned())).served);
+    let some = verdict().with(two([None, Some("431")]));
+    assert!(
+        some.served && some.why.ends_with(", and 1 of 2 refuse it: 431"),
+        "{}",
+        some.why
+    );
+    let all = verdict().with(two([Some("431"), Some("x")]));
+    assert!(
+        !all.served && all.why.ends_with(", and it is refused there: 431"),
+        "{}",
+        all.why
+    );
+    let text = explain(&all, Paint::NEVER);
+    assert!(
+        text.contains("\ninbound   shop/catalog-1, port 8080\n          refused: 431\n"),
+        "{text}"
+    );
+    // A redirect goes nowhere.
+    let mut config = self::config();
+    config.destinations[0].routes[1].redirect = Some(json!({"status": 302}));
+    assert!(judge(&config, "catalog:80", None).route.is_some());
+    let redirected = judge(&config, "catalog:80", Some(&"GET /".parse().unwrap()));
+    assert!(redirected.arrives_by().is_none());
+}
+
+#[test]
+fn only_a_caller_without_a_proxy_is_told_of_the_other_side_alone() {
+    let target: Target = "deploy/plain".parse().unwrap();
+    let namespace = "shop".to_owned();
+    let none = NoPods::None {
+        target: target.clone(),
+        namespace: namespace.clone(),
+    };
+    assert!(!is_bare(&none.into()));
+    assert!(is_bare(&NoPods::NotMeshed { target, namespace }.into()));
+}

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::config::{
     Backend, Config, Connection, Destination, Fault, Policy, Retry, Route, Source,
 };
+use super::inbound;
 use super::judge::Verdict;
 use crate::output::{Cell, Paint, Tone, span, table};
 
@@ -87,7 +88,11 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
         );
     }
     let _ = writeln!(out, "{}.", paint.paint(tone, &verdict.why));
+    let there = verdict.inbound.as_ref();
+    let there = there.map(|side| inbound::show(side, paint));
+    let there = there.unwrap_or_default();
     let Some(route) = verdict.route else {
+        out.push_str(&there);
         out.push_str(&others(verdict));
         return out;
     };
@@ -120,6 +125,7 @@ pub fn explain(verdict: &Verdict<'_>, paint: Paint) -> String {
     for backend in &route.backends {
         out.push_str(&self::backend(backend, total, paint));
     }
+    out.push_str(&there);
     out.push_str(&others(verdict));
     out
 }
@@ -145,7 +151,7 @@ fn others(verdict: &Verdict<'_>) -> String {
 }
 
 /// Which policy each field comes from, and which others it goes before.
-fn sources(sources: &[Source], paint: Paint) -> String {
+pub(super) fn sources(sources: &[Source], paint: Paint) -> String {
     let mut out = String::new();
     let widest = sources.iter().map(|source| source.field.len()).max();
     let width = widest.unwrap_or_default();

@@ -33,6 +33,17 @@ pub(super) fn destination(world: &World, key: &str, client: &str) -> Option<Dest
     Some(external::destination(world, external, port, found))
 }
 
+/// Name of the endpoints that whoever has no proxy comes to: those of the Service itself, whatever its
+/// routes say, or of the workload at the address; `None` when it is neither.
+pub fn without_routes(world: &World, key: &str) -> Option<String> {
+    if let Some((service, port)) = service_of(world, key) {
+        return Some(format!("{}:{}", service.name, port.port));
+    }
+    let address: SocketAddr = key.parse().ok()?;
+    let workload = world.workload_at(address.ip())?;
+    Some(endpoints::name_of_workload(&workload.name, address.port()))
+}
+
 /// Whether a destination of a Service is not one of its cluster addresses: what holds for calls
 /// within the cluster says nothing of those.
 fn is_outer(service: &Service, key: &str) -> bool {

@@ -7,7 +7,8 @@
 //! - [`destination`]: what "10.96.0.15:80" or "cart.shop:80" is.
 //! - [`endpoints`]: where a Service port, or a workload addressed directly, is reached.
 //! - [`external`]: services outside the mesh.
-//! - [`workload`]: what a proxy needs to know about the workload it stands beside.
+//! - [`workload`]: what a proxy needs to know about the workload it stands beside; [`mod@inbound`]: what it
+//!   makes of that, port by port, for people.
 //! - [`routes`]: which routes of the Gateway API apply, in which order; [`mod@status`]: what is said of
 //!   them in return.
 //! - [`session`]: who stays with the endpoint it has.
@@ -23,6 +24,7 @@ mod endpoints;
 mod external;
 mod findings;
 mod health;
+mod inbound;
 mod policy;
 mod policy_status;
 mod provenance;
@@ -38,8 +40,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_api::proto::{Endpoints, ResourceKey, ResourceKind, Trust, resource::Body};
 
+pub use destination::without_routes;
 pub(crate) use endpoints::EVERYWHERE;
 pub use findings::{Problem, problems};
+pub use inbound::{Inbound, OfService, inbound};
 pub use said::{status_of, with_status};
 pub use status::{CONTROLLER, Condition, ObjectStatus, ParentStatus};
 pub use version::Compiled;

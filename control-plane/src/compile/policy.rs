@@ -182,18 +182,9 @@ pub(super) fn budget_of<'a>(
     })
 }
 
-/// Merges the policies of a port, or of a rule's requests to it, most specific first.
+/// Merges the policies of a port, or of a rule's requests to it, most specific first; and who says
+/// what of it.
 pub(super) fn merged(
-    world: &World,
-    service: &Service,
-    port: &ServicePort,
-    of: Option<(&Route, &Rule)>,
-) -> TrafficPolicySpec {
-    merged_with_sources(world, service, port, of).0
-}
-
-/// The same, and who says what of it.
-fn merged_with_sources(
     world: &World,
     service: &Service,
     port: &ServicePort,
@@ -228,7 +219,7 @@ pub(super) fn effective(
     port: &ServicePort,
     of: Option<(&Route, &Rule)>,
 ) -> Effective {
-    let (mut merged, mut sources) = merged_with_sources(world, service, port, of);
+    let (mut merged, mut sources) = merged(world, service, port, of);
     if service.client_affinity {
         // `sessionAffinity: ClientIP`, where no policy says how to choose.
         let fields = vec!["loadBalancer.algorithm".to_owned()];

@@ -222,6 +222,11 @@ fn is_inbound(field: &str) -> bool {
     matches!(field, "rateLimit" | "requestHeaders")
 }
 
+/// Those, and fields that they keep to towards their application as callers' proxies do towards them.
+pub(super) fn is_of_port(field: &str) -> bool {
+    is_inbound(field) || field == "connection.maxRequests" || field.starts_with("connection.http2.")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

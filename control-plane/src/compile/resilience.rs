@@ -9,6 +9,7 @@ use weft_api::proto;
 use weft_api::proto::{Health, Protocol};
 
 use super::endpoints::target_port;
+use super::provenance::Sources;
 use super::{connection, policy};
 use crate::model::{Name, Policy, Service, ServicePort, Workload, World};
 
@@ -42,29 +43,58 @@ pub(super) struct PortLimits {
     pub(super) connection: Option<proto::ConnectionSettings>,
 }
 
-/// The limits of a workload's ports: those of every Service that leads to one.
-pub(super) fn limits(world: &World, workload: &Workload) -> BTreeMap<u16, PortLimits> {
-    let mut limits: BTreeMap<u16, PortLimits> = BTreeMap::new();
-    for (service, port, number) in led_to(world, workload) {
-        let policy = policy::merged(world, service, port, None);
-        if let Some(given) = policy.rate_limit {
-            let limit = rate_limit(world, service, port, &given);
-            limits.entry(number).or_default().rates.push(limit);
-        }
-        if let Some(given) = policy.request_headers {
-            let limit = proto::HeaderLimits {
+/// What the policies of one Service port say of requests that come to a workload by it.
+pub(super) struct ServiceLimits<'a> {
+    pub(super) service: &'a Service,
+    pub(super) port: &'a ServicePort,
+    /// The workload's port that it leads to.
+    pub(super) number: u16,
+    pub(super) rate: Option<proto::RateLimit>,
+    pub(super) heads: Option<proto::HeaderLimits>,
+    pub(super) connection: Option<proto::ConnectionSettings>,
+    /// Who says what of it, of other fields too.
+    pub(super) sources: Sources,
+}
+
+/// Of every Service that leads to a workload, also those of which no policy says anything.
+pub(super) fn by_service<'a>(world: &'a World, workload: &Workload) -> Vec<ServiceLimits<'a>> {
+    let ports = led_to(world, workload).into_iter();
+    let limits = ports.map(|(service, port, number)| {
+        let (policy, sources) = policy::merged(world, service, port, None);
+        let rate = policy.rate_limit.as_ref();
+        ServiceLimits {
+            service,
+            port,
+            number,
+            rate: rate.map(|given| rate_limit(world, service, port, given)),
+            heads: policy.request_headers.map(|given| proto::HeaderLimits {
                 namespace: service.name.namespace.clone(),
                 service: service.name.name.clone(),
                 port: u32::from(port.port),
                 max_bytes: given.max_bytes.unwrap_or(0),
                 max_count: given.max_count.unwrap_or(0),
-            };
-            limits.entry(number).or_default().heads.push(limit);
+            }),
+            connection: policy.connection.as_ref().and_then(connection::of_port),
+            sources,
         }
-        if let Some(given) = policy.connection.as_ref().and_then(connection::of_port) {
-            let known = &mut limits.entry(number).or_default().connection;
-            *known = Some(known.map_or(given, |known| connection::stricter(known, given)));
+    });
+    limits.collect()
+}
+
+/// The limits of a workload's ports: those of every Service that leads to one.
+pub(super) fn limits(world: &World, workload: &Workload) -> BTreeMap<u16, PortLimits> {
+    let mut limits: BTreeMap<u16, PortLimits> = BTreeMap::new();
+    for given in by_service(world, workload) {
+        if given.rate.is_none() && given.heads.is_none() && given.connection.is_none() {
+            continue;
         }
+        let of_port = limits.entry(given.number).or_default();
+        of_port.rates.extend(given.rate);
+        of_port.heads.extend(given.heads);
+        of_port.connection = match (of_port.connection, given.connection) {
+            (Some(known), Some(given)) => Some(connection::stricter(known, given)),
+            (known, given) => known.or(given),
+        };
     }
     limits
 }

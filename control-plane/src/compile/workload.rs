@@ -11,6 +11,7 @@ use weft_api::proto::Protocol;
 use super::Settings;
 use super::endpoints::target_port;
 use super::external;
+use super::provenance::Sources;
 use super::resilience;
 use crate::model::{Check, Name, Policy, Probe, Workload, World, in_namespace};
 
@@ -94,7 +95,7 @@ pub(super) fn protocol_of(world: &World, workload: &Workload, number: u16) -> Op
     })
 }
 
-fn probe(probe: &Probe) -> Option<proto::Probe> {
+pub(super) fn probe(probe: &Probe) -> Option<proto::Probe> {
     use proto::probe::Check as Way;
     Some(proto::Probe {
         port: u32::from(probe.port),
@@ -127,6 +128,61 @@ pub(super) fn display_name(workload: &Workload) -> String {
         .clone()
 }
 
+/// The mode of one port, and which policies say so: as [`modes`] has it.
+pub(super) fn mode_of(world: &World, workload: &Workload, port: u16) -> (proto::MtlsMode, Sources) {
+    let layers = layers(&world.peer_authentication, workload, |spec| &spec.selector);
+    let of_port = |policy: &&Policy<PeerAuthenticationSpec>| {
+        let selector = policy.spec.selector.as_ref()?;
+        let mode = mode(policy.spec.port_level_mtls.get(&port)?.mode)?;
+        let target = format!("{}, port {port}", chosen_by(selector));
+        Some((mode, policy.name.to_string(), target))
+    };
+    let of_all = |policy: &&Policy<PeerAuthenticationSpec>| {
+        let mode = mode(policy.spec.mtls?.mode)?;
+        let target = meant(&policy.name, policy.spec.selector.as_ref());
+        Some((mode, policy.name.to_string(), target))
+    };
+    let said = layers.iter().filter_map(of_port);
+    let said = said.chain(layers.iter().filter_map(of_all));
+    let mut found = None;
+    let mut sources = Sources::default();
+    for (mode, name, target) in said {
+        found.get_or_insert(mode);
+        let field = vec!["mtls.mode".to_owned()];
+        sources.push(format!("PeerAuthentication {name}"), target, field);
+    }
+    (found.unwrap_or(proto::MtlsMode::Permissive), sources)
+}
+
+/// Which workloads a policy is for, in words.
+fn meant(policy: &Name, selector: Option<&LabelSelector>) -> String {
+    match selector {
+        Some(selector) => chosen_by(selector),
+        None if policy.namespace == CONTROL_PLANE_NAMESPACE => "the whole mesh".to_owned(),
+        None => format!("namespace {}", policy.namespace),
+    }
+}
+
+fn chosen_by(selector: &LabelSelector) -> String {
+    let labels = selector.match_labels.iter();
+    let labels: Vec<String> = labels
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    match labels.is_empty() {
+        true => "every workload".to_owned(),
+        false => format!("workloads {}", labels.join(",")),
+    }
+}
+
+fn mode(given: MtlsMode) -> Option<proto::MtlsMode> {
+    match given {
+        MtlsMode::Unset => None,
+        MtlsMode::Permissive => Some(proto::MtlsMode::Permissive),
+        MtlsMode::Strict => Some(proto::MtlsMode::Strict),
+        MtlsMode::Disable => Some(proto::MtlsMode::Disable),
+    }
+}
+
 struct Modes {
     all: proto::MtlsMode,
     ports: BTreeMap<u16, proto::MtlsMode>,
@@ -134,34 +190,33 @@ struct Modes {
 
 fn modes(world: &World, workload: &Workload) -> Modes {
     let layers = layers(&world.peer_authentication, workload, |spec| &spec.selector);
-    let of = |mode: MtlsMode| match mode {
-        MtlsMode::Unset => None,
-        MtlsMode::Permissive => Some(proto::MtlsMode::Permissive),
-        MtlsMode::Strict => Some(proto::MtlsMode::Strict),
-        MtlsMode::Disable => Some(proto::MtlsMode::Disable),
-    };
-    let all = layers
-        .iter()
-        .find_map(|spec: &&PeerAuthenticationSpec| of(spec.mtls?.mode))
+    let specs = layers.iter().map(|policy| &policy.spec);
+    let all = specs
+        .clone()
+        .find_map(|spec: &PeerAuthenticationSpec| mode(spec.mtls?.mode))
         .unwrap_or(proto::MtlsMode::Permissive);
-    let ports = layers
-        .iter()
+    let ports = specs
         .filter(|spec| spec.selector.is_some())
         .flat_map(|spec| &spec.port_level_mtls)
-        .filter_map(|(port, mtls)| Some((*port, of(mtls.mode)?)))
+        .filter_map(|(port, mtls)| Some((*port, mode(mtls.mode)?)))
         .collect();
     Modes { all, ports }
 }
 
-fn telemetry(world: &World, settings: &Settings, workload: &Workload) -> proto::Telemetry {
-    let layers: Vec<&TelemetrySpec> = layers(&world.telemetry, workload, |spec| &spec.selector);
-    let percent = layers
-        .iter()
+pub(super) fn telemetry(
+    world: &World,
+    settings: &Settings,
+    workload: &Workload,
+) -> proto::Telemetry {
+    let layers = layers(&world.telemetry, workload, |spec| &spec.selector);
+    let specs = layers.iter().map(|policy| &policy.spec);
+    let percent = specs
+        .clone()
         .find_map(|spec| spec.tracing.sampling_percent)
         .unwrap_or(settings.sampling_percent);
-    let mode = layers.iter().find_map(|spec| spec.access_log.mode);
-    let endpoint = layers
-        .iter()
+    let mode = specs.clone().find_map(|spec| spec.access_log.mode);
+    let endpoint = specs
+        .clone()
         .find_map(|spec| spec.tracing.otlp_endpoint.clone());
     proto::Telemetry {
         // Checked to be 0 to 100 when it was read.
@@ -176,18 +231,38 @@ fn telemetry(world: &World, settings: &Settings, workload: &Workload) -> proto::
     }
 }
 
+/// Which policies say what [`telemetry`] has.
+pub(super) fn telemetry_sources(world: &World, workload: &Workload) -> Sources {
+    let mut sources = Sources::default();
+    for policy in layers(&world.telemetry, workload, |spec| &spec.selector) {
+        let spec: &TelemetrySpec = &policy.spec;
+        let fields = [
+            (spec.access_log.mode.is_some(), "accessLog.mode"),
+            (
+                spec.tracing.sampling_percent.is_some(),
+                "tracing.samplingPercent",
+            ),
+            (spec.tracing.otlp_endpoint.is_some(), "tracing.otlpEndpoint"),
+        ];
+        let set = fields.into_iter().filter(|(set, _)| *set);
+        let set = set.map(|(_, field)| field.to_owned()).collect();
+        let target = meant(&policy.name, spec.selector.as_ref());
+        sources.push(format!("Telemetry {}", policy.name), target, set);
+    }
+    sources
+}
+
 /// The policies that apply to a workload, most specific first: with a selector, the namespace's,
 /// the whole mesh's; at most one each.
 fn layers<'a, T>(
     policies: &'a BTreeMap<Name, Policy<T>>,
     workload: &Workload,
     selector: impl Fn(&T) -> &Option<LabelSelector>,
-) -> Vec<&'a T> {
+) -> Vec<&'a Policy<T>> {
     let first = |namespace: &str, wanted: &dyn Fn(&Option<LabelSelector>) -> bool| {
         in_namespace(policies, namespace)
             .filter(|policy| wanted(selector(&policy.spec)))
             .min_by(|a, b| a.precedence().cmp(&b.precedence()))
-            .map(|policy| &policy.spec)
     };
     let namespace = workload.name.namespace.as_str();
     let own = first(namespace, &|selector| {

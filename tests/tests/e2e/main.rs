@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
 mod connections;
+mod explaining;
 mod external;
 mod faults;
 mod health;
@@ -84,6 +85,8 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::a_backend_gets_no_more_retries_than_its_policy_allows,
     policy::a_policy_for_a_rule_goes_before_its_routes_and_its_services,
     policy::routes_says_which_policy_each_field_comes_from,
+    explaining::routes_says_what_a_client_without_a_proxy_gets,
+    explaining::routes_says_what_the_destinations_proxies_will_do,
     policy::a_post_is_never_sent_twice_by_default,
     policy::a_request_timeout_is_504,
     faults::requests_are_delayed_and_aborted_as_the_policy_says,

@@ -353,6 +353,9 @@ spec:
         // Of the backend.
         "policies  timeouts.connect        TrafficPolicy shop/port (Service server, port 80)\n",
         "          loadBalancer.algorithm  TrafficPolicy shop/default (namespace shop)\n",
+        // The control plane's admin port is not where it is looked for.
+        "inbound   not known: nothing answers at http://127.0.0.1:15014/explain",
+        "(--control-plane names the control plane's admin port)\n",
     ] {
         assert!(said.contains(line), "{line} is not in\n{said}");
     }

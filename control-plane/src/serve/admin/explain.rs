@@ -2,31 +2,23 @@
 //! `weft explain`.
 
 use serde_json::{Value, json};
-use weft_api::names::CONTROL_PLANE_NAMESPACE;
 use weft_api::proto::load_balancer::HashKey;
 use weft_api::proto::resource::Body;
 use weft_api::proto::{
-    Algorithm, Backend, BackendPolicy, Destination, Endpoint, Health, MtlsMode, Protocol,
-    ResourceKey, ResourceKind, RetryPolicy, Route, RoutePolicy, ValueMatch, fallback, route_match,
-    value_match,
+    Algorithm, Backend, BackendPolicy, Endpoint, Health, Protocol, ResourceKey, ResourceKind,
+    RetryPolicy, Route, RoutePolicy, ValueMatch, fallback, route_match, value_match,
 };
 
+use super::inbound;
 use crate::compile::EVERYWHERE;
-use crate::model::{Kind, ObjectRef};
+use crate::model::{Kind, Name, ObjectRef};
 use crate::serve::discovery::Hub;
-
-/// Endpoints of which the policies are looked up that decide about mutual TLS.
-const WITH_POLICIES: usize = 16;
 
 /// What a proxy of a namespace that asked for this destination would be told.
 pub(super) fn explain(hub: &Hub, name: &str, client: &str) -> Value {
     let compiled = hub.look_up(&key(ResourceKind::Destination, name), client);
     let Some(Body::Destination(destination)) = &compiled.resource.body else {
-        return json!({
-            "destination": name,
-            "known": false,
-            "explanation": "no Service and no Workload has this address or name and port: proxies pass such connections through untouched, to their original address",
-        });
+        return unknown(name);
     };
     json!({
         "destination": name,
@@ -36,11 +28,38 @@ pub(super) fn explain(hub: &Hub, name: &str, client: &str) -> Value {
         "service": destination.service,
         "port": destination.port,
         "portName": destination.port_name,
-        "protocol": protocol(destination),
+        "protocol": protocol(destination.protocol()),
         "policies": names(hub.policies_in(&key(ResourceKind::Destination, name), |policy| {
             !matches!(policy.kind, Kind::PeerAuthentication | Kind::Telemetry)
         })),
         "routes": destination.routes.iter().map(|route| self::route(hub, route)).collect::<Vec<_>>(),
+    })
+}
+
+fn unknown(name: &str) -> Value {
+    json!({
+        "destination": name,
+        "known": false,
+        "explanation": "no Service and no Workload has this address or name and port: proxies pass such connections through untouched, to their original address",
+    })
+}
+
+/// What whoever has no proxy comes to: routes are kept by callers' proxies.
+pub(super) fn without_routes(hub: &Hub, name: &str) -> Value {
+    let compiled = hub.look_up(&key(ResourceKind::Destination, name), "");
+    let (Some(Body::Destination(destination)), Some(of)) =
+        (&compiled.resource.body, hub.without_routes(name))
+    else {
+        return unknown(name);
+    };
+    json!({
+        "destination": name,
+        "known": true,
+        "namespace": destination.namespace,
+        "service": destination.service,
+        "port": destination.port,
+        "protocol": protocol(destination.protocol()),
+        "endpoints": endpoints(hub, &of).1,
     })
 }
 
@@ -51,8 +70,8 @@ fn key(kind: ResourceKind, name: &str) -> ResourceKey {
     }
 }
 
-fn protocol(destination: &Destination) -> &'static str {
-    match destination.protocol() {
+pub(super) fn protocol(given: Protocol) -> &'static str {
+    match given {
         Protocol::Auto => "auto",
         Protocol::Http => "http",
         Protocol::Http2 => "http2",
@@ -161,25 +180,7 @@ fn retry(retry: &RetryPolicy) -> Value {
 }
 
 fn backend(hub: &Hub, backend: &Backend) -> Value {
-    let mut compiled = hub.look_up(&key(ResourceKind::Endpoints, &backend.endpoints), "");
-    // Of one that is for clients on the same node, those on every node, with the nodes.
-    let node_local =
-        matches!(&compiled.resource.body, Some(Body::Endpoints(found)) if found.node_local);
-    if node_local {
-        let everywhere = format!("{EVERYWHERE}{}", backend.endpoints);
-        compiled = hub.look_up(&key(ResourceKind::Endpoints, &everywhere), "");
-    }
-    let endpoints = match &compiled.resource.body {
-        Some(Body::Endpoints(endpoints)) => {
-            let shown = endpoints
-                .endpoints
-                .iter()
-                .enumerate()
-                .map(|(nth, each)| endpoint(hub, nth, each));
-            Some(shown.collect::<Vec<_>>())
-        }
-        _ => None,
-    };
+    let (node_local, endpoints) = endpoints(hub, &backend.endpoints);
     json!({
         "namespace": backend.namespace,
         "service": backend.service,
@@ -188,6 +189,26 @@ fn backend(hub: &Hub, backend: &Backend) -> Value {
         "nodeLocal": node_local,
         "endpoints": endpoints,
     })
+}
+
+/// Whether they are for clients on the same node, and the endpoints; none when they are no resource.
+fn endpoints(hub: &Hub, name: &str) -> (bool, Option<Vec<Value>>) {
+    let mut compiled = hub.look_up(&key(ResourceKind::Endpoints, name), "");
+    // Of one that is for clients on the same node, those on every node, with the nodes.
+    let node_local =
+        matches!(&compiled.resource.body, Some(Body::Endpoints(found)) if found.node_local);
+    if node_local {
+        let everywhere = format!("{EVERYWHERE}{name}");
+        compiled = hub.look_up(&key(ResourceKind::Endpoints, &everywhere), "");
+    }
+    let found = match &compiled.resource.body {
+        Some(Body::Endpoints(endpoints)) => {
+            let shown = endpoints.endpoints.iter().map(|each| endpoint(hub, each));
+            Some(shown.collect())
+        }
+        _ => None,
+    };
+    (node_local, found)
 }
 
 fn backend_policy(policy: &BackendPolicy) -> Value {
@@ -245,39 +266,17 @@ fn names(objects: Vec<ObjectRef>) -> Vec<String> {
     objects.iter().map(ToString::to_string).collect()
 }
 
-/// What the workload's own proxy takes on the endpoint's port, and by which policies; nothing when
-/// it is no workload that is known.
-fn inbound(hub: &Hub, nth: usize, endpoint: &Endpoint) -> Value {
-    let own = key(ResourceKind::Workload, &endpoint.workload);
-    let Some(Body::Workload(workload)) = hub.look_up(&own, "").resource.body else {
-        return Value::Null;
-    };
-    let number = endpoint.address.rsplit_once(':');
-    let number = number.and_then(|(_, port)| port.parse::<u32>().ok());
-    let port = workload.ports.iter().find(|port| Some(port.port) == number);
-    let mode = port.and_then(|port| port.mtls);
-    let mode = mode.map_or(workload.mtls(), |mode| {
-        MtlsMode::try_from(mode).unwrap_or_default()
-    });
-    let decides = |policy: &ObjectRef| {
-        let namespace = policy.name.namespace.as_str();
-        policy.kind == Kind::PeerAuthentication
-            && (namespace == workload.namespace || namespace == CONTROL_PLANE_NAMESPACE)
-    };
-    let policies = (nth < WITH_POLICIES).then(|| names(hub.policies_in(&own, decides)));
-    json!({
-        "mtls": match mode {
-            MtlsMode::Permissive => "PERMISSIVE",
-            MtlsMode::Strict => "STRICT",
-            MtlsMode::Disable => "DISABLE",
-        },
-        "serviceAccount": workload.service_account,
-        "node": workload.node,
-        "policies": policies,
-    })
+/// What the workload's own proxy does with what comes to the endpoint's port.
+fn of_endpoint(hub: &Hub, endpoint: &Endpoint) -> Value {
+    let port = endpoint.address.rsplit_once(':');
+    let port = port.and_then(|(_, port)| port.parse().ok());
+    match (Name::parse(&endpoint.workload), port) {
+        (Some(workload), Some(port)) => inbound::show(hub, &workload, port),
+        _ => Value::Null,
+    }
 }
 
-fn endpoint(hub: &Hub, nth: usize, endpoint: &Endpoint) -> Value {
+fn endpoint(hub: &Hub, endpoint: &Endpoint) -> Value {
     let health = match endpoint.health() {
         Health::Ready => "Ready",
         Health::Draining => "Draining",
@@ -290,6 +289,6 @@ fn endpoint(hub: &Hub, nth: usize, endpoint: &Endpoint) -> Value {
         "zone": endpoint.zone,
         "weight": endpoint.weight,
         "health": health,
-        "inbound": inbound(hub, nth, endpoint),
+        "inbound": of_endpoint(hub, endpoint),
     })
 }

@@ -224,6 +224,11 @@ impl Hub {
         problems(&self.state().world)
     }
 
+    /// Name of the endpoints that whoever has no proxy comes to by a destination's name.
+    pub fn without_routes(&self, name: &str) -> Option<String> {
+        compile::without_routes(&self.state().world, name)
+    }
+
     /// A resource as a proxy of an [`audience`](compile::audience) that asks now would get it.
     pub fn look_up(&self, key: &ResourceKey, client: &str) -> Compiled {
         let state = self.state();

@@ -6,9 +6,9 @@ use weft_api::proto::ResourceKey;
 
 use super::status::hex;
 use super::{Hub, State, Variants};
-use crate::compile::{Settings, compile, status_of};
-use crate::model::{Change, Dirty, Object, ObjectRef, World};
-use crate::serve::discovery::Key;
+use crate::compile::{self, Inbound, Settings, compile, status_of};
+use crate::model::{Change, Dirty, Name, Object, ObjectRef, World};
+use crate::serve::discovery::{Key, Kind};
 
 /// How far an object has come, among this control plane's proxies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -73,6 +73,15 @@ impl Hub {
             unused: unused(&state.world, object),
             tables: state.carried(&keys.unwrap_or_default()),
         }
+    }
+
+    /// What a workload's own proxy does with what comes to a port, and which of the proxies beside it
+    /// that are connected here have been told so; `None` when there is no such workload.
+    pub fn inbound(&self, workload: &Name, port: u16) -> Option<(Inbound, Vec<Carried>)> {
+        let state = self.state();
+        let inbound = compile::inbound(&state.world, &self.settings, workload, port)?;
+        let own = Key::of(Kind::Workload, workload.to_string());
+        Some((inbound, state.carried(&[own])))
     }
 
     /// The policies without which a table would be another one, of those that `may` be it, in
