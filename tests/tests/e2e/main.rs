@@ -38,6 +38,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     http1::bytes_pass_unchanged_both_ways,
     http1::a_workload_is_reached_by_its_own_address,
     http1::connections_are_kept,
+    http1::a_server_that_closes_right_after_its_answer_is_heard_of,
     http1::pipelined_requests_are_answered_in_order,
     http1::chunks_and_trailers_pass_as_they_are,
     http1::interim_responses_pass,
