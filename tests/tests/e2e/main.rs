@@ -68,6 +68,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     tcp::half_closes_are_kept_both_ways,
     tcp::resets_arrive_as_resets,
     tcp::data_before_a_reset_arrives,
+    tcp::what_follows_an_urgent_byte_is_not_left_behind,
     tcp::many_bytes_arrive_whole,
     tcp::ipv6_is_captured_too,
     tcp::what_is_not_in_the_mesh_passes_through,
