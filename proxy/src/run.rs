@@ -20,7 +20,7 @@ use crate::telemetry::export::{self, ExportConfig};
 use crate::telemetry::log::LogControl;
 use crate::telemetry::{Registry, access_log, trace::span_channel};
 use crate::worker::{Shared, Worker};
-use crate::{discovery, health, identity, resident};
+use crate::{discovery, health, identity, resident, tcp};
 
 /// How far the proxy is on its way out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -202,6 +202,11 @@ fn work(
             }));
         }
         let sweeping = tokio::task::spawn_local(Rc::clone(&worker).sweep());
+        let urging = tokio::task::spawn_local(async {
+            if let Err(error) = tcp::urgent::run().await {
+                tracing::warn!("what follows urgent bytes may be late: {error}");
+            }
+        });
         let asking = (number == 0).then(|| tokio::task::spawn_local(health::run(worker.clone())));
         let _ = stage.wait_for(|stage| *stage >= Stage::Draining).await;
         worker.drain.begin();
@@ -237,5 +242,6 @@ fn work(
             tokio::time::sleep(DRAIN_POLL).await;
         }
         sweeping.abort();
+        urging.abort();
     });
 }

@@ -372,8 +372,10 @@ impl Exchange<'_> {
                             && !framing.close
                             && !old
                             && !self.worker.drain.is_draining()));
+                // That it was closed after the response is the client's to hear.
+                let nothing_more = server.buf.is_empty() || kept::said(server).is_some();
                 Tried::Done {
-                    reuse: delimited && server_open && server_stays && server.buf.is_empty(),
+                    reuse: delimited && server_open && server_stays && nothing_more,
                     odd,
                     after_close: !client_stays,
                 }

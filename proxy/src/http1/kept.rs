@@ -68,6 +68,9 @@ impl Kept {
     /// Ready when something has happened to the connection.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Happened> {
         let application = !self.conn.io.is_mesh();
+        if let Some(happened) = said(&self.conn) {
+            return Poll::Ready(happened);
+        }
         Poll::Ready(match ready!(self.conn.poll_fill(cx, 0)) {
             Ok(0) if application => Happened::Closed,
             // Many servers end TLS without saying so; between messages nothing is lost by it.
@@ -77,11 +80,7 @@ impl Kept {
             Err(_) if application => Happened::Reset,
             Ok(0) | Err(_) => Happened::Gone,
             Ok(_) if application => Happened::Spoke,
-            Ok(_) => match self.conn.buf[0] {
-                CLOSED => Happened::Closed,
-                CLOSED_BY_RESET => Happened::Reset,
-                _ => Happened::Spoke,
-            },
+            Ok(_) => said(&self.conn).unwrap_or(Happened::Spoke),
         })
     }
 
@@ -108,6 +107,19 @@ impl Kept {
             let pool = &self.endpoint.pool.http1;
             pool.put(self.conn, self.permit, now, MESH_IDLE);
         }
+    }
+}
+
+/// What a proxy has said of its application's connection, once the response before it has been taken:
+/// it may have come with the response.
+pub fn said(conn: &Conn) -> Option<Happened> {
+    if !conn.io.is_mesh() {
+        return None;
+    }
+    match conn.buf.first() {
+        Some(&CLOSED) => Some(Happened::Closed),
+        Some(&CLOSED_BY_RESET) => Some(Happened::Reset),
+        _ => None,
     }
 }
 

@@ -89,7 +89,7 @@ impl Pool {
 /// Whether nothing has come from the server: neither bytes nor the end.
 pub fn is_quiet(conn: &mut Conn) -> bool {
     let mut cx = Context::from_waker(Waker::noop());
-    matches!(conn.poll_fill(&mut cx, 0), Poll::Pending)
+    conn.buf.is_empty() && matches!(conn.poll_fill(&mut cx, 0), Poll::Pending)
 }
 
 /// Whether the server has not closed a moment ago: asks the kernel. For requests that must not be

@@ -8,6 +8,7 @@
 //!   RST / TLS ended without close_notify     RST / TLS ended without close_notify
 //!   RST after its own half-close             the same
 //!   it does not read                         it is not read from (at most 64 KiB wait here)
+//!   a byte is urgent                         it comes in its place, as any other ([`urgent`])
 //!   nothing for the idle timeout             both sides are reset
 //!   the worker's drain deadline              both sides are reset
 //! ```
@@ -34,6 +35,7 @@ mod pipe;
 mod relay;
 #[cfg(test)]
 mod tests;
+pub mod urgent;
 
 use pipe::{Lost, Pipe};
 pub use relay::{opened_or, pass_early_reset, relay};
@@ -84,8 +86,8 @@ pub async fn copy(
     counters: &Counters,
     cut: impl Future<Output = ()>,
 ) -> Ended {
-    let mut to_server = Pipe::new(std::mem::take(&mut client.prefix));
-    let mut to_client = Pipe::new(std::mem::take(&mut server.prefix));
+    let mut to_server = Pipe::new(&mut client);
+    let mut to_client = Pipe::new(&mut server);
     let mut idle = options.idle_timeout.map(Idle::new);
     let mut watch = Watch::Off;
     let mut cut = pin!(cut);

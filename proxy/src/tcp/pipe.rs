@@ -7,7 +7,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::transport::{Stream, scratch};
+use super::urgent::Urgent;
+use crate::transport::{Io, Stream, scratch};
 
 /// Reads per turn, before other connections of the worker get theirs: 1 MiB at most.
 const TURN: usize = 16;
@@ -32,6 +33,8 @@ pub(super) struct Pipe {
     state: State,
     /// Set when bytes have moved; for whoever watches for idleness.
     pub(super) moved: bool,
+    /// Of the source, where it is an application's own connection.
+    urgent: Option<Urgent>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +48,14 @@ enum State {
 }
 
 impl Pipe {
-    /// `first` goes before anything that is read.
-    pub(super) fn new(first: Bytes) -> Self {
+    /// What was read of `source` already goes first.
+    pub(super) fn new(source: &mut Stream) -> Self {
         Self {
-            waiting: first,
+            waiting: std::mem::take(&mut source.prefix),
             unflushed: false,
             state: State::Open,
             moved: false,
+            urgent: Urgent::watch(&source.io),
         }
     }
 
@@ -121,7 +125,13 @@ impl Pipe {
         scratch::PLAINTEXT.with(|scratch| {
             let mut scratch = scratch.borrow_mut();
             let mut read = ReadBuf::new(&mut scratch);
-            if ready!(Pin::new(source).poll_read(cx, &mut read)).is_err() {
+            let mut done = Pin::new(&mut *source).poll_read(cx, &mut read);
+            if done.is_pending()
+                && let (Some(urgent), Io::Plain(tcp)) = (&self.urgent, &source.io)
+            {
+                done = urgent.poll_read(cx, tcp, &mut read);
+            }
+            if ready!(done).is_err() {
                 return Poll::Ready(Err(Lost::Source));
             }
             let mut rest = read.filled();

@@ -4,6 +4,7 @@
 use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -77,7 +78,6 @@ async fn one_hop(
     tell: mpsc::UnboundedSender<(Ended, u64, u64)>,
 ) {
     let options = transport::Options::default();
-    transport::prepare_listener(&listener, &options).unwrap();
     let mut client = Stream::from(listener.accept().await.unwrap().0);
     if let Some(config) = tls_in {
         client = accept_tls(client, config, transport::HANDSHAKE_TIMEOUT)
@@ -108,6 +108,7 @@ async fn each<F: AsyncFn(&mut TcpStream, &mut TcpStream)>(
 ) {
     LocalSet::new()
         .run_until(async {
+            spawn_local(super::urgent::run());
             for hops in [1, 2, 4] {
                 for swap in [false, true] {
                     let mut chain = Chain::new(hops).await;
@@ -466,4 +467,20 @@ proptest! {
             assert_eq!(chain.ended().await, Ended::Finished);
         });
     }
+}
+
+#[tokio::test]
+async fn what_follows_an_urgent_byte_is_not_overlooked() {
+    each(None, async |a, b| {
+        for _ in 0..10 {
+            a.write_all(b"abc").await.unwrap();
+            let urgent = nix::sys::socket::MsgFlags::MSG_OOB;
+            nix::sys::socket::send(a.as_raw_fd(), b"U", urgent).unwrap();
+            a.write_all(b"def").await.unwrap();
+            let mut got = [0; 7];
+            b.read_exact(&mut got).await.unwrap();
+            assert_eq!(&got, b"abcUdef");
+        }
+    })
+    .await;
 }

@@ -48,6 +48,7 @@ pub(crate) fn local(test: impl Future<Output = ()>) {
 
 pub(crate) async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    super::prepare_listener(&listener, &super::Options::default()).unwrap();
     let addr = listener.local_addr().unwrap();
     (listener, addr)
 }

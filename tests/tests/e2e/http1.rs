@@ -82,6 +82,22 @@ pub fn connections_are_kept() {
     assert_eq!(server.accepted(), 1, "the server's connection was not kept");
 }
 
+pub fn a_server_that_closes_right_after_its_answer_is_heard_of() {
+    let pair = Pair::start();
+    // It does not say that it will: answer and end are on their way together.
+    let server = pair.serve(|mut wire| {
+        wire.read_head();
+        wire.send(ok("yes"));
+    });
+    for _ in 0..40 {
+        let mut client = pair.connect();
+        client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(client.read_answer().1, b"yes");
+        client.expect_end();
+    }
+    server.wait_for(40);
+}
+
 pub fn pipelined_requests_are_answered_in_order() {
     let pair = Pair::start();
     let _server = pair.serve(|wire| {

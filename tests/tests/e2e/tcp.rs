@@ -1,7 +1,9 @@
 //! Opaque connections: whoever speaks first, and every way to end.
 
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{MsgFlags, send};
 use weft_tests::mesh::{Mesh, Sidecar, Workload};
 use weft_tests::wire::{Server, Wire};
 
@@ -123,6 +125,31 @@ pub fn data_before_a_reset_arrives() {
     client.send("x");
     client.expect("last words");
     client.expect_reset();
+}
+
+pub fn what_follows_an_urgent_byte_is_not_left_behind() {
+    let (mesh, vip) = start(None);
+    let speak = |wire: &mut Wire| {
+        wire.send("abc");
+        let socket = wire.stream().as_raw_fd();
+        send(socket, b"U", MsgFlags::MSG_OOB).unwrap();
+        wire.send("def");
+    };
+    let server = serve(&mesh, move |mut wire| {
+        for _ in 0..10 {
+            wire.expect("abcUdef");
+            speak(&mut wire);
+        }
+        wire.expect_end();
+    });
+    let mut client = mesh.sidecar(0).connect(vip);
+    for _ in 0..10 {
+        speak(&mut client);
+        client.expect("abcUdef");
+    }
+    client.finish();
+    client.expect_end();
+    server.wait_for(1);
 }
 
 pub fn many_bytes_arrive_whole() {
