@@ -6,6 +6,7 @@ use weft_tests::authority::Authority;
 use weft_tests::kube::{self, Namespace, PATIENCE, eventually};
 
 use crate::apps::{self, all_good, load_during, metric, metrics};
+use crate::cli;
 use crate::install::{NAMESPACE, install, trusted_roots};
 
 pub fn certificates_are_renewed_under_load() {
@@ -58,8 +59,7 @@ pub fn roots_are_rotated_under_load() {
         "--no-keepalive",
     ];
     let (seen, ()) = load_during(ns, "client", &load, || {
-        let weft = std::env::var("WEFT_TEST_CLI").expect("WEFT_TEST_CLI names the weft program");
-        let told = kube::command(&weft)
+        let told = cli::weft()
             .args(["identity", "rotate-root"])
             .output()
             .unwrap();

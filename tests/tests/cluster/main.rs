@@ -9,6 +9,7 @@
 
 mod apps;
 mod bookshop;
+mod cli;
 mod failures;
 mod identity;
 mod install;
@@ -55,6 +56,8 @@ const TRIALS: &[(&str, fn())] = &trials![
     policy::a_limit_is_kept_for_each_identity,
     policy::sessions_outlive_a_rollout,
     policy::changes_under_load_cost_nothing,
+    cli::both_sides_of_a_request_are_told,
+    cli::requests_are_seen_as_they_end,
     resilience::a_breaker_opens_and_closes,
     resilience::an_ill_endpoint_is_ejected_and_returns,
     resilience::copies_go_to_the_mirror_and_cost_nothing,
