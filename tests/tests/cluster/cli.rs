@@ -59,7 +59,7 @@ spec: {mtls: {mode: STRICT}}
     assert!(arrived.status.success(), "{arrived:?}");
 
     let request = ["--request", "GET / x-user: ann", "-n", ns, "-o", "json"];
-    let routes = |client| json(&[&["routes", client, "server"], &request[..]].concat());
+    let routes = |client| json(&[&["routes", client, "server:80"], &request[..]].concat());
     let said = eventually("both sides are told", PATIENCE, || {
         let (code, said) = routes("deploy/client")?;
         let rules = &said["inbound"]["proxies"][0]["rules"];
