@@ -39,7 +39,8 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
     }
 }
 
-/// RFC 8446 sections 5.1 and 4: record type handshake, version 3.x, a length, ClientHello.
+/// RFC 8446 sections 5.1 and 4: record type handshake, version 3.x (x is to be ignored), a length,
+/// ClientHello.
 fn tls(bytes: &[u8]) -> Sniff {
     let fits = |at: usize, rule: fn(u8) -> bool| bytes.get(at).copied().is_none_or(rule);
     let length_fits = match bytes {
@@ -48,11 +49,7 @@ fn tls(bytes: &[u8]) -> Sniff {
         }
         _ => true,
     };
-    if !(fits(1, |major| major == 3)
-        && fits(2, |minor| minor <= 4)
-        && length_fits
-        && fits(5, |kind| kind == 1))
-    {
+    if !(fits(1, |major| major == 3) && length_fits && fits(5, |kind| kind == 1)) {
         return Sniff::Opaque;
     }
     if bytes.len() < 6 {
@@ -194,9 +191,9 @@ mod tests {
             assert_eq!(sniff(&hello[..n]), Sniff::NeedMore);
         }
         assert_eq!(sniff(&hello), Sniff::Tls);
+        assert_eq!(sniff(&[0x16, 3, 0x3f, 2, 0, 1]), Sniff::Tls);
         for not in [
             &[0x16, 2][..],
-            &[0x16, 3, 5],
             &[0x16, 3, 1, 0, 0],
             &[0x16, 3, 1, 0xff, 0],
             &[0x16, 3, 1, 2, 0, 2],

@@ -320,6 +320,7 @@ fn the_versions_of_a_hello_say_nothing() {
     let mut hello =
         include_bytes!("../../../fuzz/seeds/client_hello/record-version-of-no-use").to_vec();
     assert_eq!(hello[2], 0x21);
+    assert_eq!(sniff(&hello), Sniff::Tls);
     let read = client_hello(&hello).unwrap().unwrap();
     assert_eq!(read.alpn, [Box::from(*b"weft/h2")]);
     hello[2] = 1;
