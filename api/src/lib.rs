@@ -10,6 +10,7 @@
 pub mod identity;
 pub mod names;
 pub mod policy;
+pub mod provenance;
 
 /// Generated from `api/proto/weft/v1`.
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used)]

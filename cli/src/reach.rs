@@ -6,9 +6,9 @@ use weft_api::names;
 use crate::admin::{self, Admin};
 use crate::kube::{self, Cluster, KubeArgs};
 
-/// Flags of commands about the control plane.
+/// The flag that names a control plane.
 #[derive(Debug, Clone, Default, Args)]
-pub struct ControlPlaneArgs {
+pub struct ControlPlaneUrl {
     /// Admin address of a control plane, without a cluster [default: the cluster of the kubeconfig;
     /// without one http://127.0.0.1:15014]
     #[arg(
@@ -18,6 +18,23 @@ pub struct ControlPlaneArgs {
         env = "WEFT_CONTROL_PLANE_ADMIN"
     )]
     control_plane: Option<String>,
+}
+
+impl ControlPlaneUrl {
+    /// The control plane, if the user names it.
+    ///
+    /// # Errors
+    /// It is no address.
+    pub fn admin(&self) -> Result<Option<Admin>, admin::Error> {
+        self.control_plane.as_deref().map(Admin::new).transpose()
+    }
+}
+
+/// Flags of commands about the control plane.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ControlPlaneArgs {
+    #[command(flatten)]
+    named: ControlPlaneUrl,
     #[command(flatten)]
     pub kube: KubeArgs,
 }
@@ -56,7 +73,7 @@ pub enum Error {
 impl ControlPlaneArgs {
     pub async fn reach(&self) -> Result<Reach, Error> {
         reach(
-            self.control_plane.as_deref(),
+            self.named.control_plane.as_deref(),
             &self.kube,
             names::CONTROL_ADMIN_PORT,
         )

@@ -10,11 +10,12 @@ use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use weft_api::proto;
+use weft_api::provenance::fields;
 
 use crate::admin::Introspect;
 use crate::balance::HealthState;
 use crate::config::Config;
-use crate::discovery::provenance::{self, Provenance};
+use crate::discovery::provenance::Provenance;
 use crate::discovery::{Directory, LinkState, Outside};
 use crate::http::session::{Place, Session};
 use crate::identity;
@@ -329,7 +330,7 @@ fn show_route(
     let show_backend = |backend: &Backend| {
         let from = provenance.and_then(|known| known.of_backend(backend.id));
         let mut shown = show_backend(backend);
-        shown["sources"] = provenance::show(from);
+        shown["sources"] = json!(fields(from));
         shown
     };
     json!({
@@ -364,7 +365,7 @@ fn show_route(
             let why = share.backend.as_ref().err()?;
             Some(json!({ "weight": share.weight, "why": why }))
         }).collect::<Vec<_>>(),
-        "sources": provenance::show(from),
+        "sources": fields(from),
         "request_timeout_ms": policy.request_timeout.map(millis),
         "per_try_timeout_ms": policy.per_try_timeout.map(millis),
         "idle_timeout_ms": policy.idle_timeout.map(millis),

@@ -26,10 +26,9 @@ use self::judge::{Verdict, judge};
 use self::request::Request;
 use self::text::{explain, list};
 use crate::Bad;
-use crate::admin::Admin;
 use crate::kube::target::{NoPods, Target};
 use crate::output::{Format, Paint, print_json, show};
-use crate::reach::{ProxyArgs, Reach};
+use crate::reach::{ControlPlaneUrl, ProxyArgs, Reach};
 
 /// Flags of `weft routes`.
 #[derive(Debug, Args)]
@@ -57,15 +56,8 @@ pub struct Routes {
     /// A request: METHOD PATH [NAME: VALUE]…
     #[arg(long, value_name = "REQUEST", requires = "what")]
     request: Option<Request>,
-    /// Admin address of the control plane, without a cluster [default: the cluster of the kubeconfig;
-    /// without one http://127.0.0.1:15014]
-    #[arg(
-        long,
-        alias = "control-plane-admin",
-        value_name = "URL",
-        env = "WEFT_CONTROL_PLANE_ADMIN"
-    )]
-    control_plane: Option<String>,
+    #[command(flatten)]
+    control_plane: ControlPlaneUrl,
     /// Of a client that has no proxy: what the destination's proxies do with it
     #[arg(long, requires = "what")]
     without_proxy: bool,
@@ -119,7 +111,7 @@ async fn destinations_side(
     let (Some(destination), Some(route)) = (verdict.destination, verdict.arrives_by()) else {
         return Ok(None);
     };
-    let named = args.control_plane.as_deref().map(Admin::new).transpose()?;
+    let named = args.control_plane.admin()?;
     let client = Client::Of(&config.workload.namespace);
     let asked = inbound::ask(reach, named.as_ref(), &destination.address, client);
     Ok(Some(match asked.await {
@@ -139,13 +131,13 @@ async fn destinations_side(
 
 /// What becomes of a connection or request of somebody without a proxy.
 async fn bare(args: &Routes, reach: &Reach, given: &str) -> anyhow::Result<Verdict<'static>> {
+    let named = args.control_plane.admin()?;
     let name = match reach {
-        Reach::Cluster(cluster) if args.control_plane.is_none() => {
+        Reach::Cluster(cluster) if named.is_none() => {
             crate::explain::resolve(cluster, given).await?.0
         }
         _ => given.to_owned(),
     };
-    let named = args.control_plane.as_deref().map(Admin::new).transpose()?;
     let asked = inbound::ask(reach, named.as_ref(), &name, Client::WithoutProxy);
     let explained = asked.await.map_err(anyhow::Error::msg)?;
     anyhow::ensure!(

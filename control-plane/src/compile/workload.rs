@@ -110,14 +110,12 @@ pub(super) fn probe(probe: &Probe) -> Option<proto::Probe> {
 
 /// Whether a port of a workload takes mutual TLS only.
 pub(super) fn is_strict(world: &World, workload: &Workload, port: u16) -> bool {
-    let modes = modes(world, workload);
-    *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Strict
+    modes(world, workload).of(port) == proto::MtlsMode::Strict
 }
 
 /// Whether a port of a workload takes no mutual TLS.
 pub(super) fn is_plaintext(world: &World, workload: &Workload, port: u16) -> bool {
-    let modes = modes(world, workload);
-    *modes.ports.get(&port).unwrap_or(&modes.all) == proto::MtlsMode::Disable
+    modes(world, workload).of(port) == proto::MtlsMode::Disable
 }
 
 pub(super) fn display_name(workload: &Workload) -> String {
@@ -128,30 +126,28 @@ pub(super) fn display_name(workload: &Workload) -> String {
         .clone()
 }
 
-/// The mode of one port, and which policies say so: as [`modes`] has it.
+/// The mode of one port, and which policies say so.
 pub(super) fn mode_of(world: &World, workload: &Workload, port: u16) -> (proto::MtlsMode, Sources) {
     let layers = layers(&world.peer_authentication, workload, |spec| &spec.selector);
-    let of_port = |policy: &&Policy<PeerAuthenticationSpec>| {
+    let of_port = layers.iter().filter_map(|policy| {
         let selector = policy.spec.selector.as_ref()?;
-        let mode = mode(policy.spec.port_level_mtls.get(&port)?.mode)?;
-        let target = format!("{}, port {port}", chosen_by(selector));
-        Some((mode, policy.name.to_string(), target))
-    };
-    let of_all = |policy: &&Policy<PeerAuthenticationSpec>| {
-        let mode = mode(policy.spec.mtls?.mode)?;
+        mode(policy.spec.port_level_mtls.get(&port)?.mode)?;
+        Some((
+            &policy.name,
+            format!("{}, port {port}", chosen_by(selector)),
+        ))
+    });
+    let of_all = layers.iter().filter_map(|policy| {
+        mode(policy.spec.mtls?.mode)?;
         let target = meant(&policy.name, policy.spec.selector.as_ref());
-        Some((mode, policy.name.to_string(), target))
-    };
-    let said = layers.iter().filter_map(of_port);
-    let said = said.chain(layers.iter().filter_map(of_all));
-    let mut found = None;
+        Some((&policy.name, target))
+    });
     let mut sources = Sources::default();
-    for (mode, name, target) in said {
-        found.get_or_insert(mode);
+    for (name, target) in of_port.chain(of_all) {
         let field = vec!["mtls.mode".to_owned()];
         sources.push(format!("PeerAuthentication {name}"), target, field);
     }
-    (found.unwrap_or(proto::MtlsMode::Permissive), sources)
+    (modes(world, workload).of(port), sources)
 }
 
 /// Which workloads a policy is for, in words.
@@ -186,6 +182,12 @@ fn mode(given: MtlsMode) -> Option<proto::MtlsMode> {
 struct Modes {
     all: proto::MtlsMode,
     ports: BTreeMap<u16, proto::MtlsMode>,
+}
+
+impl Modes {
+    fn of(&self, port: u16) -> proto::MtlsMode {
+        *self.ports.get(&port).unwrap_or(&self.all)
+    }
 }
 
 fn modes(world: &World, workload: &Workload) -> Modes {

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use weft_api::proto;
 
 use crate::tables::Backend;
@@ -78,30 +77,11 @@ impl Provenance {
     }
 }
 
-/// Each field with the policy whose value is used, and those that it goes before.
-pub fn show(given: Option<&proto::Provenance>) -> Value {
-    let Some(given) = given else {
-        return json!([]);
-    };
-    let policy = |index: u32| {
-        let policy = given.policies.get(index as usize)?;
-        Some(json!({ "name": policy.name, "target": policy.target }))
-    };
-    let fields = given.fields.iter().map(|field| {
-        let overridden = field.overridden.iter();
-        json!({
-            "field": field.field,
-            "from": policy(field.used),
-            "overridden": overridden.filter_map(|index| policy(*index)).collect::<Vec<_>>(),
-        })
-    });
-    fields.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proto::{FieldSource, PolicySource};
+    use weft_api::provenance::fields;
 
     fn provenance(name: &str) -> proto::Provenance {
         proto::Provenance {
@@ -143,14 +123,17 @@ mod tests {
             panic!("{kept:?}")
         };
         assert!(Arc::ptr_eq(first, third));
+        let [field] = &fields(kept.of_route(0))[..] else {
+            panic!("{kept:?}")
+        };
         assert_eq!(
-            show(kept.of_route(0)),
-            json!([{
+            serde_json::json!(field),
+            serde_json::json!({
                 "field": "timeouts.request",
                 "from": {"name": "a", "target": "Service cart"},
                 "overridden": [],
-            }])
+            })
         );
-        assert_eq!(show(None), json!([]));
+        assert_eq!(fields(None), []);
     }
 }

@@ -7,6 +7,7 @@ use weft_api::proto::{
     AccessLog, ConnectionSettings, HeaderLimits, MtlsMode, Probe, Provenance, RateLimit, Telemetry,
     probe,
 };
+use weft_api::provenance::{Field, fields};
 
 use super::explain::protocol;
 use crate::compile::OfService;
@@ -19,7 +20,7 @@ pub(super) fn show(hub: &Hub, workload: &Name, port: u16) -> Value {
         return Value::Null;
     };
     let said = [&inbound.mtls_from, &inbound.telemetry_from].into_iter();
-    let said: Vec<Value> = said.flat_map(|from| sources(from.as_ref())).collect();
+    let said: Vec<Field<'_>> = said.flat_map(|from| fields(from.as_ref())).collect();
     json!({
         "sidecar": inbound.sidecar,
         "port": port,
@@ -48,7 +49,7 @@ fn of_service(given: &OfService) -> Value {
         "rateLimit": given.rate.as_ref().map(rate),
         "requestHeaders": given.heads.as_ref().map(heads),
         "connection": given.connection.as_ref().map(connection),
-        "sources": sources(given.from.as_ref()),
+        "sources": fields(given.from.as_ref()),
     })
 }
 
@@ -100,32 +101,8 @@ fn probe(given: &Probe) -> Option<Value> {
     })
 }
 
-/// Each field with the policy whose value is used, and those that it goes before.
-fn sources(given: Option<&Provenance>) -> Vec<Value> {
-    let Some(given) = given else {
-        return Vec::new();
-    };
-    let policy = |index: u32| {
-        let policy = given.policies.get(index as usize)?;
-        Some(json!({ "name": policy.name, "target": policy.target }))
-    };
-    let fields = given.fields.iter().map(|field| {
-        let overridden = field.overridden.iter();
-        json!({
-            "field": field.field,
-            "from": policy(field.used),
-            "overridden": overridden.filter_map(|index| policy(*index)).collect::<Vec<_>>(),
-        })
-    });
-    fields.collect()
-}
-
 /// "Kind namespace/name" of those whose value is used.
 fn used(given: Option<&Provenance>) -> Vec<&str> {
-    let Some(given) = given else {
-        return Vec::new();
-    };
-    let used = given.fields.iter();
-    used.filter_map(|field| Some(&*given.policies.get(field.used as usize)?.name))
-        .collect()
+    let fields = fields(given).into_iter();
+    fields.filter_map(|field| Some(field.from?.name)).collect()
 }
