@@ -15,7 +15,7 @@ mod report;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,9 +23,9 @@ use clap::Parser;
 
 use candidates::envoy::{self, Between, Certificates};
 use candidates::{Candidate, Origin, Told, weft};
-use measure::{CASES, Case};
+use measure::{CASES, Case, Memory};
 use process::{Cpus, Placement, Side};
-use report::{ENVOY, MemoryFigures, Report, WEFT, WEFT_OWN};
+use report::{ENVOY, ENVOY_ONE, MemoryFigures, Report, UnusedServices, WEFT, WEFT_ONE, WEFT_OWN};
 
 /// Services that the control plane knows and nobody calls.
 const UNUSED_SERVICES: usize = 1000;
@@ -220,23 +220,27 @@ impl<'a> Setup<'a> {
         let policies = CASES
             .iter()
             .any(|c| c.feature.is_some() && self.wanted(c.name));
-        let with = Told {
-            unused_services: 0,
-            policies,
-        };
         let plain = Told::default();
+        let with = Told { policies, ..plain };
+        let one = Told {
+            endpoints: 1,
+            ..plain
+        };
         let mut candidates = vec![self.origin.direct()];
         if self.weft.is_some() {
-            candidates.push(self.start_weft(with, false)?);
-            let mut own = self.start_weft(plain, true)?;
+            candidates.push(self.start_weft(WEFT, with)?);
+            let mut own = self.start_weft(WEFT_OWN, plain)?;
             // Nothing of it is shared anyway.
             own.ways.http2 = None;
             candidates.push(own);
+            candidates.push(self.start_weft(WEFT_ONE, one)?);
         }
-        if let Some(binary) = &self.arguments.envoy {
-            candidates.push(self.start_envoy(binary, ENVOY, Between::Http2, with)?);
+        if self.arguments.envoy.is_some() {
+            let start = |name, told| self.start_envoy(name, Between::Http2, told, 0);
+            candidates.push(start(ENVOY, with)?);
+            candidates.push(start(ENVOY_ONE, one)?);
             let mut http1 =
-                self.start_envoy(binary, "envoy, HTTP/1.1 between", Between::Http1, plain)?;
+                self.start_envoy("envoy, HTTP/1.1 between", Between::Http1, plain, 0)?;
             // The same as the other pair's.
             http1.ways.http2 = None;
             http1.ways.tcp = None;
@@ -248,11 +252,11 @@ impl<'a> Setup<'a> {
         Ok(candidates)
     }
 
-    fn start_weft(&self, told: Told, own_connections: bool) -> anyhow::Result<Candidate> {
+    fn start_weft(&self, name: &'static str, told: Told) -> anyhow::Result<Candidate> {
         let setup = weft::Setup {
-            name: if own_connections { WEFT_OWN } else { WEFT },
+            name,
             told,
-            own_connections,
+            own_connections: name == WEFT_OWN,
             ..self.weft.clone().context("our own pair is left out")?
         };
         weft::start(&setup, &self.origin, &self.cpus, self.folder.path())
@@ -260,17 +264,19 @@ impl<'a> Setup<'a> {
 
     fn start_envoy(
         &self,
-        binary: &Path,
         name: &'static str,
         between: Between,
         told: Told,
+        unused_services: usize,
     ) -> anyhow::Result<Candidate> {
+        let binary = self.arguments.envoy.clone();
         let setup = envoy::Setup {
             name,
-            binary: binary.to_owned(),
+            binary: binary.context("there is no Envoy")?,
             between,
             group: "X25519MLKEM768",
             told,
+            unused_services,
         };
         envoy::start(
             &setup,
@@ -282,45 +288,54 @@ impl<'a> Setup<'a> {
     }
 
     /// Each part on a pair freshly started: memory that an earlier part has touched and given back
-    /// would otherwise be counted, or hidden.
+    /// would otherwise be counted, or hidden. Services that nobody calls are added to our own pair
+    /// while it runs; Envoy's static configuration has them from the start.
     fn measure_memory(&self, report: &mut Report) -> anyhow::Result<()> {
-        let start_weft = |told| self.start_weft(told, false);
+        let told = Told::default();
+        let unused = |without: Option<Memory>, with| {
+            Some(UnusedServices {
+                count: UNUSED_SERVICES,
+                without: without?,
+                with: with?,
+            })
+        };
         if self.weft.is_some() {
-            report.memory.insert(WEFT, self.memory_of(&start_weft)?);
+            let start = || self.start_weft(WEFT, told);
+            let mut figures = self.memory_of(&start)?;
+            let candidate = start()?;
+            let mesh = candidate.mesh.as_ref().context("nothing tells the pair")?;
+            settle();
+            let without = measure::memory(&candidate)?;
+            mesh.add_unused_services(UNUSED_SERVICES)?;
+            settle();
+            figures.unused_services = unused(without, measure::memory(&candidate)?);
+            report.memory.insert(WEFT, figures);
         }
-        if let Some(binary) = &self.arguments.envoy {
-            let start = |told| self.start_envoy(binary, ENVOY, Between::Http2, told);
-            report.memory.insert(ENVOY, self.memory_of(&start)?);
+        if self.arguments.envoy.is_some() {
+            let start = |unused| self.start_envoy(ENVOY, Between::Http2, told, unused);
+            let mut figures = self.memory_of(&|| start(0))?;
+            let candidate = start(UNUSED_SERVICES)?;
+            settle();
+            figures.unused_services = unused(figures.idle, measure::memory(&candidate)?);
+            report.memory.insert(ENVOY, figures);
         }
         Ok(())
     }
 
     fn memory_of(
         &self,
-        start: &dyn Fn(Told) -> anyhow::Result<Candidate>,
+        start: &dyn Fn() -> anyhow::Result<Candidate>,
     ) -> anyhow::Result<MemoryFigures> {
-        let settle = || std::thread::sleep(Duration::from_secs(2));
         let mut figures = MemoryFigures::default();
-        let nothing = Told::default();
-        let unused = Told {
-            unused_services: UNUSED_SERVICES,
-            ..nothing
-        };
         {
-            let candidate = start(nothing)?;
+            let candidate = start()?;
             eprintln!("memory of {}", candidate.name);
             settle();
             figures.idle = measure::memory(&candidate)?;
             figures.at_256_connections = measure::memory_at_256(&candidate)?;
         }
-        {
-            let candidate = start(unused)?;
-            settle();
-            figures.with_unused_services =
-                measure::memory(&candidate)?.map(|memory| (UNUSED_SERVICES, memory));
-        }
         for opaque in [false, true] {
-            let candidate = start(nothing)?;
+            let candidate = start()?;
             settle();
             // An opaque connection takes two files of each proxy; some are for other things.
             let files = usize::try_from(self.open_files)?.saturating_sub(200);
@@ -337,4 +352,9 @@ impl<'a> Setup<'a> {
         }
         Ok(figures)
     }
+}
+
+/// Until what a start has taken for a moment is given back.
+fn settle() {
+    std::thread::sleep(Duration::from_secs(2));
 }

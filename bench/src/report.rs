@@ -10,10 +10,22 @@ use crate::process::Placement;
 
 /// The pair that ratios are taken to.
 pub const ENVOY: &str = "envoy";
+/// The same with a single endpoint: nothing to balance, and all in one connection.
+pub const ENVOY_ONE: &str = "envoy, one endpoint";
 /// The pair that the targets are about.
 pub const WEFT: &str = "weft";
+/// The same with a single endpoint.
+pub const WEFT_ONE: &str = "weft, one endpoint";
 /// Our pair without shared connections between the proxies.
 pub const WEFT_OWN: &str = "weft, a connection each";
+
+/// What targets are compared on: what a target's name ends with, our pair and Envoy's. The last is
+/// to Envoy's advantage: it has nothing to balance.
+const COMPARED: [(&str, &str, &str); 3] = [
+    ("", WEFT, ENVOY),
+    (", one endpoint", WEFT_ONE, ENVOY_ONE),
+    (", ten endpoints to Envoy's one", WEFT, ENVOY_ONE),
+];
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -37,16 +49,23 @@ pub struct Report {
 pub struct MemoryFigures {
     pub idle: Option<Memory>,
     pub at_256_connections: Option<Memory>,
-    /// Idle, with this many services known to the control plane and none of them called.
-    pub with_unused_services: Option<(usize, Memory)>,
+    pub unused_services: Option<UnusedServices>,
     pub idle_http1: Option<IdleConnections>,
     pub idle_tcp: Option<IdleConnections>,
+}
+
+/// Memory of an idle pair without, and with services that are known and not called.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct UnusedServices {
+    pub count: usize,
+    pub without: Memory,
+    pub with: Memory,
 }
 
 /// A figure with a bound.
 #[derive(Debug, Serialize)]
 pub struct Target {
-    pub name: &'static str,
+    pub name: String,
     pub bound: f64,
     /// The figure must not be below the bound (else: not above).
     pub at_least: bool,
@@ -56,6 +75,21 @@ pub struct Target {
 }
 
 impl Target {
+    fn at_most(
+        name: impl Into<String>,
+        bound: f64,
+        unit: &'static str,
+        measured: Option<f64>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            bound,
+            at_least: false,
+            unit,
+            measured,
+        }
+    }
+
     fn met(&self) -> Option<bool> {
         self.measured.map(|m| {
             if self.at_least {
@@ -73,104 +107,77 @@ impl Report {
         let cpu = |figures: &Figures| figures.cpu_sum_us();
         let rate = |figures: &Figures| Some(figures.requests_per_second);
         let p99 = |figures: &Figures| Some(figures.p99_us);
-        let ratio = |case, of: &dyn Fn(&Figures) -> Option<f64>| self.ratio(case, WEFT, ENVOY, of);
         let most = |m: &Memory| m.out_kib.max(m.in_kib) as f64 / 1024.0;
         let weft = self.memory.get(WEFT);
         let idle = weft.and_then(|m| m.idle);
-        let per_service =
-            weft.and_then(|m| m.with_unused_services)
-                .zip(idle)
-                .map(|((count, with), without)| {
-                    (with.out_kib as f64 - without.out_kib as f64).max(0.0) / count as f64
-                });
+        let per_service = weft.and_then(|m| m.unused_services).map(|m| {
+            let more = m.with.out_kib.saturating_sub(m.without.out_kib);
+            more as f64 / m.count as f64
+        });
         let of_connections =
             |c: Option<IdleConnections>| c.map(|c| f64::max(c.out_kib_each, c.in_kib_each));
-        let at_most = |name, bound, unit, measured| Target {
-            name,
-            bound,
-            at_least: false,
-            unit,
-            measured,
-        };
-        self.targets = vec![
-            at_most(
-                "HTTP/1.1, CPU per request",
-                0.30,
-                "x Envoy",
-                ratio("http1-c32", &cpu),
-            ),
-            at_most(
-                "TCP, CPU per request",
-                0.55,
-                "x Envoy",
-                ratio("tcp-c32", &cpu),
-            ),
-            at_most(
-                "HTTP/2, CPU per request",
-                0.60,
-                "x Envoy",
-                ratio("http2", &cpu),
-            ),
-            at_most(
-                "gRPC, CPU per request",
-                0.60,
-                "x Envoy",
-                ratio("grpc", &cpu),
-            ),
-            Target {
-                at_least: true,
-                ..at_most(
-                    "HTTP/1.1, requests/s at 32 connections",
-                    2.5,
+        let mut targets = Vec::new();
+        for (pairs, weft, envoy) in COMPARED {
+            let mut compare = |what, bound, case, figure: &dyn Fn(&Figures) -> Option<f64>| {
+                targets.push(Target::at_most(
+                    format!("{what}{pairs}"),
+                    bound,
                     "x Envoy",
-                    ratio("http1-c32", &rate),
-                )
-            },
-            at_most(
-                "HTTP/1.1, p99 at 32 connections",
-                0.5,
-                "x Envoy",
-                ratio("http1-c32", &p99),
-            ),
-            at_most(
+                    self.ratio(case, weft, envoy, figure),
+                ));
+            };
+            compare("HTTP/1.1, CPU per request", 0.30, "http1-c32", &cpu);
+            compare("TCP, CPU per request", 0.55, "tcp-c32", &cpu);
+            compare("HTTP/2, CPU per request", 0.60, "http2", &cpu);
+            compare("gRPC, CPU per request", 0.60, "grpc", &cpu);
+            compare("HTTP/1.1, p99 at 32 connections", 0.5, "http1-c32", &p99);
+            let rate = self.ratio("http1-c32", weft, envoy, &rate);
+            let name = format!("HTTP/1.1, requests/s at 32 connections{pairs}");
+            targets.push(Target {
+                at_least: true,
+                ..Target::at_most(name, 2.5, "x Envoy", rate)
+            });
+        }
+        targets.extend([
+            Target::at_most(
                 "New mTLS connection, CPU",
                 0.85,
                 "x Envoy",
                 self.ratio("connect", WEFT_OWN, ENVOY, &cpu),
             ),
-            at_most(
+            Target::at_most(
                 "1,000 rules, CPU beyond that of one",
                 2.0,
                 "µs",
                 self.more_than_one_rule("rules-1000", WEFT),
             ),
-            at_most("Memory, idle", 8.0, "MiB", idle.as_ref().map(most)),
-            at_most(
+            Target::at_most("Memory, idle", 8.0, "MiB", idle.as_ref().map(most)),
+            Target::at_most(
                 "Memory, 256 connections",
                 20.0,
                 "MiB",
                 weft.and_then(|m| m.at_256_connections.as_ref()).map(most),
             ),
-            // A tenth of a KiB is what two idle processes differ by, over a thousand services.
-            at_most(
+            Target::at_most(
                 "Memory, each known but unused service",
                 0.1,
                 "KiB",
                 per_service,
             ),
-            at_most(
+            Target::at_most(
                 "Memory, each idle HTTP/1.1 connection",
                 20.0,
                 "KiB",
                 of_connections(weft.and_then(|m| m.idle_http1)),
             ),
-            at_most(
+            Target::at_most(
                 "Memory, each idle TCP connection",
                 20.0,
                 "KiB",
                 of_connections(weft.and_then(|m| m.idle_tcp)),
             ),
-        ];
+        ]);
+        self.targets = targets;
     }
 
     /// Median of the rounds' ratios of one candidate's figure to another's.
@@ -217,6 +224,10 @@ impl Report {
                 let Some(rounds) = candidates.get(name) else {
                     continue;
                 };
+                let peer = match *name {
+                    WEFT_ONE | ENVOY_ONE => ENVOY_ONE,
+                    _ => ENVOY,
+                };
                 let of = |figure: &dyn Fn(&Figures) -> Option<f64>| {
                     median(rounds.iter().filter_map(figure).collect())
                 };
@@ -241,7 +252,7 @@ impl Report {
                     number(of(&|f| Some(f.p99_us / 1000.0)), 3),
                     number(of(&|f| Some(f.p999_us / 1000.0)), 3),
                     pair(cpu),
-                    number(self.ratio(case.name, name, ENVOY, &Figures::cpu_sum_us), 2),
+                    number(self.ratio(case.name, name, peer, &Figures::cpu_sum_us), 2),
                     pair(syscalls),
                     rounds.iter().map(|f| f.errors).sum::<u64>(),
                 )?;
@@ -327,11 +338,15 @@ impl Report {
             })
         };
         for (name, m) in &self.memory {
-            let unused = m
-                .with_unused_services
-                .map_or("–".to_owned(), |(count, memory)| {
-                    format!("{} with {count}", mib(Some(memory)))
-                });
+            let unused = m.unused_services.map_or("–".to_owned(), |m| {
+                let more = |with: u64, without: u64| with as i64 - without as i64;
+                format!(
+                    "{:+} / {:+} KiB ({})",
+                    more(m.with.out_kib, m.without.out_kib),
+                    more(m.with.in_kib, m.without.in_kib),
+                    m.count
+                )
+            });
             writeln!(
                 out,
                 "| {name} | {} | {} | {unused} | {} | {} |",

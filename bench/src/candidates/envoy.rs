@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{Candidate, Origin, Told, Ways, loopback};
+use super::{Candidate, Origin, Told, Ways, endpoints, loopback};
 use crate::features::{ANSWERED, FEATURES, Feature, REMOVED, REWRITTEN, SET};
 use crate::process::{Cpus, Process, Side, free_port, wait_for};
 
@@ -31,6 +32,8 @@ pub struct Setup {
     /// Key exchange group, Envoy's name for it: X25519MLKEM768 or X25519.
     pub group: &'static str,
     pub told: Told,
+    /// Services that nothing is sent to; ten endpoints each.
+    pub unused_services: usize,
 }
 
 /// The certificates of a pair, in a folder.
@@ -131,28 +134,44 @@ pub fn start(
         )
     };
     let http_alpn = if http2_between { "h2" } else { "http/1.1" };
+    let origin_at = || [Ipv4Addr::LOCALHOST];
+    let inbound_at: Vec<Ipv4Addr> = endpoints(setup.told.endpoints).collect();
+    let inbound_at = || inbound_at.iter().copied();
     let mut clusters = vec![
         cluster(
             "http",
+            inbound_at(),
             inn.http1,
             Some(tls_out(&[http_alpn])),
             Some(http2_between),
         ),
-        cluster("http2", inn.http2, Some(tls_out(&["h2"])), Some(true)),
-        cluster("tcp", inn.tcp, Some(tls_out(&["mesh-tcp"])), None),
+        cluster(
+            "http2",
+            inbound_at(),
+            inn.http2,
+            Some(tls_out(&["h2"])),
+            Some(true),
+        ),
+        cluster(
+            "tcp",
+            inbound_at(),
+            inn.tcp,
+            Some(tls_out(&["mesh-tcp"])),
+            None,
+        ),
     ];
     let mut hosts = vec![host("used", &["*"], "http")];
-    for i in 0..setup.told.unused_services {
+    for i in 0..setup.unused_services {
         let name = format!("svc-{i}.ns-{}.svc.cluster.local", i % 50);
-        let mut unused = cluster(&name, 1, Some(tls_out(&["h2"])), Some(true));
-        let endpoints: Vec<Value> = (1..=10)
-            .map(|e| {
-                let address = format!("10.{}.{}.{e}", i >> 8, i & 255);
-                json!({"endpoint": {"address": {"socket_address": {"address": address, "port_value": 8080}}}})
-            })
-            .collect();
-        unused["load_assignment"]["endpoints"] = json!([{"lb_endpoints": endpoints}]);
-        clusters.push(unused);
+        let high = u8::try_from(i >> 8)?;
+        let low = u8::try_from(i & 255)?;
+        clusters.push(cluster(
+            &name,
+            (1..=10).map(|e| Ipv4Addr::new(10, high, low, e)),
+            8080,
+            Some(tls_out(&["h2"])),
+            Some(true),
+        ));
         hosts.push(host(&name, &[&name], &name));
     }
     let mut listeners = vec![
@@ -169,6 +188,7 @@ pub fn start(
     if setup.told.policies {
         clusters.push(cluster(
             "mirrored",
+            inbound_at(),
             inn.mirrored,
             Some(tls_out(&[http_alpn])),
             Some(http2_between),
@@ -189,32 +209,38 @@ pub fn start(
                 "mirrored",
                 inn.mirrored,
                 http_manager("in-mirrored", vec![host("used", &["*"], "mirrored")]),
-                Some(tls_in(&["h2", "http/1.1"])),
+                Some((setup.told.endpoints, tls_in(&["h2", "http/1.1"]))),
             ),
             listener(
                 "http",
                 inn.http1,
                 http_manager("in", vec![host("used", &["*"], "http")]),
-                Some(tls_in(&["h2", "http/1.1"])),
+                Some((setup.told.endpoints, tls_in(&["h2", "http/1.1"]))),
             ),
             listener(
                 "http2",
                 inn.http2,
                 http_manager("in2", vec![host("used", &["*"], "http2")]),
-                Some(tls_in(&["h2"])),
+                Some((setup.told.endpoints, tls_in(&["h2"]))),
             ),
             listener(
                 "tcp",
                 inn.tcp,
                 tcp_proxy("tcp"),
-                Some(tls_in(&["mesh-tcp"])),
+                Some((setup.told.endpoints, tls_in(&["mesh-tcp"]))),
             ),
         ],
         vec![
-            cluster("http", origin.http1.port(), None, Some(false)),
-            cluster("http2", origin.http2.port(), None, Some(true)),
-            cluster("tcp", origin.http1.port(), None, None),
-            cluster("mirrored", origin.mirrored.port(), None, Some(false)),
+            cluster("http", origin_at(), origin.http1.port(), None, Some(false)),
+            cluster("http2", origin_at(), origin.http2.port(), None, Some(true)),
+            cluster("tcp", origin_at(), origin.http1.port(), None, None),
+            cluster(
+                "mirrored",
+                origin_at(),
+                origin.mirrored.port(),
+                None,
+                Some(false),
+            ),
         ],
     );
     let mut processes = Vec::new();
@@ -261,6 +287,7 @@ pub fn start(
             features,
         },
         pids: Some((processes[1].pid(), processes[0].pid())),
+        mesh: None,
         _processes: processes,
     };
     candidate.wait_ready()?;
@@ -297,12 +324,21 @@ fn transport_socket(kind: &str, config: Value) -> Value {
     json!({"name": "tls", "typed_config": typed(&kind, config)})
 }
 
-fn address(port: u16) -> Value {
-    json!({"socket_address": {"address": "127.0.0.1", "port_value": port}})
+fn address(ip: Ipv4Addr, port: u16) -> Value {
+    json!({"socket_address": {"address": ip, "port_value": port}})
 }
 
 /// `http2`: `None` for an opaque cluster.
-fn cluster(name: &str, port: u16, tls: Option<Value>, http2: Option<bool>) -> Value {
+fn cluster(
+    name: &str,
+    at: impl IntoIterator<Item = Ipv4Addr>,
+    port: u16,
+    tls: Option<Value>,
+    http2: Option<bool>,
+) -> Value {
+    let endpoints: Vec<Value> = (at.into_iter())
+        .map(|ip| json!({"endpoint": {"address": address(ip, port)}}))
+        .collect();
     let mut cluster = json!({
         "name": name,
         "type": "STATIC",
@@ -316,7 +352,7 @@ fn cluster(name: &str, port: u16, tls: Option<Value>, http2: Option<bool>) -> Va
         }]},
         "load_assignment": {
             "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address(port)}}]}],
+            "endpoints": [{"lb_endpoints": endpoints}],
         },
     });
     if let Some(tls) = tls {
@@ -414,17 +450,30 @@ fn tcp_proxy(cluster: &str) -> Value {
     )})
 }
 
-fn listener(name: &str, port: u16, filter: Value, tls: Option<Value>) -> Value {
+/// What the load generator connects to, without `tls`; else what the outbound proxy does, at the
+/// addresses of `count` endpoints.
+fn listener(name: &str, port: u16, filter: Value, tls: Option<(u8, Value)>) -> Value {
     let mut chain = json!({"filters": [filter]});
-    if let Some(tls) = tls {
-        chain["transport_socket"] = tls;
-    }
-    json!({"name": name, "address": address(port), "filter_chains": [chain]})
+    let Some((count, tls)) = tls else {
+        let address = address(Ipv4Addr::LOCALHOST, port);
+        return json!({"name": name, "address": address, "filter_chains": [chain]});
+    };
+    chain["transport_socket"] = tls;
+    let addresses: Vec<Value> = endpoints(count).map(|ip| address(ip, port)).collect();
+    let more: Vec<Value> = (addresses.iter().skip(1))
+        .map(|address| json!({"address": address}))
+        .collect();
+    json!({
+        "name": name,
+        "address": addresses[0],
+        "additional_addresses": more,
+        "filter_chains": [chain],
+    })
 }
 
 fn bootstrap(admin: u16, listeners: Vec<Value>, clusters: Vec<Value>) -> Value {
     json!({
-        "admin": {"address": address(admin)},
+        "admin": {"address": address(Ipv4Addr::LOCALHOST, admin)},
         "static_resources": {"listeners": listeners, "clusters": clusters},
     })
 }

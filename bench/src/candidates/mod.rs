@@ -4,7 +4,7 @@ pub mod envoy;
 pub mod weft;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,12 +24,26 @@ pub struct Ways {
 }
 
 /// What a pair is told besides what every pair is.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Told {
-    /// Services that nothing is sent to; ten endpoints each.
-    pub unused_services: usize,
+    /// Addresses that the one inbound proxy is reached at, and balanced over.
+    pub endpoints: u8,
     /// The policies of [`Feature`].
     pub policies: bool,
+}
+
+impl Default for Told {
+    fn default() -> Self {
+        Self {
+            endpoints: 10,
+            policies: false,
+        }
+    }
+}
+
+/// The addresses of endpoints; loopback answers to all of 127/8.
+pub fn endpoints(count: u8) -> impl Iterator<Item = Ipv4Addr> {
+    (1..=count).map(|i| Ipv4Addr::new(127, 0, 1, i))
 }
 
 /// Something to measure.
@@ -38,6 +52,8 @@ pub struct Candidate {
     pub ways: Ways,
     /// Outbound and inbound proxy; none for the direct path.
     pub pids: Option<(u32, u32)>,
+    /// What tells our own pair, while it runs.
+    pub mesh: Option<weft::Mesh>,
     /// Killed with the candidate.
     pub _processes: Vec<Process>,
 }
@@ -128,6 +144,7 @@ impl Origin {
                 features: BTreeMap::new(),
             },
             pids: None,
+            mesh: None,
             _processes: Vec::new(),
         }
     }

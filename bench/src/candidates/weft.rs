@@ -1,24 +1,21 @@
 //! Our own pair: the real control plane with a folder of manifests, and two real proxies that it
-//! tells what to do. Everything that is on by default is on, and besides: ten endpoints to balance
-//! over (ten addresses of the one inbound proxy), retries armed, outlier detection, 1 % of the
+//! tells what to do. Everything that is on by default is on, and besides: endpoints to balance over
+//! (so many addresses of the one inbound proxy), retries armed, outlier detection, 1 % of the
 //! requests traced. No netfilter: the proxies are given their connections by `--forward`.
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
 
-use super::{Candidate, Origin, Told, Ways, loopback};
+use super::{Candidate, Origin, Told, Ways, endpoints, loopback};
 use crate::process::{Cpus, Process, Side, free_port, wait_for};
 
 mod policies;
-
-/// Addresses that the one inbound proxy is reached at; loopback answers to all of 127/8.
-const ENDPOINTS: u8 = 10;
 
 /// Where the programs are, and what the pair is told.
 #[derive(Debug, Clone)]
@@ -125,14 +122,8 @@ pub fn start(
     let mirrored = free_port()?;
     fs::write(
         manifests.join("bench.yaml"),
-        used(&carried, mirrored, origin)?,
+        used(&carried, setup.told.endpoints, mirrored, origin)?,
     )?;
-    if setup.told.unused_services > 0 {
-        fs::write(
-            manifests.join("unused.yaml"),
-            unused(setup.told.unused_services)?,
-        )?;
-    }
     let features = match setup.told.policies {
         true => policies::carried()?,
         false => Vec::new(),
@@ -251,6 +242,10 @@ pub fn start(
                 .collect(),
         },
         pids,
+        mesh: Some(Mesh {
+            manifests,
+            control_plane: loopback(control_admin),
+        }),
         _processes: processes,
     };
     candidate
@@ -259,21 +254,55 @@ pub fn start(
     Ok(candidate)
 }
 
+/// The folder that a control plane reads, and where it answers.
+pub struct Mesh {
+    manifests: PathBuf,
+    control_plane: SocketAddr,
+}
+
+impl Mesh {
+    /// Adds Services that nothing is sent to, ten endpoints each, and waits until the control plane
+    /// can say what a client of the last one gets.
+    pub fn add_unused_services(&self, count: usize) -> anyhow::Result<()> {
+        fs::write(self.manifests.join("unused.yaml"), unused(count)?)?;
+        let last = count.saturating_sub(1);
+        let path = format!("/explain?destination={}:80", unused_address(last)?);
+        wait_for(
+            "the control plane to know every Service",
+            Duration::from_secs(20),
+            || {
+                let answer = get(self.control_plane, &path)?;
+                let name = format!("unused-{last}");
+                anyhow::ensure!(answer.contains(&name), "{name} is not known yet");
+                Ok(())
+            },
+        )
+    }
+}
+
 /// Asks the admin port whether tables and certificate are in place.
 fn ready(admin: SocketAddr) -> anyhow::Result<()> {
+    get(admin, "/readyz").map(drop)
+}
+
+/// The answer, which must be 200.
+fn get(admin: SocketAddr, path: &str) -> anyhow::Result<String> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(admin)?;
     stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let status = answer.lines().next().unwrap_or_default();
-    anyhow::ensure!(status.contains(" 200 "), "not ready: {answer}");
-    Ok(())
+    anyhow::ensure!(status.contains(" 200 "), "{path}: {answer}");
+    Ok(answer)
 }
 
 /// The manifests of what is measured.
-fn used(carried: &[Carried], mirrored: u16, origin: &Origin) -> anyhow::Result<String> {
+fn used(carried: &[Carried], count: u8, mirrored: u16, origin: &Origin) -> anyhow::Result<String> {
     let mut yaml = String::new();
     for c in carried {
         service(&mut yaml, c.name, c.vip, c.inbound, c.app_protocol)?;
@@ -286,7 +315,7 @@ fn used(carried: &[Carried], mirrored: u16, origin: &Origin) -> anyhow::Result<S
 ",
         );
     }
-    for i in 1..=ENDPOINTS {
+    for (i, ip) in (1..).zip(endpoints(count)) {
         write!(
             yaml,
             "---
@@ -297,7 +326,7 @@ metadata:
   namespace: bench
   labels: {{app: server}}
 spec:
-  addresses: [127.0.1.{i}]
+  addresses: [{ip}]
   serviceAccount: server
   ports:
 "
@@ -369,11 +398,17 @@ spec:
     )
 }
 
+fn unused_address(i: usize) -> anyhow::Result<Ipv4Addr> {
+    let (high, low) = (u8::try_from(i >> 8)?, u8::try_from(i & 255)?);
+    Ok(Ipv4Addr::new(10, 97, high, low))
+}
+
 /// Services that exist and are not called.
 fn unused(count: usize) -> anyhow::Result<String> {
     let mut yaml = String::new();
     for i in 0..count {
-        let (high, low) = (i >> 8, i & 255);
+        let address = unused_address(i)?;
+        let [_, _, high, low] = address.octets();
         write!(
             yaml,
             "---
@@ -381,7 +416,7 @@ apiVersion: v1
 kind: Service
 metadata: {{name: unused-{i}, namespace: others}}
 spec:
-  clusterIP: 10.97.{high}.{low}
+  clusterIP: {address}
   ports: [{{name: http, port: 80, targetPort: 8080, appProtocol: http}}]
 ---
 apiVersion: discovery.k8s.io/v1
