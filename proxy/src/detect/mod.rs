@@ -10,7 +10,8 @@
 //! | speaks, and it is clear what | that |
 //! | says nothing for [`Timings::silence`] | the server's connection is opened |
 //! | … and the server speaks, or ends | opaque, over that connection |
-//! | … and the client speaks HTTP or TLS | that; the connection is given back |
+//! | … and the client speaks TLS | that, and the connection goes with it |
+//! | … and the client speaks HTTP | that; the connection is given back |
 //! | … and it speaks something else | opaque, over that connection |
 //! | begins something plausible and stalls for [`Timings::undecided`] | opaque |
 //! | ends or half-closes | opaque: the server is told, and may answer |
@@ -76,8 +77,12 @@ pub enum Detected<U = Stream> {
     Http1 { buf: BytesMut },
     /// The whole preface at least.
     Http2 { buf: BytesMut },
-    /// A whole ClientHello at least.
-    Tls { buf: BytesMut, hello: ClientHello },
+    /// A whole ClientHello at least; `upstream` is the server's connection if it was opened already.
+    Tls {
+        buf: BytesMut,
+        hello: ClientHello,
+        upstream: Option<U>,
+    },
     /// Bytes to be copied; `upstream` is the server's connection if it was opened already.
     Opaque { buf: BytesMut, upstream: Option<U> },
     /// The client has reset the connection: `buf` and then a reset are what the server is to see.
@@ -102,7 +107,7 @@ pub async fn detect<C, U, E, F, Fut>(
 ) -> Result<Detected<U>, E>
 where
     C: AsyncRead + Unpin,
-    U: AsMut<Stream>,
+    U: AsMut<Stream> + Into<Stream>,
     F: FnOnce() -> Fut,
     Fut: Future<Output = Result<U, E>>,
 {
@@ -111,9 +116,23 @@ where
     let mut server = Server::Unopened(open);
     loop {
         let patience = match verdict(&buf) {
-            Verdict::Http1 => return Ok(Detected::Http1 { buf }),
-            Verdict::Http2 => return Ok(Detected::Http2 { buf }),
-            Verdict::Tls(hello) => return Ok(Detected::Tls { buf, hello }),
+            Verdict::Http1 => {
+                server.give_back();
+                return Ok(Detected::Http1 { buf });
+            }
+            Verdict::Http2 => {
+                server.give_back();
+                return Ok(Detected::Http2 { buf });
+            }
+            Verdict::Tls(hello) => {
+                // One that is on its way may lead nowhere, and the name elsewhere.
+                let upstream = server.opened();
+                return Ok(Detected::Tls {
+                    buf,
+                    hello,
+                    upstream,
+                });
+            }
             Verdict::Opaque => break,
             Verdict::MoreHello => timings.hello,
             Verdict::More => timings.undecided,
@@ -174,7 +193,7 @@ enum Server<F, Fut, U> {
 
 impl<U, E, F, Fut> Server<F, Fut, U>
 where
-    U: AsMut<Stream>,
+    U: AsMut<Stream> + Into<Stream>,
     F: FnOnce() -> Fut,
     Fut: Future<Output = Result<U, E>>,
 {
@@ -182,6 +201,13 @@ where
         match self {
             Self::Unopened(open) => Self::Opening(Some(Box::pin(open()))),
             begun => begun,
+        }
+    }
+
+    /// It will not be used.
+    fn give_back(self) {
+        if let Some(upstream) = self.opened() {
+            upstream.into().io.leave();
         }
     }
 

@@ -218,11 +218,41 @@ async fn a_client_hello_may_take_longer_than_http() {
     let timings = Timings::default();
     let detecting = detect(&mut proxy, BytesMut::new(), &timings, never);
     let (Ok(detected), ()) = tokio::join!(detecting, speaking);
-    let Detected::Tls { buf, hello: read } = detected else {
+    let Detected::Tls {
+        buf, hello: read, ..
+    } = detected
+    else {
         panic!("{detected:?}")
     };
     assert_eq!(buf, hello);
     assert!(read.offers(b"weft/tcp") && !read.offers(b"h2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_opened_in_silence_goes_with_tls() {
+    let hello = real_hello("example.com", &[b"h2"], true);
+    let (mut client, mut proxy) = client();
+    let (upstream, _server) = tcp_pair().await;
+    let address = upstream.local_addr().unwrap();
+    let open = || async { Ok::<_, Infallible>(Stream::from(upstream)) };
+    let speaking = async {
+        tokio::time::sleep(2 * SILENCE).await;
+        client.write_all(&hello).await.unwrap();
+    };
+    let timings = Timings::default();
+    let detecting = detect(&mut proxy, BytesMut::new(), &timings, open);
+    let (Ok(detected), ()) = tokio::join!(detecting, speaking);
+    let Detected::Tls {
+        buf,
+        upstream: Some(upstream),
+        ..
+    } = detected
+    else {
+        panic!("{detected:?}")
+    };
+    assert_eq!(buf, hello);
+    let tcp = upstream.io.tcp().unwrap();
+    assert_eq!(tcp.local_addr().unwrap(), address);
 }
 
 #[tokio::test(start_paused = true)]
