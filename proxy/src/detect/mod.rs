@@ -7,7 +7,7 @@
 //!
 //! | the client | then |
 //! |---|---|
-//! | speaks, and it is clear what | that |
+//! | speaks, and it is clear what | that; HTTP is opaque where [`Timings::http`] says so |
 //! | says nothing for [`Timings::silence`] | the server's connection is opened |
 //! | … and the server speaks, or ends | opaque, over that connection |
 //! | … and the client speaks TLS | that, and the connection goes with it |
@@ -36,6 +36,7 @@ mod sniff;
 mod tests;
 
 pub use hello::{ClientHello, MAX_HELLO, NotTls, client_hello};
+use sniff::may_be_tls;
 pub use sniff::{HTTP2_PREFACE, MAX_REQUEST_LINE, Sniff, sniff};
 
 /// A client that has said nothing for this long may be waiting for the server to speak. Long
@@ -49,7 +50,7 @@ pub const UNDECIDED: Duration = Duration::from_millis(250);
 /// mesh taken for an opaque client would be refused.
 pub const HELLO: Duration = Duration::from_secs(10);
 
-/// How long [`detect`] waits for what.
+/// How long [`detect`] waits for what, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timings {
     /// See [`SILENCE`].
@@ -58,6 +59,8 @@ pub struct Timings {
     pub undecided: Duration,
     /// See [`HELLO`].
     pub hello: Duration,
+    /// Whether HTTP is looked for. Where it is not, only bytes that begin like TLS are waited for.
+    pub http: bool,
 }
 
 impl Default for Timings {
@@ -66,6 +69,7 @@ impl Default for Timings {
             silence: SILENCE,
             undecided: UNDECIDED,
             hello: HELLO,
+            http: true,
         }
     }
 }
@@ -115,7 +119,7 @@ where
     let mut spoke = (!buf.is_empty()).then_some(begin);
     let mut server = Server::Unopened(open);
     loop {
-        let patience = match verdict(&buf) {
+        let patience = match verdict(&buf, timings.http) {
             Verdict::Http1 => {
                 server.give_back();
                 return Ok(Detected::Http1 { buf });
@@ -248,8 +252,11 @@ enum Verdict {
     MoreHello,
 }
 
-fn verdict(bytes: &[u8]) -> Verdict {
+fn verdict(bytes: &[u8], http: bool) -> Verdict {
     match sniff(bytes) {
+        Sniff::NeedMore | Sniff::Http1 | Sniff::Http2 if !http && !may_be_tls(bytes) => {
+            Verdict::Opaque
+        }
         Sniff::NeedMore => Verdict::More,
         Sniff::Http1 => Verdict::Http1,
         Sniff::Http2 => Verdict::Http2,

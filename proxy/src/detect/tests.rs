@@ -256,6 +256,38 @@ async fn what_was_opened_in_silence_goes_with_tls() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn where_http_is_not_looked_for_only_tls_is_waited_for() {
+    let timings = Timings {
+        http: false,
+        ..Timings::default()
+    };
+    let begin = Instant::now();
+    for said in [
+        &b"G"[..],
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        HTTP2_PREFACE,
+        b"\x10",
+    ] {
+        let (mut client, mut proxy) = client();
+        client.write_all(said).await.unwrap();
+        let Ok(detected) = detect(&mut proxy, BytesMut::new(), &timings, never).await;
+        assert!(matches!(detected, Detected::Opaque { buf, upstream: None } if buf == said));
+    }
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    let hello = real_hello("example.com", &[b"weft/tcp"], true);
+    let (mut client, mut proxy) = client();
+    let speaking = async {
+        for piece in hello.chunks(3).take(2).chain([&hello[6..]]) {
+            client.write_all(piece).await.unwrap();
+            tokio::time::sleep(UNDECIDED / 2).await;
+        }
+    };
+    let detecting = detect(&mut proxy, BytesMut::new(), &timings, never);
+    let (Ok(detected), ()) = tokio::join!(detecting, speaking);
+    assert!(matches!(detected, Detected::Tls { buf, .. } if buf == hello));
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_silent_sides_hold_no_buffer_and_no_timer() {
     let (_client, mut proxy) = client();
     let (upstream, _server) = tcp_pair().await;

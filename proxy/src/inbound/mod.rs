@@ -73,7 +73,12 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             ..Timings::default()
         },
         _ => Timings {
-            silence: CLEAR_SILENCE,
+            silence: match mode {
+                MtlsMode::Disable => detect::SILENCE,
+                _ => CLEAR_SILENCE,
+            },
+            // What is declared opaque is copied from a client without a proxy, as from one with.
+            http: !matches!(protocol, Protocol::Tcp | Protocol::Tls),
             ..Timings::default()
         },
     };

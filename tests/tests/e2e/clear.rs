@@ -155,3 +155,21 @@ pub fn a_request_that_comes_late_costs_an_orderly_connection() {
         server.wait_for(2);
     }
 }
+
+pub fn what_is_declared_opaque_is_not_taken_for_http() {
+    let places = Places::start(Some("tcp"));
+    // As HTTP it would be refused.
+    let odd = "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\nX: 1\r\n 2\r\n\r\n";
+    for place in [Place::BothHaveAProxy, Place::Unshared, Place::OnlyTheServer] {
+        let _server = places.serve(place, move |mut wire| {
+            wire.expect(odd);
+            wire.send("whatever");
+            wire.expect_end();
+        });
+        let mut client = places.connect(place);
+        client.send(odd);
+        client.expect("whatever");
+        client.finish();
+        client.expect_end();
+    }
+}

@@ -82,6 +82,7 @@ const TRIALS: &[(&str, fn())] = &trials![
     tls::permissive_takes_plaintext,
     clear::tls_that_begins_late_has_one_connection,
     clear::a_request_that_comes_late_costs_an_orderly_connection,
+    clear::what_is_declared_opaque_is_not_taken_for_http,
     policy::a_changed_policy_takes_effect_without_a_restart,
     policy::a_bad_policy_changes_nothing,
     policy::requests_over_the_limit_get_503,
