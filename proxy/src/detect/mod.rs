@@ -7,10 +7,11 @@
 //!
 //! | the client | then |
 //! |---|---|
-//! | speaks, and it is clear what | that |
+//! | speaks, and it is clear what | that; HTTP is opaque where [`Timings::http`] says so |
 //! | says nothing for [`Timings::silence`] | the server's connection is opened |
 //! | … and the server speaks, or ends | opaque, over that connection |
-//! | … and the client speaks HTTP or TLS | that; the connection is given back |
+//! | … and the client speaks TLS | that, and the connection goes with it |
+//! | … and the client speaks HTTP | that; the connection is given back |
 //! | … and it speaks something else | opaque, over that connection |
 //! | begins something plausible and stalls for [`Timings::undecided`] | opaque |
 //! | ends or half-closes | opaque: the server is told, and may answer |
@@ -35,6 +36,7 @@ mod sniff;
 mod tests;
 
 pub use hello::{ClientHello, MAX_HELLO, NotTls, client_hello};
+use sniff::may_be_tls;
 pub use sniff::{HTTP2_PREFACE, MAX_REQUEST_LINE, Sniff, sniff};
 
 /// A client that has said nothing for this long may be waiting for the server to speak. Long
@@ -48,7 +50,7 @@ pub const UNDECIDED: Duration = Duration::from_millis(250);
 /// mesh taken for an opaque client would be refused.
 pub const HELLO: Duration = Duration::from_secs(10);
 
-/// How long [`detect`] waits for what.
+/// How long [`detect`] waits for what, and what for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timings {
     /// See [`SILENCE`].
@@ -57,6 +59,8 @@ pub struct Timings {
     pub undecided: Duration,
     /// See [`HELLO`].
     pub hello: Duration,
+    /// Whether HTTP is looked for. Where it is not, only bytes that begin like TLS are waited for.
+    pub http: bool,
 }
 
 impl Default for Timings {
@@ -65,6 +69,7 @@ impl Default for Timings {
             silence: SILENCE,
             undecided: UNDECIDED,
             hello: HELLO,
+            http: true,
         }
     }
 }
@@ -76,8 +81,12 @@ pub enum Detected<U = Stream> {
     Http1 { buf: BytesMut },
     /// The whole preface at least.
     Http2 { buf: BytesMut },
-    /// A whole ClientHello at least.
-    Tls { buf: BytesMut, hello: ClientHello },
+    /// A whole ClientHello at least; `upstream` is the server's connection if it was opened already.
+    Tls {
+        buf: BytesMut,
+        hello: ClientHello,
+        upstream: Option<U>,
+    },
     /// Bytes to be copied; `upstream` is the server's connection if it was opened already.
     Opaque { buf: BytesMut, upstream: Option<U> },
     /// The client has reset the connection: `buf` and then a reset are what the server is to see.
@@ -102,7 +111,7 @@ pub async fn detect<C, U, E, F, Fut>(
 ) -> Result<Detected<U>, E>
 where
     C: AsyncRead + Unpin,
-    U: AsMut<Stream>,
+    U: AsMut<Stream> + Into<Stream>,
     F: FnOnce() -> Fut,
     Fut: Future<Output = Result<U, E>>,
 {
@@ -110,10 +119,24 @@ where
     let mut spoke = (!buf.is_empty()).then_some(begin);
     let mut server = Server::Unopened(open);
     loop {
-        let patience = match verdict(&buf) {
-            Verdict::Http1 => return Ok(Detected::Http1 { buf }),
-            Verdict::Http2 => return Ok(Detected::Http2 { buf }),
-            Verdict::Tls(hello) => return Ok(Detected::Tls { buf, hello }),
+        let patience = match verdict(&buf, timings.http) {
+            Verdict::Http1 => {
+                server.give_back();
+                return Ok(Detected::Http1 { buf });
+            }
+            Verdict::Http2 => {
+                server.give_back();
+                return Ok(Detected::Http2 { buf });
+            }
+            Verdict::Tls(hello) => {
+                // One that is on its way may lead nowhere, and the name elsewhere.
+                let upstream = server.opened();
+                return Ok(Detected::Tls {
+                    buf,
+                    hello,
+                    upstream,
+                });
+            }
             Verdict::Opaque => break,
             Verdict::MoreHello => timings.hello,
             Verdict::More => timings.undecided,
@@ -174,7 +197,7 @@ enum Server<F, Fut, U> {
 
 impl<U, E, F, Fut> Server<F, Fut, U>
 where
-    U: AsMut<Stream>,
+    U: AsMut<Stream> + Into<Stream>,
     F: FnOnce() -> Fut,
     Fut: Future<Output = Result<U, E>>,
 {
@@ -182,6 +205,13 @@ where
         match self {
             Self::Unopened(open) => Self::Opening(Some(Box::pin(open()))),
             begun => begun,
+        }
+    }
+
+    /// It will not be used.
+    fn give_back(self) {
+        if let Some(upstream) = self.opened() {
+            upstream.into().io.leave();
         }
     }
 
@@ -222,8 +252,11 @@ enum Verdict {
     MoreHello,
 }
 
-fn verdict(bytes: &[u8]) -> Verdict {
+fn verdict(bytes: &[u8], http: bool) -> Verdict {
     match sniff(bytes) {
+        Sniff::NeedMore | Sniff::Http1 | Sniff::Http2 if !http && !may_be_tls(bytes) => {
+            Verdict::Opaque
+        }
         Sniff::NeedMore => Verdict::More,
         Sniff::Http1 => Verdict::Http1,
         Sniff::Http2 => Verdict::Http2,

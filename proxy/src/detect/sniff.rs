@@ -7,6 +7,9 @@ pub const MAX_REQUEST_LINE: usize = 64 * 1024;
 /// The client connection preface of HTTP/2 (RFC 9113 section 3.4).
 pub const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// The first byte of a TLS record with a handshake message (RFC 8446 section 5.1).
+const HANDSHAKE: u8 = 0x16;
+
 /// What the bytes so far are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sniff {
@@ -27,7 +30,7 @@ pub enum Sniff {
 pub fn sniff(bytes: &[u8]) -> Sniff {
     match bytes.first() {
         None => Sniff::NeedMore,
-        Some(0x16) => tls(bytes),
+        Some(&HANDSHAKE) => tls(bytes),
         Some(_) if HTTP2_PREFACE.starts_with(&bytes[..bytes.len().min(HTTP2_PREFACE.len())]) => {
             if bytes.len() < HTTP2_PREFACE.len() {
                 Sniff::NeedMore
@@ -37,6 +40,11 @@ pub fn sniff(bytes: &[u8]) -> Sniff {
         }
         Some(_) => http1(bytes),
     }
+}
+
+/// Whether bytes for which [`sniff`] says that it needs more may become TLS.
+pub(super) fn may_be_tls(bytes: &[u8]) -> bool {
+    bytes.first().is_none_or(|first| *first == HANDSHAKE)
 }
 
 /// RFC 8446 sections 5.1 and 4: record type handshake, version 3.x (x is to be ignored), a length,

@@ -218,11 +218,73 @@ async fn a_client_hello_may_take_longer_than_http() {
     let timings = Timings::default();
     let detecting = detect(&mut proxy, BytesMut::new(), &timings, never);
     let (Ok(detected), ()) = tokio::join!(detecting, speaking);
-    let Detected::Tls { buf, hello: read } = detected else {
+    let Detected::Tls {
+        buf, hello: read, ..
+    } = detected
+    else {
         panic!("{detected:?}")
     };
     assert_eq!(buf, hello);
     assert!(read.offers(b"weft/tcp") && !read.offers(b"h2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_opened_in_silence_goes_with_tls() {
+    let hello = real_hello("example.com", &[b"h2"], true);
+    let (mut client, mut proxy) = client();
+    let (upstream, _server) = tcp_pair().await;
+    let address = upstream.local_addr().unwrap();
+    let open = || async { Ok::<_, Infallible>(Stream::from(upstream)) };
+    let speaking = async {
+        tokio::time::sleep(2 * SILENCE).await;
+        client.write_all(&hello).await.unwrap();
+    };
+    let timings = Timings::default();
+    let detecting = detect(&mut proxy, BytesMut::new(), &timings, open);
+    let (Ok(detected), ()) = tokio::join!(detecting, speaking);
+    let Detected::Tls {
+        buf,
+        upstream: Some(upstream),
+        ..
+    } = detected
+    else {
+        panic!("{detected:?}")
+    };
+    assert_eq!(buf, hello);
+    let tcp = upstream.io.tcp().unwrap();
+    assert_eq!(tcp.local_addr().unwrap(), address);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_http_is_not_looked_for_only_tls_is_waited_for() {
+    let timings = Timings {
+        http: false,
+        ..Timings::default()
+    };
+    let begin = Instant::now();
+    for said in [
+        &b"G"[..],
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        HTTP2_PREFACE,
+        b"\x10",
+    ] {
+        let (mut client, mut proxy) = client();
+        client.write_all(said).await.unwrap();
+        let Ok(detected) = detect(&mut proxy, BytesMut::new(), &timings, never).await;
+        assert!(matches!(detected, Detected::Opaque { buf, upstream: None } if buf == said));
+    }
+    assert_eq!(begin.elapsed(), Duration::ZERO);
+    let hello = real_hello("example.com", &[b"weft/tcp"], true);
+    let (mut client, mut proxy) = client();
+    let speaking = async {
+        for piece in hello.chunks(3).take(2).chain([&hello[6..]]) {
+            client.write_all(piece).await.unwrap();
+            tokio::time::sleep(UNDECIDED / 2).await;
+        }
+    };
+    let detecting = detect(&mut proxy, BytesMut::new(), &timings, never);
+    let (Ok(detected), ()) = tokio::join!(detecting, speaking);
+    assert!(matches!(detected, Detected::Tls { buf, .. } if buf == hello));
 }
 
 #[tokio::test(start_paused = true)]

@@ -73,7 +73,12 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
             ..Timings::default()
         },
         _ => Timings {
-            silence: CLEAR_SILENCE,
+            silence: match mode {
+                MtlsMode::Disable => detect::SILENCE,
+                _ => CLEAR_SILENCE,
+            },
+            // What is declared opaque is copied from a client without a proxy, as from one with.
+            http: !matches!(protocol, Protocol::Tcp | Protocol::Tls),
             ..Timings::default()
         },
     };
@@ -93,7 +98,11 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
     let io = Io::Plain(client);
     let source = unknown_source();
     match detected {
-        Ok(Detected::Tls { buf, hello }) => {
+        Ok(Detected::Tls {
+            buf,
+            hello,
+            upstream,
+        }) => {
             let prefix = buf.freeze();
             let ours = mode != MtlsMode::Disable
                 && hello
@@ -101,12 +110,13 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
                     .iter()
                     .any(|name| Alpn::from_wire(name).is_some());
             if ours {
+                drop(upstream);
                 return mesh(&worker, Stream { io, prefix }, peer, destination, to).await;
             }
             if strict {
                 return refuse_plaintext(&worker, io, peer, to, "the application's own TLS");
             }
-            let opened = open(&worker, to).await;
+            let opened = tcp::opened_or(upstream, open(&worker, to)).await;
             let stream = Stream { io, prefix };
             copy(
                 &worker,

@@ -232,12 +232,12 @@ fn patience(may_pass: bool) -> Timings {
 /// What was read of the client, and the server's connection if it was opened.
 fn parts(read: Read) -> (BytesMut, Option<Stream>) {
     match read {
-        Ok(Detected::Http1 { buf } | Detected::Http2 { buf } | Detected::Tls { buf, .. }) => {
-            (buf, None)
-        }
-        Ok(Detected::Opaque { buf, upstream } | Detected::Reset { buf, upstream }) => {
-            (buf, upstream)
-        }
+        Ok(Detected::Http1 { buf } | Detected::Http2 { buf }) => (buf, None),
+        Ok(
+            Detected::Opaque { buf, upstream }
+            | Detected::Reset { buf, upstream }
+            | Detected::Tls { buf, upstream, .. },
+        ) => (buf, upstream),
         Err(_) => (BytesMut::new(), None),
     }
 }

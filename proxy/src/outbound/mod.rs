@@ -110,11 +110,22 @@ async fn serve(
             let prefix = buf.freeze();
             http2::serve(worker.clone(), Stream { io, prefix }, Rc::new(flow)).await;
         }
-        Ok(Detected::Tls { buf, hello }) => {
+        Ok(Detected::Tls {
+            buf,
+            hello,
+            mut upstream,
+        }) => {
             tracing::debug!(sni = hello.sni.as_deref(), "application's own TLS");
             let prefix = buf.freeze();
             let name = hello.sni.as_deref();
-            let opened = Upstream::open(&worker, &flow, &destination, name).await;
+            // What was opened before the name was known may lead elsewhere.
+            if destination.needs_server_name()
+                && let Some(other) = upstream.take()
+            {
+                other.stream.io.leave();
+            }
+            let open = Upstream::open(&worker, &flow, &destination, name);
+            let opened = tcp::opened_or(upstream, open).await;
             copy(
                 &worker,
                 &flow,

@@ -4,12 +4,12 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncWrite, Interest, ReadBuf};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -21,6 +21,9 @@ use super::{Io, Socket, Stream, scratch};
 pub const DELIVERY_STALL: Duration = Duration::from_secs(1);
 /// How long it waits altogether while the peer still takes something.
 pub const DELIVERY_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a connection that is [left](Io::leave) waits for its peer to end it too.
+pub const LEAVE: Duration = Duration::from_secs(1);
 
 impl Io {
     /// Ends the connection so that the peer sees it cut off, not finished, after all that was
@@ -56,6 +59,31 @@ impl Io {
             Ok(own) => own.abort_delivered().await,
             Err(shared) => shared.reset(),
         }
+    }
+
+    /// Ends a connection that was opened, and is not used after all: in order, where dropping it
+    /// would say that it is cut off. Returns at once; a shared one is left by a task of the worker
+    /// (so this is for its threads), because the peer's end has to be heard of.
+    pub fn leave(self) {
+        let mut tls = match self {
+            // Closing it says so.
+            Self::Plain(_) => return,
+            Self::Shared(mut stream) => {
+                tokio::task::spawn_local(async move {
+                    let mut unheard = [0; 1024];
+                    let left = async {
+                        stream.shutdown().await?;
+                        while stream.read(&mut unheard).await? > 0 {}
+                        io::Result::Ok(())
+                    };
+                    let _ = timeout(LEAVE, left).await;
+                });
+                return;
+            }
+            tls => tls,
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = Pin::new(&mut tls).poll_shutdown(&mut cx);
     }
 
     fn into_own(self) -> Result<Own, MuxStream> {

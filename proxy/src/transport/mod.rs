@@ -14,6 +14,7 @@
 //! | | plain | TLS | shared | reader sees |
 //! |---|---|---|---|---|
 //! | half-close ([`poll_shutdown`](AsyncWrite::poll_shutdown)) | FIN | `close_notify`, FIN | end frame | 0 bytes |
+//! | unused ([`Io::leave`]) | FIN | `close_notify`, FIN | end frame | 0 bytes |
 //! | reset ([`Io::abort`]) | RST | FIN (then RST) without `close_notify` | reset frame | an error |
 
 use std::io;

@@ -202,6 +202,21 @@ async fn an_abort_after_a_half_close_is_noticed() {
 }
 
 #[tokio::test]
+async fn what_is_left_ends_in_order() {
+    for tls in [false, true] {
+        let (unused, mut peer): (Stream, Stream) = if tls {
+            tls_pair().await
+        } else {
+            let (a, b) = tcp_pair().await;
+            (a.into(), b.into())
+        };
+        unused.io.leave();
+        let (read, end) = read_all(&mut peer).await;
+        assert!(read.is_empty() && end.is_ok(), "tls {tls}: {end:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_peer_that_takes_nothing_does_not_hold_an_abort_up() {
     let (writer, reader) = tcp_pair().await;
     SockRef::from(&reader).set_recv_buffer_size(4096).unwrap();

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used)] // The whole crate is a test.
 
+mod clear;
 mod connections;
 mod explaining;
 mod external;
@@ -79,6 +80,9 @@ const TRIALS: &[(&str, fn())] = &trials![
     tls::the_applications_own_tls_passes_untouched,
     tls::strict_refuses_plaintext,
     tls::permissive_takes_plaintext,
+    clear::tls_that_begins_late_has_one_connection,
+    clear::a_request_that_comes_late_costs_an_orderly_connection,
+    clear::what_is_declared_opaque_is_not_taken_for_http,
     policy::a_changed_policy_takes_effect_without_a_restart,
     policy::a_bad_policy_changes_nothing,
     policy::requests_over_the_limit_get_503,

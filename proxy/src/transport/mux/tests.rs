@@ -179,6 +179,22 @@ fn a_reader_that_stalls_stops_its_own_stream() {
 }
 
 #[test]
+fn what_is_left_ends_in_order() {
+    local(async {
+        let mut pair = Pair::new().await;
+        let (near, mut far) = pair.stream().await;
+        let hangup = far.hangup();
+        Io::Shared(near).leave();
+        let mut heard = Vec::new();
+        far.write_all(b"not to be heard").await.unwrap();
+        assert_eq!(far.read_to_end(&mut heard).await.unwrap(), 0);
+        far.shutdown().await.unwrap();
+        let reset = tokio::time::timeout(2 * crate::transport::ending::LEAVE, hangup).await;
+        assert!(reset.is_err(), "both have ended");
+    });
+}
+
+#[test]
 fn a_lost_connection_resets_its_streams_after_their_data() {
     local(async {
         let mut pair = Pair::new().await;
