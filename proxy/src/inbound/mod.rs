@@ -61,27 +61,7 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
         )
         .await;
     }
-    let timings = match protocol {
-        // Nothing is opened for a client that has not shown who it is.
-        _ if strict => Timings {
-            silence: HANDSHAKE_TIMEOUT,
-            ..Timings::default()
-        },
-        Protocol::Http | Protocol::Http2 | Protocol::Grpc => Timings {
-            silence: DECLARED_HTTP,
-            undecided: http1::HEAD_TIMEOUT,
-            ..Timings::default()
-        },
-        _ => Timings {
-            silence: match mode {
-                MtlsMode::Disable => detect::SILENCE,
-                _ => CLEAR_SILENCE,
-            },
-            // What is declared opaque is copied from a client without a proxy, as from one with.
-            http: !matches!(protocol, Protocol::Tcp | Protocol::Tls),
-            ..Timings::default()
-        },
-    };
+    let timings = timings(mode, protocol);
     let open_app = async || {
         if strict {
             return Err(Refused::Plaintext);
@@ -194,6 +174,31 @@ pub async fn handle(worker: Rc<Worker>, mut client: TcpStream, peer: SocketAddr,
 const CLEAR_SILENCE: Duration = Duration::from_millis(200);
 /// A port that is declared HTTP has no server that speaks first: its clients may take their time.
 const DECLARED_HTTP: Duration = Duration::from_secs(3600);
+
+/// How long a connection to a port of this mode and protocol is looked at, and what for.
+fn timings(mode: MtlsMode, protocol: Protocol) -> Timings {
+    match (mode, protocol) {
+        // Nothing is opened for a client that has not shown who it is.
+        (MtlsMode::Strict, _) => Timings {
+            silence: HANDSHAKE_TIMEOUT,
+            ..Timings::default()
+        },
+        (_, Protocol::Http | Protocol::Http2 | Protocol::Grpc) => Timings {
+            silence: DECLARED_HTTP,
+            undecided: http1::HEAD_TIMEOUT,
+            ..Timings::default()
+        },
+        (mode, Protocol::Auto | Protocol::Tcp | Protocol::Tls) => Timings {
+            silence: match mode {
+                MtlsMode::Disable => detect::SILENCE,
+                _ => CLEAR_SILENCE,
+            },
+            // What is declared opaque is copied from a client without a proxy, as from one with.
+            http: protocol == Protocol::Auto,
+            ..Timings::default()
+        },
+    }
+}
 
 /// Why a connection got none to the application.
 enum Refused {

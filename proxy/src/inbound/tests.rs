@@ -10,12 +10,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{LocalSet, spawn_local};
 
-use super::handle;
 use super::limits::{LimitKey, PortLimits, Rate, RateLimit};
+use super::{CLEAR_SILENCE, DECLARED_HTTP, handle, timings};
+use crate::detect::SILENCE;
 use crate::tables::{Check, ConnectionPolicy, MtlsMode, Probe, Protocol, Workload, WorkloadPort};
 use crate::telemetry::Counter;
 use crate::telemetry::labels::EventLabels;
 use crate::testing::worker;
+use crate::transport::HANDSHAKE_TIMEOUT;
 use crate::transport::testing::tcp_pair;
 use crate::worker::Worker;
 
@@ -23,6 +25,36 @@ async fn local<F: Future>(test: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(20), LocalSet::new().run_until(test))
         .await
         .expect("the test hangs")
+}
+
+#[test]
+fn the_mode_and_the_protocol_say_what_is_waited_for() {
+    use MtlsMode::{Disable, Permissive, Strict};
+    use Protocol::{Auto, Grpc, Http, Http2, Tcp, Tls};
+    for (mode, protocols, silence, http) in [
+        (Permissive, &[Auto][..], CLEAR_SILENCE, true),
+        (Permissive, &[Tcp, Tls], CLEAR_SILENCE, false),
+        (Permissive, &[Http, Http2, Grpc], DECLARED_HTTP, true),
+        // Probes are HTTP, whatever the port.
+        (
+            Strict,
+            &[Auto, Tcp, Tls, Http, Grpc],
+            HANDSHAKE_TIMEOUT,
+            true,
+        ),
+        // There is no proxy that could be late.
+        (Disable, &[Auto], SILENCE, true),
+        (Disable, &[Http2], DECLARED_HTTP, true),
+    ] {
+        for protocol in protocols {
+            let timings = timings(mode, *protocol);
+            assert_eq!(
+                (timings.silence, timings.http),
+                (silence, http),
+                "{mode:?} {protocol:?}"
+            );
+        }
+    }
 }
 
 /// An application that answers every HTTP/1.1 request with its request line.
