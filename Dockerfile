@@ -12,15 +12,11 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /weft
 COPY . .
-ARG TARGETARCH=amd64
+# For the platform that is built for (--platform), which is the one that this runs on. It is named all
+# the same: with --target the flag is not for build scripts and procedural macros, which cannot be static.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/weft/target \
-    case "$TARGETARCH" in \
-        amd64) target=x86_64-unknown-linux-gnu ;; \
-        arm64) target=aarch64-unknown-linux-gnu ;; \
-        *) echo "no build for $TARGETARCH" >&2; exit 1 ;; \
-    esac \
-    # With --target the flag is not for build scripts and procedural macros, which cannot be static.
+    target=$(rustc --print host-tuple) \
     && RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --release --target "$target" \
         -p weft-proxy -p weft-control-plane \
     && cp "target/$target/release/weft-proxy" "target/$target/release/weft-control-plane" /

@@ -15,6 +15,7 @@ mod identity;
 mod install;
 mod lifecycle;
 mod outside;
+mod places;
 mod policy;
 mod resilience;
 mod rollout;
@@ -40,6 +41,10 @@ const TRIALS: &[(&str, fn())] = &trials![
     traffic::probes_go_on_under_strict,
     traffic::tcp_probes_ask_the_application,
     traffic::calls_between_namespaces_carry_both_identities,
+    places::a_local_service_keeps_to_the_node,
+    places::conditions_decide_who_is_used,
+    places::hints_keep_to_the_zone,
+    places::a_distribution_prefers_what_is_near,
     lifecycle::jobs_finish,
     lifecycle::init_containers_have_network,
     lifecycle::scaling_reaches_the_proxies,
