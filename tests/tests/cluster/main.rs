@@ -41,6 +41,8 @@ const TRIALS: &[(&str, fn())] = &trials![
     traffic::tcp_probes_ask_the_application,
     traffic::calls_between_namespaces_carry_both_identities,
     lifecycle::jobs_finish,
+    lifecycle::jobs_fail,
+    lifecycle::the_proxy_is_there_first_and_last,
     lifecycle::init_containers_have_network,
     lifecycle::scaling_reaches_the_proxies,
     rollout::a_rolling_restart_of_the_server_loses_nothing,
