@@ -84,6 +84,7 @@ impl Introspection {
         loop {
             self.gauges();
             self.ejections(&mut seen);
+            self.end_with_application();
             let wanted = self.export_config();
             export.send_if_modified(|now| {
                 let changed = *now != wanted;
@@ -103,6 +104,16 @@ impl Introspection {
         {
             self.registry
                 .set(Gauge::CertificateExpiry, since.as_secs_f64());
+        }
+    }
+
+    /// Drains when the control plane says that the application has ended for good: where Kubernetes
+    /// has no native sidecars, a Job's pod lasts as long as its proxy.
+    fn end_with_application(&self) {
+        let running = *self.stage.borrow() == Stage::Running;
+        if running && self.directory.workload().application_ended {
+            tracing::info!("the application has ended for good: so does its proxy");
+            self.drain();
         }
     }
 
@@ -544,4 +555,43 @@ fn show_backend(backend: &Backend) -> Value {
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::Workload;
+    use crate::testing;
+
+    /// What is known is looked at now and then; until the application has ended nothing comes of it.
+    #[tokio::test(start_paused = true)]
+    async fn the_proxy_ends_with_its_application() {
+        let worker = testing::worker(None);
+        let (stage, mut told) = watch::channel(Stage::Running);
+        let introspection = Arc::new(Introspection {
+            config: worker.config.clone(),
+            directory: worker.directory.clone(),
+            identity: worker.identity.clone(),
+            registry: Registry::new(),
+            stage: stage.clone(),
+        });
+        let (export, _exporting) = watch::channel(ExportConfig::default());
+        tokio::spawn(introspection.watch(export));
+        let of = |application_ended| Workload {
+            application_ended,
+            ..Workload::default()
+        };
+        worker.directory.set_workload(of(false));
+        tokio::time::sleep(LOOK * 4).await;
+        assert_eq!(*told.borrow_and_update(), Stage::Running);
+        worker.directory.set_workload(of(true));
+        told.changed().await.unwrap();
+        assert_eq!(*told.borrow_and_update(), Stage::Draining);
+        // It is told once, and nothing takes it back from cutting to draining.
+        stage.send_replace(Stage::Cutting);
+        told.borrow_and_update();
+        tokio::time::sleep(LOOK * 4).await;
+        assert_eq!(*told.borrow(), Stage::Cutting);
+        assert!(!told.has_changed().unwrap());
+    }
 }

@@ -634,6 +634,8 @@ pub struct Workload {
     pub otlp_endpoint: Option<String>,
     /// What may be asked in plaintext even where mutual TLS is required.
     pub probes: Vec<Probe>,
+    /// The application has ended for good: the proxy is to end too.
+    pub application_ended: bool,
 }
 
 /// A health check from outside the mesh.

@@ -59,6 +59,30 @@ pub fn helm(arguments: &[&str]) -> String {
     }
 }
 
+/// Whether sidecars are init containers here (Kubernetes 1.29 or newer, as the apiserver says);
+/// otherwise the proxy is an ordinary container.
+#[track_caller]
+pub fn has_native_sidecars() -> bool {
+    let said: Value = serde_json::from_str(&kubectl(&["get", "--raw", "/version"])).unwrap();
+    let number = |field: &str| -> u32 {
+        let text = said[field].as_str().unwrap_or_default();
+        // "28+", as some providers report it.
+        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+        digits.parse().unwrap_or_else(|_| panic!("{said}"))
+    };
+    (number("major"), number("minor")) >= (1, 29)
+}
+
+/// Whether the apiserver has a resource in a version of a group: not every version of Kubernetes takes
+/// every custom resource definition.
+#[track_caller]
+pub fn has_resource(group: &str, version: &str, plural: &str) -> bool {
+    let path = format!("/apis/{group}/{version}");
+    let said: Value = serde_json::from_str(&kubectl(&["get", "--raw", &path])).unwrap();
+    let mut resources = said["resources"].as_array().unwrap().iter();
+    resources.any(|resource| resource["name"] == plural)
+}
+
 /// Applies manifests.
 #[track_caller]
 pub fn apply(namespace: &str, manifests: &str) {

@@ -109,7 +109,7 @@ async fn version(cluster: &Cluster, items: &mut Items) -> Result<(), Error> {
         Some(version) if version < NATIVE_SIDECARS => items.warning(
             what,
             format!("version {} has no native sidecars", info.git_version),
-            "from 1.29 on proxies start before the application and Jobs end by themselves; until then proxies are ordinary containers",
+            "nothing to do; but until 1.29 proxies are ordinary containers: init containers run outside the mesh, and a Job ends when the control plane has told its proxy",
         ),
         Some(_) => items.ok(what, format!("version {}", info.git_version)),
     }

@@ -10,7 +10,7 @@ use weft_api::proto::{
 
 use super::{Compiled, Settings, compile, problems};
 use crate::finding::Severity;
-use crate::model::{Change, Dirty, World};
+use crate::model::{Change, Dirty, Name, Object, World};
 use crate::sources::folder::manifest;
 
 fn world(manifests: &str) -> World {
@@ -547,6 +547,24 @@ spec: {selector: {matchLabels: {version: v2}}, tracing: {samplingPercent: 100}, 
     let plain = workload(&self::world(SHOP), "shop/cart-1");
     assert_eq!(plain.mtls(), MtlsMode::Permissive);
     assert_eq!(plain.telemetry.unwrap().sampling_per_myriad, 100);
+}
+
+#[test]
+fn a_proxy_is_told_that_its_application_has_ended() {
+    let mut world = world(SHOP);
+    assert!(!workload(&world, "shop/cart-1").application_ended);
+    let ended = crate::model::Workload {
+        ended: true,
+        ..world
+            .workload(&Name::new("shop", "cart-1"))
+            .unwrap()
+            .clone()
+    };
+    let mut dirty = Dirty::default();
+    let change = Change::Set(Box::new(Object::Workload(ended)));
+    world.apply(change, &mut dirty);
+    assert!(workload(&world, "shop/cart-1").application_ended);
+    assert!(!workload(&world, "shop/cart-2").application_ended);
 }
 
 #[test]

@@ -71,6 +71,7 @@ pub(super) fn workload(world: &World, settings: &Settings, name: &Name) -> Optio
         external_hosts: external::hosts(world, &name.namespace),
         egress: external::egress(world, &name.namespace).into(),
         node: workload.node.clone(),
+        application_ended: workload.ended,
     })
 }
 

@@ -277,6 +277,8 @@ pub struct Workload {
     pub host_network: bool,
     /// How its health is asked for from outside the mesh.
     pub probes: Vec<Probe>,
+    /// Its application has ended for good, and its proxy is to end too.
+    pub ended: bool,
 }
 
 /// A health check that comes from outside the mesh, in plaintext.

@@ -515,6 +515,7 @@ pub fn workload(given: &proto::Workload, asked: &str, before: &Workload) -> Resu
         access_log: known::<proto::AccessLog>(telemetry.access_log, "access log mode")?,
         otlp_endpoint: (!otlp.is_empty()).then_some(otlp),
         probes,
+        application_ended: given.application_ended,
     })
 }
 

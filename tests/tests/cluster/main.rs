@@ -46,6 +46,8 @@ const TRIALS: &[(&str, fn())] = &trials![
     places::hints_keep_to_the_zone,
     places::a_distribution_prefers_what_is_near,
     lifecycle::jobs_finish,
+    lifecycle::jobs_fail,
+    lifecycle::the_proxy_is_there_first_and_last,
     lifecycle::init_containers_have_network,
     lifecycle::scaling_reaches_the_proxies,
     rollout::a_rolling_restart_of_the_server_loses_nothing,

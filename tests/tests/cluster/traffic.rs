@@ -34,15 +34,31 @@ spec: {mtls: {mode: STRICT}}
 pub fn pods_are_injected_as_they_should() {
     let (inside, outside) = mesh();
     let pod = &kube::pods(inside, "app=server")[0];
-    let init: Vec<&str> = pod["spec"]["initContainers"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|container| container["name"].as_str().unwrap())
-        .collect();
-    assert_eq!(init, ["weft-init", "weft-proxy"], "{pod:#}");
-    let proxy = &pod["spec"]["initContainers"][1];
-    assert_eq!(proxy["restartPolicy"], "Always");
+    let names = |of: &str| -> Vec<&str> {
+        let containers = pod["spec"][of].as_array().unwrap().iter();
+        containers
+            .map(|container| container["name"].as_str().unwrap())
+            .collect()
+    };
+    let proxy = if kube::has_native_sidecars() {
+        assert_eq!(names("initContainers"), ["weft-init", "weft-proxy"]);
+        assert_eq!(names("containers"), ["app"]);
+        let proxy = &pod["spec"]["initContainers"][1];
+        assert_eq!(proxy["restartPolicy"], "Always");
+        assert!(proxy["lifecycle"].is_null(), "{proxy:#}");
+        proxy
+    } else {
+        assert_eq!(names("initContainers"), ["weft-init"]);
+        assert_eq!(names("containers"), ["weft-proxy", "app"]);
+        let proxy = &pod["spec"]["containers"][0];
+        for (hook, waits_for) in [("postStart", "ready"), ("preStop", "alone")] {
+            let command = &proxy["lifecycle"][hook]["exec"]["command"];
+            assert_eq!(command[2], waits_for, "{proxy:#}");
+        }
+        let default = &pod["metadata"]["annotations"]["kubectl.kubernetes.io/default-container"];
+        assert_eq!(default, "app");
+        proxy
+    };
     let security = &proxy["securityContext"];
     assert_eq!(security["runAsNonRoot"], true);
     assert_eq!(security["readOnlyRootFilesystem"], true);

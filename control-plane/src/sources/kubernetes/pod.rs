@@ -32,6 +32,7 @@ struct PodSpec {
     node_name: Option<String>,
     service_account_name: Option<String>,
     host_network: bool,
+    restart_policy: Option<String>,
     containers: Vec<Container>,
     init_containers: Option<Vec<Container>>,
 }
@@ -103,6 +104,27 @@ struct PodStatus {
     pod_ip: Option<String>,
     #[serde(rename = "podIPs")]
     pod_ips: Option<Vec<PodIp>>,
+    #[serde(rename = "containerStatuses")]
+    containers: Option<Vec<ContainerStatus>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct ContainerStatus {
+    name: String,
+    #[serde(default)]
+    state: ContainerState,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct ContainerState {
+    terminated: Option<Terminated>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Terminated {
+    #[serde(default, rename = "exitCode")]
+    exit_code: i32,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -166,6 +188,33 @@ impl Container {
             port: grpc.port,
             check: Check::Grpc,
         })
+    }
+}
+
+impl PodSpec {
+    /// Whether the application of a pod that is to end (a Job's) has ended for good, so that the proxy
+    /// is all that keeps the pod. A native sidecar, an init container, the kubelet ends by itself; a
+    /// proxy among the containers (below Kubernetes 1.29, or put in for that) has to be told.
+    fn has_ended(&self, status: &PodStatus) -> bool {
+        let is_over = |terminated: &Terminated| match self.restart_policy.as_deref() {
+            Some("Never") => true,
+            // Else it is started again.
+            Some("OnFailure") => terminated.exit_code == 0,
+            _ => false,
+        };
+        let has_ended = |container: &Container| {
+            let mut all = status.containers.iter().flatten();
+            let own = all.find(|status| status.name == container.name);
+            let terminated = own.and_then(|status| status.state.terminated.as_ref());
+            terminated.is_some_and(is_over)
+        };
+        let is_proxy = |container: &&Container| container.name == PROXY_CONTAINER;
+        self.containers.iter().any(|container| is_proxy(&container))
+            && self
+                .containers
+                .iter()
+                .filter(|container| !is_proxy(container))
+                .all(has_ended)
     }
 }
 
@@ -290,6 +339,7 @@ impl Watched for Pod {
             node: spec.node_name.clone().unwrap_or_default(),
             host_network: spec.host_network,
             probes,
+            ended: spec.has_ended(&status),
         })))
     }
 }

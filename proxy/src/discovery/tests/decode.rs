@@ -273,6 +273,11 @@ fn a_workload_is_checked() {
     assert_eq!(table.port(9090), (MtlsMode::Strict, Protocol::Auto));
     assert_eq!(&*table.display_name, "web");
     assert!(compile::workload(&workload(), "shop/other", &Default::default()).is_err());
+    assert!(!table.application_ended);
+    let mut ended = workload();
+    ended.application_ended = true;
+    let table = compile::workload(&ended, "shop/web", &Default::default()).unwrap();
+    assert!(table.application_ended);
     let with = |change: fn(&mut Workload)| {
         let mut given = workload();
         change(&mut given);

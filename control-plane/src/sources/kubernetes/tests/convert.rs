@@ -272,6 +272,52 @@ fn who_a_pod_is() {
     }
 }
 
+/// A proxy among the containers is told to end when all others have ended for good.
+#[test]
+fn an_application_that_has_ended() {
+    let terminated = |code: i32| json!({"terminated": {"exitCode": code, "reason": "Error"}});
+    let running = || json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}});
+    let crashing = || json!({"waiting": {"reason": "CrashLoopBackOff"}});
+    let of_pod = |policy: &str, proxy_in: &str, states: [Value; 2]| {
+        let mut given = json!({"metadata": {"name": "job-1", "namespace": "shop"},
+            "spec": {"restartPolicy": policy, "containers": [{"name": "app"}, {"name": "helper"}]},
+            "status": {"phase": "Running", "containerStatuses": [
+                {"name": "weft-proxy", "state": running()}]}});
+        let spec = given["spec"].as_object_mut().unwrap();
+        let containers = spec.entry(proxy_in).or_insert_with(|| json!([]));
+        containers
+            .as_array_mut()
+            .unwrap()
+            .insert(0, json!({"name": "weft-proxy"}));
+        let statuses = &mut given["status"]["containerStatuses"];
+        for (name, state) in ["app", "helper"].into_iter().zip(states) {
+            let status = json!({"name": name, "state": state});
+            statuses.as_array_mut().unwrap().push(status);
+        }
+        workload(given).ended
+    };
+    let both = [terminated(0), terminated(0)];
+    let failed = [terminated(1), terminated(0)];
+    for (policy, states, ended) in [
+        ("Never", both.clone(), true),
+        ("Never", failed.clone(), true),
+        ("Never", [terminated(0), running()], false),
+        ("OnFailure", both.clone(), true),
+        ("OnFailure", failed, false),
+        ("OnFailure", [terminated(0), crashing()], false),
+        ("Always", both.clone(), false),
+    ] {
+        let said = of_pod(policy, "containers", states.clone());
+        assert_eq!(said, ended, "{policy} {states:?}");
+    }
+    // The kubelet ends a native sidecar by itself.
+    assert!(!of_pod("Never", "initContainers", both));
+    // Nothing is known of the containers yet.
+    let young = json!({"metadata": {"name": "job-1", "namespace": "shop"},
+        "spec": {"restartPolicy": "Never", "containers": [{"name": "weft-proxy"}, {"name": "app"}]}});
+    assert!(!workload(young).ended);
+}
+
 #[test]
 fn the_probes_of_a_pod() {
     let probes = |containers: Value| {
