@@ -9,6 +9,7 @@ use clap::Args;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use weft_api::names::INJECTOR;
+use weft_control_plane::cluster::version;
 use weft_control_plane::inject::manifest::{Context, Note, inject_text};
 use weft_control_plane::inject::settings::KEY;
 use weft_control_plane::inject::{Settings, Version};
@@ -112,11 +113,7 @@ async fn known(args: &Inject) -> anyhow::Result<Known> {
     )?;
     let kubernetes = match args.kubernetes_version {
         Some(version) => version,
-        None => {
-            let version = cluster.client.apiserver_version().await;
-            let version = version.map_err(Error::api("ask the apiserver for its version"))?;
-            format!("{}.{}", version.major, version.minor).parse()?
-        }
+        None => version::for_sidecars(&cluster.client).await?,
     };
     let maps: Api<ConfigMap> = Api::namespaced(cluster.client, SYSTEM);
     let map = maps.get_opt(INJECTOR).await;

@@ -59,18 +59,26 @@ pub fn helm(arguments: &[&str]) -> String {
     }
 }
 
-/// Whether sidecars are init containers here (Kubernetes 1.29 or newer, as the apiserver says);
-/// otherwise the proxy is an ordinary container.
+/// Whether sidecars are init containers here: the apiserver and all kubelets are of Kubernetes 1.29 or
+/// newer. Otherwise the proxy is an ordinary container.
 #[track_caller]
 pub fn has_native_sidecars() -> bool {
-    let said: Value = serde_json::from_str(&kubectl(&["get", "--raw", "/version"])).unwrap();
-    let number = |field: &str| -> u32 {
-        let text = said[field].as_str().unwrap_or_default();
-        // "28+", as some providers report it.
-        let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-        digits.parse().unwrap_or_else(|_| panic!("{said}"))
-    };
-    (number("major"), number("minor")) >= (1, 29)
+    let apiserver: Value = serde_json::from_str(&kubectl(&["get", "--raw", "/version"])).unwrap();
+    let nodes = get("", &["nodes"])["items"].clone();
+    let kubelets = nodes.as_array().unwrap().iter();
+    kubelets
+        .map(|node| &node["status"]["nodeInfo"]["kubeletVersion"])
+        .chain([&apiserver["gitVersion"]])
+        .all(|said| {
+            let text = said.as_str().unwrap_or_default();
+            // "v1.28.15", "v1.29.3-gke.1".
+            let numbers = text.trim_start_matches('v').split('.');
+            let mut numbers = numbers.map(|number| number.parse::<u32>());
+            match (numbers.next(), numbers.next()) {
+                (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (1, 29),
+                _ => panic!("{said} is no version"),
+            }
+        })
 }
 
 /// Whether the apiserver has a resource in a version of a group: not every version of Kubernetes takes

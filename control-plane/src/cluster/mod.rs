@@ -4,10 +4,12 @@
 //! - [`Cluster`]: the client, the names of this replica, and the owner of all it makes.
 //! - [`Leadership`]: whether this replica is the leader; the leader alone writes.
 //! - [`election`]: how it becomes that, by a Lease; [`lease`] is the state machine of it.
+//! - [`version`]: which Kubernetes sidecars have to suit.
 
 pub mod election;
 mod leadership;
 mod lease;
+pub mod version;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -44,7 +44,7 @@ use super::ServeError;
 use super::metrics::Metrics;
 use super::standing::Standing;
 use super::tls::TlsError;
-use crate::cluster::{Cluster, answer};
+use crate::cluster::{Cluster, version};
 use crate::inject::review::{Verdict, review};
 use crate::inject::{Settings, Version};
 
@@ -81,19 +81,14 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Opens the port, and asks the apiserver for its version.
+    /// Opens the port, and asks the apiserver which Kubernetes this is.
     ///
     /// # Errors
     /// The port is taken, or the apiserver does not answer.
     pub async fn bind(config: Config, cluster: Option<&Cluster>) -> Result<Self, ServeError> {
         let (namespace, kubernetes) = match cluster {
             Some(cluster) => {
-                let version = cluster.client.apiserver_version();
-                let doing = "say its version".to_owned();
-                let version = answer(doing, version).await?;
-                let version = format!("{}.{}", version.major, version.minor);
-                // A version we cannot read is newer than those we know.
-                let version = version.parse().unwrap_or(Version::NATIVE_SIDECARS);
+                let version = version::for_sidecars(&cluster.client).await?;
                 (cluster.namespace.clone(), version)
             }
             None => (CONTROL_PLANE_NAMESPACE.to_owned(), Version::NATIVE_SIDECARS),
