@@ -107,6 +107,36 @@ fn whoever_leaves_is_used_when_nobody_is_ready() {
     }
 }
 
+/// Kubernetes writes `ready` for every endpoint of such a Service, whatever the pod says: who is not
+/// ready in a slice is not used, by kube-proxy or by us.
+#[test]
+fn whoever_is_published_is_what_the_slice_says() {
+    let published = service("publishNotReadyAddresses: true");
+    let unwell = "
+---
+apiVersion: policy.weft.dev/v1alpha1
+kind: Workload
+metadata: {name: cache-1, namespace: shop, labels: {app: cache}}
+spec: {addresses: [10.0.0.1], health: NotReady}
+";
+    for (slices, expected) in [
+        (String::new(), vec!["10.0.0.1:80"]),
+        (slice(&[""]), vec!["10.0.0.1:80"]),
+        (slice(&[UNWELL]), vec!["10.0.0.1:80 NotReady"]),
+        (
+            slice(&["", UNWELL, LEAVING]),
+            vec![
+                "10.0.0.1:80",
+                "10.0.0.2:80 NotReady",
+                "10.0.0.3:80 Draining",
+            ],
+        ),
+    ] {
+        let world = world(&(published.clone() + unwell + &slices));
+        assert_eq!(seen(&world, "shop/cache:80", ""), expected, "{slices}");
+    }
+}
+
 /// A person who writes that a Workload is draining means it.
 #[test]
 fn a_workload_that_is_draining_is_not_used() {

@@ -188,17 +188,21 @@ fn found<'a>(
         .get(&service.name)
         .filter_map(|name| world.slices.get(name))
         .peekable();
-    let mut found: Vec<Found<'_>> = if service.sliced || slices.peek().is_some() {
-        of_slices(world, settings, port, slices)
+    if service.sliced || slices.peek().is_some() {
+        of_slices(world, settings, service, port, slices)
     } else {
         world
             .selected(service)
             .filter_map(|workload| {
                 let number = target_port(workload, port)?;
                 let address = *workload.addresses.first()?;
+                let mut endpoint = of_workload(world, settings, workload, address, number);
+                if service.publish_not_ready {
+                    endpoint.health = Health::Ready.into();
+                }
                 Some(Found {
                     at: SocketAddr::new(address, number),
-                    endpoint: of_workload(world, settings, workload, address, number),
+                    endpoint,
                     node: &workload.node,
                     hints: service
                         .distribution
@@ -207,13 +211,7 @@ fn found<'a>(
                 })
             })
             .collect()
-    };
-    if service.publish_not_ready {
-        for found in &mut found {
-            found.endpoint.health = Health::Ready.into();
-        }
     }
-    found
 }
 
 /// What Kubernetes writes into the EndpointSlices of a Service that wishes this.
@@ -234,6 +232,7 @@ fn hints(world: &World, workload: &Workload, wish: Distribution) -> Hints {
 fn of_slices<'a>(
     world: &'a World,
     settings: &Settings,
+    service: &Service,
     port: &ServicePort,
     slices: impl Iterator<Item = &'a EndpointSlice>,
 ) -> Vec<Found<'a>> {
@@ -268,8 +267,12 @@ fn of_slices<'a>(
                     ..Endpoint::default()
                 },
             };
-            // Both have to be well.
-            compiled.health = worse(compiled.health(), endpoint.health).into();
+            // Both have to be well; of a Service that publishes whoever is not ready the slice
+            // says it alone, as Kubernetes writes it and kube-proxy reads it.
+            compiled.health = match service.publish_not_ready {
+                true => endpoint.health.into(),
+                false => worse(compiled.health(), endpoint.health).into(),
+            };
             if !endpoint.zone.is_empty() {
                 compiled.zone.clone_from(&endpoint.zone);
             }

@@ -215,7 +215,7 @@ fn ready_replicas(world: &World, service: &Service, port: &ServicePort) -> u32 {
             .filter_map(|name| world.slices.get(name))
             .filter(|slice| slice.ports.iter().any(|known| known.name == port.name))
             .flat_map(|slice| &slice.endpoints)
-            .filter(|endpoint| service.publish_not_ready || endpoint.health == Health::Ready);
+            .filter(|endpoint| endpoint.health == Health::Ready);
         // A dual-stack workload stands in two slices.
         let mut named = BTreeSet::new();
         let mut nameless: BTreeSet<&IpAddr> = BTreeSet::new();
