@@ -276,14 +276,11 @@ fn of_slices<'a>(
             if !endpoint.zone.is_empty() {
                 compiled.zone.clone_from(&endpoint.zone);
             }
-            let of_workload = workload.map_or("", |workload| &workload.node);
             let one = Found {
                 at: SocketAddr::new(address, number),
                 endpoint: compiled,
-                node: match endpoint.node.as_str() {
-                    "" => of_workload,
-                    node => node,
-                },
+                // As kube-proxy has it: the slice says it, or nobody.
+                node: &endpoint.node,
                 hints: endpoint.hints.as_deref().map(Cow::Borrowed),
                 sliced: true,
             };
