@@ -304,21 +304,25 @@ impl<'a> Setup<'a> {
             let mut figures = self.memory_of(&start)?;
             let candidate = start()?;
             let mesh = candidate.mesh.as_ref().context("nothing tells the pair")?;
-            // The first change has pages of the program read in, whatever it is about.
-            mesh.set_unused_services(UNUSED_SERVICES)?;
             settle();
-            let without = measure::memory(&candidate)?;
-            mesh.set_unused_services(2 * UNUSED_SERVICES)?;
+            // Pages of the program come and go, whatever is told.
+            let without = measure::anonymous(&candidate)?;
+            mesh.add_unused_services(UNUSED_SERVICES)?;
             settle();
-            figures.unused_services = unused(without, measure::memory(&candidate)?);
+            figures.unused_services = unused(without, measure::anonymous(&candidate)?);
             report.memory.insert(WEFT, figures);
         }
         if self.arguments.envoy.is_some() {
             let start = |unused| self.start_envoy(ENVOY, Between::Http2, told, unused);
             let mut figures = self.memory_of(&|| start(0))?;
+            let without = {
+                let candidate = start(0)?;
+                settle();
+                measure::anonymous(&candidate)?
+            };
             let candidate = start(UNUSED_SERVICES)?;
             settle();
-            figures.unused_services = unused(figures.idle, measure::memory(&candidate)?);
+            figures.unused_services = unused(without, measure::anonymous(&candidate)?);
             report.memory.insert(ENVOY, figures);
         }
         Ok(())

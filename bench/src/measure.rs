@@ -271,12 +271,24 @@ pub struct Memory {
 }
 
 pub fn memory(candidate: &Candidate) -> anyhow::Result<Option<Memory>> {
+    of_both(candidate, process::rss_kib)
+}
+
+/// The part of it that is not of files: what a process has put there.
+pub fn anonymous(candidate: &Candidate) -> anyhow::Result<Option<Memory>> {
+    of_both(candidate, process::anonymous_kib)
+}
+
+fn of_both(
+    candidate: &Candidate,
+    kib: fn(u32) -> anyhow::Result<u64>,
+) -> anyhow::Result<Option<Memory>> {
     candidate
         .pids
         .map(|(out, inn)| {
             Ok(Memory {
-                out_kib: process::rss_kib(out)?,
-                in_kib: process::rss_kib(inn)?,
+                out_kib: kib(out)?,
+                in_kib: kib(inn)?,
             })
         })
         .transpose()

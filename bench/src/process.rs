@@ -167,13 +167,22 @@ pub fn cpu(pid: u32) -> anyhow::Result<Duration> {
 
 /// Resident memory, KiB.
 pub fn rss_kib(pid: u32) -> anyhow::Result<u64> {
+    of_status(pid, "VmRSS:")
+}
+
+/// Resident memory that is not of files (the program's own pages), KiB.
+pub fn anonymous_kib(pid: u32) -> anyhow::Result<u64> {
+    of_status(pid, "RssAnon:")
+}
+
+fn of_status(pid: u32, field: &str) -> anyhow::Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(field))
         .and_then(|rest| rest.split_whitespace().next())
         .and_then(|field| field.parse().ok())
-        .context("no VmRSS in /proc")
+        .with_context(|| format!("no {field} in /proc"))
 }
 
 /// Counts the system calls of processes from its start to [`SyscallCount::stop`].

@@ -261,9 +261,9 @@ pub struct Mesh {
 }
 
 impl Mesh {
-    /// Makes it so many Services that nothing is sent to, ten endpoints each, and waits until the
-    /// control plane can say what a client of the last one gets.
-    pub fn set_unused_services(&self, count: usize) -> anyhow::Result<()> {
+    /// Adds Services that nothing is sent to, ten endpoints each, and waits until the control plane
+    /// can say what a client of the last one gets.
+    pub fn add_unused_services(&self, count: usize) -> anyhow::Result<()> {
         fs::write(self.manifests.join("unused.yaml"), unused(count)?)?;
         let last = count.saturating_sub(1);
         let path = format!("/explain?destination={}:80", unused_address(last)?);
